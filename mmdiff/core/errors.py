@@ -1,0 +1,24 @@
+"""What can go wrong, by the exit code that tells a scheduler what to do."""
+
+
+class ConfigError(ValueError):
+  """Bad flags or config: exit 64, before any device work."""
+
+
+class DataError(ValueError):
+  """Bad data or weights (missing file, empty source, wrong layout): exit 65."""
+
+
+class GaveUp(RuntimeError):
+  """Training can't go on (too many bad steps): exit 70."""
+
+
+class CannotWrite(OSError):
+  """The run directory can't be written: exit 73."""
+
+
+class Interrupted(Exception):
+  """Stopped by a signal after saving: exit 75, the same command goes on."""
+
+
+EXIT_CODES = {ConfigError: 64, DataError: 65, GaveUp: 70, CannotWrite: 73, Interrupted: 75}

@@ -1,0 +1,55 @@
+"""The keys of every config: the one description that files, flags, `mmdiff doctor` and the docs share. Nothing here runs."""
+from collections.abc import Mapping
+from typing import Literal
+
+from mmdiff.core.build import Built
+
+
+class Checkpoint:
+  every_steps: int                      # a save also happens at the last step and on SIGTERM
+  keep: int = 3                         # newest checkpoints kept
+
+
+class Mesh:
+  data: int = -1                        # -1: all devices that the other axes leave
+  fsdp: int = 1                         # parameters are sharded over it, the batch too
+  tensor: int = 1                       # heads and MLP widths are sharded over it
+
+
+class Augment:
+  crop: tuple[float, ...] = ()          # (min area, max area) of a random square-ish crop; () = none
+  flip: bool = False                    # mirror with probability one half; wrong for captions that say left or right
+
+
+class Data:
+  source: Built["mmdiff.data:SOURCES"]
+  captions: Mapping[str, float]         # caption kind -> share; one kind is drawn per example and epoch
+  on_missing: Literal["error", "original", "any", "replace"] = "any"   # when a record lacks the kind drawn
+  tokenizer: Built["mmdiff.data:TOKENIZERS"]
+  image_size: int                       # pictures come out square, [image_size image_size 3] uint8
+  text_len: int
+  resize: Literal["crop", "squash", "pad"] = "crop"    # shorter side then centre crop, both sides, or longer side then pad
+  interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
+  augment: Augment | None = None
+  sidecar: str = ""                     # JSONL of {"key", kind: caption, …} joined by record key
+  max_pixels: int = 89_478_485          # a larger picture is refused from its header
+  max_bad_fraction: float = 0.1         # of the records seen so far; beyond it training stops (exit 65)
+  threads: int = 2                      # reading threads per process
+  workers: int = 0                      # reading processes per process
+
+
+class Experiment:
+  seed: int
+  steps: int
+  batch_size: int                       # global
+  accumulate: int = 1                   # microbatches a step; exact for every objective
+  log_every_steps: int
+  checkpoint: Checkpoint
+  mesh: Mesh
+  sharding: Literal["auto", "replicated"] = "auto"     # "auto": the one table of `parallel.RULES`
+  objective: Built["mmdiff.objectives:OBJECTIVES"]
+  data: Data
+  optim: Mapping[str, Built["mmdiff.optim:OPTIMIZERS"]]   # top-level parameter group -> optimiser; `default` takes the rest
+  freeze: tuple[str, ...] = ()          # path patterns, e.g. ("image/.*",)
+  ema: Mapping[str, float] = {}         # name -> decay, e.g. dict(eval=0.999)
+  evals: Mapping[str, Built["mmdiff.evaluators:EVALUATORS"]] = {}

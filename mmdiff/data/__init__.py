@@ -1,0 +1,13 @@
+"""Where records come from and how captions become tokens, by name."""
+SOURCES = {
+  "scenes": "mmdiff.data.scenes.source:scenes",
+  "webdataset": "mmdiff.data.webdataset:webdataset",
+  "folder": "mmdiff.data.files:folder",
+  "coco": "mmdiff.data.files:coco",
+  "tfds": "mmdiff.data.tfds:tfds",
+}
+TOKENIZERS = {
+  "file": "mmdiff.data.tokenizers:file",
+  "clip": "mmdiff.data.tokenizers:clip",
+  "bpe": "mmdiff.data.tokenizers:bpe",
+}

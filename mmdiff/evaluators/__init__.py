@@ -1,0 +1,10 @@
+"""Evaluators by name. Each sees only an objective's `predict` functions."""
+EVALUATORS = {
+  "loss": "mmdiff.evaluators.loss:loss",
+  "retrieval": "mmdiff.evaluators.retrieval:retrieval",
+  "zeroshot": "mmdiff.evaluators.zeroshot:zeroshot",
+  "clipscore": "mmdiff.evaluators.clipscore:clipscore",
+  "samples": "mmdiff.evaluators.samples:samples",
+  "scenes_judge": "mmdiff.evaluators.scenes:scenes_judge",
+  "hard_negatives": "mmdiff.evaluators.scenes:hard_negatives",
+}

@@ -1,0 +1,11 @@
+"""Models that a config can name, by the role they play."""
+MODELS = {
+  "clip": "mmdiff.models.clip:clip",
+}
+DENOISERS = {
+  "dit": "mmdiff.models.dit:dit",
+}
+TEXT_ENCODERS = {
+  "conv_text": "mmdiff.models.text:conv_text",
+  "causal_text": "mmdiff.models.text:causal_text",
+}
