@@ -6,6 +6,6 @@ DENOISERS = {
   "dit": "mmdiff.models.dit:dit",
 }
 TEXT_ENCODERS = {
-  "conv_text": "mmdiff.models.text:conv_text",
+  "conv_text": "mmdiff.models.conv_text:conv_text",
   "causal_text": "mmdiff.models.text:causal_text",
 }

@@ -1,0 +1,29 @@
+"""Every test runs on eight virtual CPU devices, with JAX's strict checks on and no network."""
+import os
+import socket
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_key_reuse", True)
+# Compiled programs are kept between runs of the suite: the second run skips most of the compile time.
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".cache" / "jax"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+  """Only loopback and local sockets may be reached."""
+  connect = socket.socket.connect
+
+  def guarded(self, address):
+    if isinstance(address, tuple) and address[0] not in ("localhost", "127.0.0.1", "::1"):
+      raise RuntimeError(f"a test tried to reach {address}")
+    return connect(self, address)
+  monkeypatch.setattr(socket.socket, "connect", guarded)
