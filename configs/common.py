@@ -1,0 +1,57 @@
+"""What configs share. Composition is calling these functions; there is no base config and no inheritance."""
+from ml_collections import ConfigDict
+
+
+def parse(arg: str, **defaults) -> ConfigDict:
+  """`"tiny,variant=B/16"` -> the defaults with those values; a bare word is True. Unknown names and bad values raise ValueError."""
+  values = dict(defaults)
+  for part in filter(None, (arg or "").split(",")):
+    name, given, text = part.partition("=")
+    if name not in defaults:
+      raise ValueError(f"unknown config argument {name!r}; known: {', '.join(defaults)}")
+    kind = type(defaults[name])
+    if kind is bool:
+      if text.lower() not in ("", "true", "false"):
+        raise ValueError(f"config argument {name} takes true or false, found {text!r}")
+      values[name] = text.lower() != "false"
+    elif not given:
+      raise ValueError(f"config argument {name} needs a value: {name}={defaults[name]}")
+    else:
+      try:
+        values[name] = kind(text)
+      except ValueError:
+        raise ValueError(f"config argument {name} takes {kind.__name__}, found {text!r}") from None
+  return ConfigDict(values)
+
+
+def base(*, steps: int, batch_size: int, seed: int = 0, log_every_steps: int = 50, save_every_steps: int = 1000) -> ConfigDict:
+  """The keys that every config has, with the values that most want."""
+  return ConfigDict(dict(
+    seed=seed, steps=steps, batch_size=batch_size, accumulate=1, log_every_steps=log_every_steps,
+    checkpoint=dict(every_steps=save_every_steps, keep=3),
+    mesh=dict(data=-1, fsdp=1, tensor=1),
+    sharding="auto",
+    freeze=(), ema={}, evals={},
+  ), type_safe=False)
+
+
+def adamw(*, lr: float, warmup_steps: int, weight_decay: float, decay: str = "cosine", b1: float = 0.9, b2: float = 0.999,
+          eps: float = 1e-8, clip: float = 0.0) -> dict:
+  """One AdamW group of `config.optim`."""
+  return dict(name="adamw", lr=lr, warmup_steps=warmup_steps, decay=decay, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, clip=clip)
+
+
+def scenes(tier: str = "T32", split: str = "train") -> dict:
+  """The built-in captioned world; needs no files."""
+  return dict(name="scenes", tier=tier, split=split)
+
+
+def data(source: dict, *, image_size: int, text_len: int, captions: dict, tokenizer: dict, threads: int = 2, workers: int = 0, **more) -> dict:
+  """`config.data`: a source and how its records become a batch."""
+  return dict(source=source, captions=captions, on_missing="any", tokenizer=tokenizer, image_size=image_size, text_len=text_len,
+              resize="crop", interpolation="bicubic", augment=dict(crop=(), flip=False), threads=threads, workers=workers) | more
+
+
+def bpe(vocab: int = 512) -> dict:
+  """A byte-level BPE that is trained on the source's captions at the first start and kept in the run directory."""
+  return dict(name="bpe", vocab=vocab, path="")

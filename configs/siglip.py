@@ -1,0 +1,32 @@
+r"""SigLIP (https://arxiv.org/abs/2303.15343): CLIP with a sigmoid loss, pooled image tokens and no causal mask.
+
+  mmdiff train --config=configs/siglip.py:variant=SigLIP-B/16 --workdir=DIR --config.data.source.urls='tars/{00000..41455}.tar' \
+      --config.data.tokenizer.path=tokenizer.json
+      B/16 at 224 px on WebLI: 76.0 % zero-shot on ImageNet (open_clip's evaluation of the released weights).
+  mmdiff train --config=configs/siglip.py:tiny --workdir=runs/siglip_tiny
+      scenes at 32 px on one CPU core, about a minute.
+"""
+from configs import common
+
+
+def get_config(arg=""):
+  arg = common.parse(arg, variant="SigLIP-B/16", tiny=False)
+  config = common.base(steps=300 if arg.tiny else 122_070, batch_size=128 if arg.tiny else 32_768, save_every_steps=500 if arg.tiny else 2_000)
+  if arg.tiny:
+    model = dict(name="clip", variant="siglip-tiny", image_size=32, vocab=512, text_len=64, dtype="float32", remat="none", attention="auto")
+    config.data = common.data(common.scenes("T32"), image_size=32, text_len=64, captions=dict(long=0.95, original=0.05),
+                              tokenizer=common.bpe(512))
+    config.optim = dict(default=common.adamw(lr=1e-3, warmup_steps=50, weight_decay=1e-4, b2=0.95, clip=1.0))
+    config.evals = dict(retrieval=dict(name="retrieval", source=common.scenes("T32", "val_iid"), caption="long", limit=500, every_steps=150,
+                                       params=""))
+  else:
+    model = dict(name="clip", variant=arg.variant, dtype="bfloat16", remat="dots", attention="auto")
+    config.data = common.data(
+      dict(name="webdataset", urls="data/{00000..41455}.tar"), image_size=224, text_len=64, captions=dict(original=1.0),
+      tokenizer=dict(name="file", path="data/tokenizer.json"), resize="squash", threads=16, workers=8)
+    config.optim = dict(default=dict(name="adafactor", lr=1e-3, warmup_steps=20_000, decay="rsqrt", b1=0.9, b2_cap=0.95, weight_decay=1e-4,
+                                     clip=1.0))
+    config.evals = dict(coco=dict(name="retrieval", every_steps=10_000, params="",
+                                  source=dict(name="tfds", dataset="coco_captions", split="val", caption="captions/text")))
+  config.objective = dict(name="contrastive", loss="sigmoid", chunk=0 if arg.tiny else 2_048, model=model)
+  return config

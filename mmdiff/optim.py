@@ -1,0 +1,111 @@
+"""Optimisers: one optax chain per top-level parameter group, each with its own schedule, clipping and weight decay.
+
+`config.optim = dict(default=dict(name="adamw", lr=1e-3, …), image=dict(…))`: a group named after a top-level parameter group (`image`,
+`text`, `denoiser`, …) takes that group's parameters, `default` takes the rest.
+"""
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mmdiff.core import tree
+from mmdiff.core.build import build
+from mmdiff.core.errors import ConfigError
+from mmdiff.core.types import Array, Tree
+
+OPTIMIZERS = {
+  "adamw": "mmdiff.optim:adamw",
+  "adafactor": "mmdiff.optim:adafactor",
+  "lion": "mmdiff.optim:lion",
+}
+
+DECAYED = (".*kernel", ".*embedding")     # by name: the scale of a scanned norm is two-dimensional
+
+
+class Group(NamedTuple):
+  """One parameter group's update rule, and its learning rate by step (for the log)."""
+  tx: optax.GradientTransformation
+  schedule: Callable[[int], Array]
+
+
+def schedule(total_steps: int, *, lr: float, warmup_steps: int, decay: str, final: float) -> optax.Schedule:
+  """Linear warm-up to `lr`, then `decay` until `total_steps`; a function of the group's count of accepted updates.
+
+  cosine: to `final * lr` (Loshchilov & Hutter 2017); linear: likewise, straight; constant; rsqrt: lr * sqrt(warmup / step).
+  """
+  rest = max(total_steps - warmup_steps, 1)
+  after = {
+    "cosine": lambda: optax.cosine_decay_schedule(lr, rest, alpha=final),
+    "linear": lambda: optax.linear_schedule(lr, final * lr, rest),
+    "constant": lambda: optax.constant_schedule(lr),
+    "rsqrt": lambda: lambda step: lr * jnp.sqrt(max(warmup_steps, 1) / (step + max(warmup_steps, 1))),
+  }[decay]()
+  return optax.join_schedules([optax.linear_schedule(0.0, lr, warmup_steps), after], [warmup_steps]) if warmup_steps else after
+
+
+def _decay_mask(patterns: tuple[str, ...]) -> Callable[[Tree], Tree]:
+  return lambda params: tree.map_with_path(lambda path, _: tree.matches(path, patterns), params)
+
+
+def _group(rate: optax.Schedule, direction: optax.GradientTransformation, weight_decay: float, decayed: tuple[str, ...], clip: float) -> Group:
+  """clip by the group's global norm → direction → decoupled weight decay → −learning rate."""
+  parts = [optax.clip_by_global_norm(clip)] if clip else []
+  parts += [direction]
+  parts += [optax.add_decayed_weights(weight_decay, _decay_mask(decayed))] if weight_decay else []
+  return Group(optax.chain(*parts, optax.scale_by_learning_rate(rate)), rate)
+
+
+def adamw(total_steps: int, *, lr: float, warmup_steps: int = 0, decay: Literal["cosine", "linear", "constant", "rsqrt"] = "cosine",
+          final: float = 0.0, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0,
+          decayed: tuple[str, ...] = DECAYED, clip: float = 0.0, mu_dtype: Literal["float32", "bfloat16"] = "float32") -> Group:
+  """Adam with decoupled weight decay (https://arxiv.org/abs/1711.05101); `mu_dtype` is that of the first moment."""
+  rate = schedule(total_steps, lr=lr, warmup_steps=warmup_steps, decay=decay, final=final)
+  return _group(rate, optax.scale_by_adam(b1, b2, eps, mu_dtype=jnp.dtype(mu_dtype)), weight_decay, tuple(decayed), clip)
+
+
+def adafactor(total_steps: int, *, lr: float, warmup_steps: int = 0, decay: Literal["cosine", "linear", "constant", "rsqrt"] = "cosine",
+              final: float = 0.0, b1: float = 0.9, b2_cap: float = 0.999, weight_decay: float = 0.0,
+              decayed: tuple[str, ...] = DECAYED, clip: float = 0.0, min_factored: int = 128) -> Group:
+  """Adafactor as Scaling ViT uses it (https://arxiv.org/abs/2106.04560 §3.4): factored second moment, update clipping at 1, a bfloat16
+  first moment, no relative step sizes."""
+  rate = schedule(total_steps, lr=lr, warmup_steps=warmup_steps, decay=decay, final=final)
+  factored = optax.scale_by_factored_rms(min_dim_size_to_factor=min_factored, decay_rate=0.8, epsilon=1e-30,
+                                         decay_rate_fn=lambda step, rate: jnp.minimum(b2_cap, 1.0 - (step + 1.0) ** -rate))
+  parts = [factored, optax.clip_by_block_rms(1.0)]
+  parts += [optax.ema(b1, debias=False, accumulator_dtype=jnp.bfloat16)] if b1 else []
+  return _group(rate, optax.chain(*parts), weight_decay, tuple(decayed), clip)
+
+
+def lion(total_steps: int, *, lr: float, warmup_steps: int = 0, decay: Literal["cosine", "linear", "constant", "rsqrt"] = "cosine",
+         final: float = 0.0, b1: float = 0.9, b2: float = 0.99, weight_decay: float = 0.0,
+         decayed: tuple[str, ...] = DECAYED, clip: float = 0.0, mu_dtype: Literal["float32", "bfloat16"] = "float32") -> Group:
+  """Lion (https://arxiv.org/abs/2302.06675): the sign of an interpolated momentum."""
+  rate = schedule(total_steps, lr=lr, warmup_steps=warmup_steps, decay=decay, final=final)
+  return _group(rate, optax.scale_by_lion(b1, b2, mu_dtype=jnp.dtype(mu_dtype)), weight_decay, tuple(decayed), clip)
+
+
+def make(config: Mapping, total_steps: int, groups: tuple[str, ...]) -> tuple[optax.GradientTransformation, dict[str, optax.Schedule]]:
+  """(transformation over the whole tree of trained parameters, learning rate by group) from `config.optim`.
+
+  groups: the top-level parameter groups that have something to train. Raises ConfigError for a group that does not exist and for a
+  parameter that no group takes.
+  """
+  unknown = [name for name in config if name != "default" and name not in groups]
+  if unknown:
+    raise ConfigError(f"optim.{unknown[0]}: no parameter group of that name is trained; there are {', '.join(groups)}")
+  homeless = [] if "default" in config else [group for group in groups if group not in config]
+  if homeless:
+    raise ConfigError(f"optim: nothing updates the parameter group {homeless[0]!r}; add optim.{homeless[0]} or optim.default, or freeze it")
+  built = {name: build(OPTIMIZERS, options, total_steps) for name, options in config.items()}
+  label = lambda path, _: path.split("/")[0] if path.split("/")[0] in config else "default"
+  used = {name: group for name, group in built.items() if name in groups or any(g not in config for g in groups)}
+  tx = optax.multi_transform({name: group.tx for name, group in used.items()}, lambda params: tree.map_with_path(label, params))
+  return tx, {name: group.schedule for name, group in used.items()}
+
+
+def learning_rates(schedules: Mapping[str, optax.Schedule], step: int) -> dict[str, float]:
+  """{"learning_rate/GROUP": rate} at a step, for the log; computed on the host, so that the log never waits for an accelerator."""
+  with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    return {f"learning_rate/{name}": float(rate(step)) for name, rate in schedules.items()}
