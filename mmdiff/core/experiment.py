@@ -44,6 +44,7 @@ class Experiment:
   batch_size: int                       # global
   accumulate: int = 1                   # microbatches a step; exact for every objective
   log_every_steps: int
+  max_bad_steps: int = 20               # updates in a row refused as not finite before training gives up (exit 70)
   checkpoint: Checkpoint
   mesh: Mesh
   sharding: Literal["auto", "replicated"] = "auto"     # "auto": the one table of `parallel.RULES`

@@ -1,0 +1,158 @@
+"""The train loop. There is one: what is trained is an argument."""
+import fcntl
+import signal
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mmdiff import optim, parallel
+from mmdiff.core import tree
+from mmdiff.core.errors import CannotWrite, DataError, GaveUp, Interrupted
+from mmdiff.core.objective import Objective
+from mmdiff.core.types import Tree
+from mmdiff.train.checkpoint import Checkpoints
+from mmdiff.train.feed import ahead
+from mmdiff.train.progress import Clock, say, status_line
+from mmdiff.train.setup import Setup, set_up
+from mmdiff.train.state import TrainState, read_counts
+from mmdiff.train.writer import Writer
+
+
+class Stop:
+  """Set by SIGTERM or SIGINT; a second signal leaves at once. With several processes jax.distributed's own handler hears SIGTERM, and its
+  sync point makes all of them stop at one step."""
+
+  def __init__(self):
+    self.asked = False
+    self.previous = {}
+
+  def __enter__(self):
+    for number in (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ():
+      try:
+        self.previous[number] = signal.signal(number, self._ask)
+      except ValueError:       # not the main thread: whoever runs the loop there handles signals
+        break
+    return self
+
+  def _ask(self, number, frame):
+    if self.asked:
+      raise KeyboardInterrupt
+    self.asked = True
+
+  def __exit__(self, *exc):
+    for number, handler in self.previous.items():
+      signal.signal(number, handler)
+
+  def reached(self, step: int) -> bool:
+    return multihost_utils.reached_preemption_sync_point(step) if jax.process_count() > 1 else self.asked
+
+
+def lock(workdir: Path):
+  """Holds the run directory for this process; the system lets go when the process ends, however it ends."""
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    file = open(workdir / ".lock", "w")
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    raise CannotWrite(f"{workdir} is in use by another run; wait for it to end or choose another --workdir") from None
+  except OSError as error:
+    raise CannotWrite(f"cannot write in {workdir}: {error}") from error
+  return file
+
+
+def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: Mapping[str, Any], save_result: Callable | None = None,
+          on_start: Callable[[Setup], None] | None = None) -> Tree:
+  """Trains until `config.steps`, from the newest checkpoint in `workdir` if there is one. Returns the final state.
+
+  config: a mapping of the keys of `core.experiment.Experiment`. evaluators: name -> `evaluators.base.Evaluator`. save_result(name, step,
+  result) keeps what an evaluator found. Raises Interrupted after a signal (the state is saved), DataError when too many records are bad,
+  GaveUp when `max_bad_steps` updates in a row were not finite.
+  """
+  chief = jax.process_index() == 0
+  total, every = config["steps"], config["log_every_steps"]
+  example = {key: value[0] for key, value in next(iter(dataset.train_batches(batch_size=1, start_step=0))).items()}
+  started = time.perf_counter()
+  setup = set_up(config, objective, example)
+  state, flops = setup.state, objective.predict.get("flops")
+  flops_per_step = flops(config["batch_size"]) if flops else None
+  checkpoints = Checkpoints(workdir, keep=config["checkpoint"]["keep"])
+  restored = checkpoints.restore(state)
+  if restored:
+    state, meta = restored
+    if meta["data"]["fingerprint"] != dataset.fingerprint():
+      raise DataError("the data are not those that this run began with (their fingerprint differs); restore them or choose another --workdir")
+    say(f"resuming at step {meta['step']}", active=chief)
+  first = int(state.step)
+  writer = Writer(workdir, resume_step=first, active=chief)
+  if not restored:
+    say(f"{tree.count(state.params):,} parameters trained, {tree.count(state.frozen):,} frozen, on mesh "
+        f"{dict(setup.mesh.shape)}; ready in {time.perf_counter() - started:.1f} s", active=chief)
+  if on_start:
+    on_start(setup)
+
+  def save(state: TrainState, *, wait: bool = False) -> None:
+    counts = read_counts(parallel.fetch(state.counts), dataset.count_names)
+    checkpoints.save(state, dict(data=dict(next_index=int(state.step) * config["batch_size"], fingerprint=dataset.fingerprint(), counts=counts),
+                                 versions=dict(jax=jax.__version__)), wait=wait)
+
+  def report(step: int, metrics: Mapping, counts, steps_since: int) -> None:
+    values = {name: np.float32(value) for name, value in jax.device_get(dict(metrics)).items()}
+    counted = read_counts(parallel.fetch(counts), dataset.count_names)
+    rates = clock.rates(steps_since, config["batch_size"], flops_per_step)
+    writer.write_scalars(step, {"loss": values.pop("loss"), **values, **optim.learning_rates(setup.schedules, step - 1), **rates,
+                                **{f"count/{name}": count for name, count in counted.items()}})
+    say(status_line(step, total, {**rates, **values, "loss": float(np.float32(metrics["loss"]))},
+                    config["batch_size"] / rates["images_per_second"]), active=chief)
+    dataset.check_counts(counted)
+    if values["skipped_in_a_row"] >= config["max_bad_steps"]:
+      raise GaveUp(f"{int(values['skipped_in_a_row'])} updates in a row were not finite; lower the learning rate or look at the data "
+                   f"around step {step} (the last good checkpoint is kept)")
+
+  def evaluate(step: int, state: TrainState) -> None:
+    paused = time.perf_counter()
+    for name, evaluator in evaluators.items():
+      if step % evaluator.every_steps == 0 or step == total:
+        result = evaluator.run(state.full(evaluator.params), step)
+        writer.write_scalars(step, {f"{name}/{key}": value for key, value in result.scalars.items()})
+        writer.write_images(step, {f"{name}_{key}" if key else name: image for key, image in result.images.items()})
+        if save_result and chief:
+          save_result(name, step, result)
+        say(f"  {name}: " + ", ".join(f"{key} {value:.4g}" for key, value in result.scalars.items()), active=chief)
+    clock.pause(time.perf_counter() - paused)
+
+  batches = ahead(dataset.train_batches(batch_size=config["batch_size"], start_step=first, rows=setup.rows), setup.put)
+  clock, late, logged = Clock(), None, first
+  with Stop() as stop, jax.set_mesh(setup.mesh):
+    try:
+      for step in range(first + 1, total + 1):
+        batch = clock.timed_next(batches)
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+          state, metrics = setup.step(state, batch)
+        if late:                                # metrics are read one step late, so that dispatch never waits for the device
+          report(*late)
+          late = None
+        if step % every == 0 or step == total:
+          late, logged = (step, metrics, jnp.copy(state.counts), step - logged), step
+        stopping = stop.reached(step)
+        evaluating = any(step % e.every_steps == 0 or step == total for e in evaluators.values())
+        if late and (evaluating or stopping or step == total):
+          report(*late)
+          late = None
+        if evaluating and not stopping:
+          evaluate(step, state)
+        if step % config["checkpoint"]["every_steps"] == 0 or step == total or stopping:
+          save(state, wait=stopping or step == total)
+        if stopping and step < total:
+          raise Interrupted(f"stopped at step {step}, saved; the same command goes on from there")
+    finally:
+      batches.close()
+      checkpoints.close()
+      writer.close()
+  return state
+

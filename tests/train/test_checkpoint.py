@@ -1,0 +1,129 @@
+"""Checkpoints: bitwise round trips, any mesh, and damage that is found and survived."""
+import jax
+import numpy as np
+import pytest
+
+from mmdiff.core.errors import DataError
+from mmdiff.train.checkpoint import Checkpoints, available_steps, fingerprint, restore_params
+from mmdiff.train.setup import set_up
+from tests.train import toys
+
+META = dict(data=dict(next_index=0, fingerprint="toy"))
+
+
+def start(devices=1, **changes):
+  config = toys.config(**changes)
+  example = {k: v[0] for k, v in next(toys.Data().train_batches(batch_size=1, start_step=0)).items()}
+  return set_up(config, toys.regression(), example, devices=jax.devices()[:devices])
+
+
+def trained(setup, steps, state=None):
+  state = setup.state if state is None else state
+  batches = toys.Data().train_batches(batch_size=16, start_step=int(state.step), rows=setup.rows)
+  with jax.set_mesh(setup.mesh):
+    for _ in range(steps):
+      state, _ = setup.step(state, setup.put(next(batches)))
+  return state
+
+
+def values(state):
+  unkey = lambda x: jax.random.key_data(x) if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+  return [np.asarray(unkey(x)) for x in jax.tree.leaves(state)]
+
+
+def assert_same(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for x, y in zip(values(a), values(b)):
+    np.testing.assert_array_equal(x, y)
+
+
+def saved(tmp_path, steps=(2, 4), **changes):
+  checkpoints, setup = Checkpoints(tmp_path), start(**changes)
+  state, snapshots = setup.state, {}
+  for step in steps:
+    state = trained(setup, step - int(state.step), state)
+    checkpoints.save(state, META)
+    snapshots[step] = jax.tree.map(lambda x: x.copy(), state)
+  checkpoints.close()
+  return snapshots
+
+
+def test_a_saved_state_is_the_state_even_when_its_buffers_are_donated_at_once(tmp_path):
+  setup, checkpoints = start(), Checkpoints(tmp_path)
+  state = trained(setup, 2)
+  kept = jax.tree.map(lambda x: x.copy(), state)
+  checkpoints.save(state, META)
+  trained(setup, 3, state)
+  checkpoints.close()
+  restored, meta = Checkpoints(tmp_path).restore(start().state)
+  assert meta["step"] == 2
+  assert_same(restored, kept)
+
+
+@pytest.mark.parametrize("mesh", [dict(data=8, fsdp=1, tensor=1), dict(data=2, fsdp=2, tensor=2)])
+def test_another_mesh_reads_it(tmp_path, mesh):
+  snapshots = saved(tmp_path)
+  restored, _ = Checkpoints(tmp_path).restore(start(devices=8, mesh=mesh).state)
+  assert_same(restored, snapshots[4])
+
+
+def test_frozen_parameters_are_saved_once_and_come_back(tmp_path):
+  snapshots = saved(tmp_path, freeze=("image/.*",))
+  assert not any("image" in str(path) for path in (tmp_path / "checkpoints" / "4" / "params").rglob("*"))
+  restored, _ = Checkpoints(tmp_path).restore(start(freeze=("image/.*",), seed=5).state)
+  assert_same(restored, snapshots[4])
+  params, _, _ = restore_params(tmp_path)
+  np.testing.assert_array_equal(params["image"]["proj"]["kernel"], snapshots[4].frozen["image"]["proj"]["kernel"])
+
+
+def test_params_and_averages_are_read_alone(tmp_path):
+  snapshots = saved(tmp_path)
+  for ema in ("", "eval"):
+    params, extra, meta = restore_params(tmp_path, step=2, ema=ema)
+    jax.tree.map(np.testing.assert_array_equal, params, jax.tree.map(np.asarray, snapshots[2].full(ema)))
+    assert extra["seen"] == 32 and meta["step"] == 2
+  with pytest.raises(DataError, match="no average named 'evil'; there are eval"):
+    restore_params(tmp_path, ema="evil")
+  with pytest.raises(DataError, match="no checkpoint of step 3; there are 2, 4"):
+    restore_params(tmp_path, step=3)
+  with pytest.raises(DataError, match="no checkpoints found"):
+    restore_params(tmp_path / "nowhere")
+
+
+def test_one_flipped_bit_anywhere_is_found_and_the_one_before_is_used(tmp_path, capsys):
+  snapshots = saved(tmp_path)
+  files = [f for f in (tmp_path / "checkpoints" / "4").rglob("*") if f.is_file() and f.stat().st_size and f.name != "manifest.json"]
+  victim = max(files, key=lambda f: f.stat().st_size)
+  data = bytearray(victim.read_bytes())
+  data[len(data) // 2] ^= 4
+  victim.write_bytes(bytes(data))
+  restored, meta = Checkpoints(tmp_path).restore(start().state)
+  assert meta["step"] == 2 and "damaged" in capsys.readouterr().err
+  assert_same(restored, snapshots[2])
+  assert available_steps(tmp_path) == [2] and (tmp_path / "corrupt" / "4").is_dir()
+
+
+def test_fingerprints_alone_find_it_when_the_writer_was_killed_before_its_manifest(tmp_path, monkeypatch):
+  saved(tmp_path, steps=(2,))
+  (tmp_path / "checkpoints" / "2" / "manifest.json").unlink()
+  meta = tmp_path / "checkpoints" / "2" / "meta" / "metadata"
+  text = meta.read_text()
+  number = text.split('"image.proj.kernel": ')[1].split(",")[0].split("}")[0]
+  meta.write_text(text.replace(number, str(int(number) ^ 1), 1))
+  assert Checkpoints(tmp_path).restore(start().state) is None
+
+
+def test_every_flipped_bit_changes_the_fingerprint():
+  x = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
+  clean = int(fingerprint(x))
+  for position in range(0, x.nbytes * 8, 13):
+    flipped = bytearray(x.tobytes())
+    flipped[position // 8] ^= 1 << position % 8
+    assert int(fingerprint(np.frombuffer(bytes(flipped), np.float32).reshape(5, 7))) != clean
+
+
+def test_another_model_is_named_not_called_damaged(tmp_path):
+  saved(tmp_path)
+  with pytest.raises(DataError, match="ema.*checkpoint has .*asks for"):
+    Checkpoints(tmp_path).restore(start(ema={}).state)
+  assert available_steps(tmp_path) == [2, 4]

@@ -1,0 +1,72 @@
+"""The step: accumulation is exact, the guard leaves the state bitwise alone, averages and counts add up."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmdiff.train.setup import set_up
+from mmdiff.train.state import WORD, add_counts, read_counts
+from tests.train import toys
+
+
+def run(objective, steps=5, devices=1, **changes):
+  config = toys.config(**changes)
+  data = toys.Data()
+  example = {k: v[0] for k, v in next(data.train_batches(batch_size=1, start_step=0)).items()}
+  setup = set_up(config, objective, example, devices=jax.devices()[:devices])
+  state, losses = setup.state, []
+  states = [jax.tree.map(np.asarray, (state.params, state.opt_state, dict(state.ema), state.extra))]
+  batches = data.train_batches(batch_size=config["batch_size"], start_step=0, rows=setup.rows)
+  with jax.set_mesh(setup.mesh):
+    for _ in range(steps):
+      state, metrics = setup.step(state, setup.put(next(batches)))
+      losses.append(float(metrics["loss"]))
+      states.append(jax.tree.map(np.asarray, (state.params, state.opt_state, dict(state.ema), state.extra)))
+  return state, losses, states
+
+
+def test_accumulation_is_exact():
+  whole, losses, _ = run(toys.regression())
+  parts, losses_in_parts, _ = run(toys.regression(), accumulate=4)
+  np.testing.assert_allclose(losses, losses_in_parts, rtol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), whole.params, parts.params)
+
+
+@pytest.mark.parametrize("mesh", [dict(data=8, fsdp=1, tensor=1), dict(data=4, fsdp=2, tensor=1), dict(data=2, fsdp=2, tensor=2)])
+def test_any_mesh_gives_the_same_losses(mesh):
+  _, one, _ = run(toys.regression())
+  _, many, _ = run(toys.regression(), devices=8, mesh=mesh)
+  np.testing.assert_allclose(one, many, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [{0}, {3}, {1, 2}])
+def test_a_non_finite_step_changes_nothing_but_the_counters(bad):
+  poison = lambda step: jnp.isin(step, jnp.array(sorted(bad)))
+  state, _, states = run(toys.regression(poison), steps=5)
+  assert int(state.skipped) == len(bad) and int(state.step) == 5
+  for step in bad:
+    jax.tree.map(np.testing.assert_array_equal, states[step], states[step + 1])
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(states[-1]))
+
+
+def test_frozen_groups_do_not_move_and_hold_no_moments():
+  state, _, states = run(toys.regression(), freeze=("image/.*",), optim=dict(text=dict(name="adamw", lr=1e-2)))
+  assert state.params["image"]["proj"]["kernel"] is None
+  fresh, _, _ = run(toys.regression(), steps=0)
+  np.testing.assert_array_equal(state.frozen["image"]["proj"]["kernel"], fresh.params["image"]["proj"]["kernel"])
+  assert not any("image" in jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path((state.opt_state, state.ema)))
+
+
+def test_averages_follow_the_parameters():
+  state, _, states = run(toys.regression(), steps=3)
+  average = states[0][0]
+  for params, _, _, _ in states[1:]:
+    average = jax.tree.map(lambda a, p: 0.9 * a + 0.1 * p, average, params)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), average, state.ema["eval"])
+
+
+def test_counts_add_up_beyond_32_bits():
+  state, _, _ = run(toys.regression(), steps=3)
+  assert read_counts(np.asarray(state.counts), toys.Data.count_names) == {"caption/long": 24, "caption/original": 24}
+  totals = jnp.array([[WORD - 1, 5], [7, 0]], jnp.uint32)
+  assert read_counts(np.asarray(add_counts(totals, jnp.array([2, 1]))), ("a", "b")) == {"a": 8 * WORD + 1, "b": 6}
