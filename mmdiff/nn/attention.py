@@ -1,0 +1,141 @@
+"""Multi-head attention (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, eq. 1) with the implementation chosen explicitly.
+
+JAX's own default never picks a fused kernel, and the fused ones refuse platforms, dtypes and odd lengths that the others take. So one
+function holds them all, `resolve` picks one in Python while tracing, and everything they disagree about is handled in here.
+"""
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mmdiff.core.errors import ConfigError
+from mmdiff.core.types import Array
+
+Implementation = Literal["auto", "xla", "cudnn", "cpu"]
+
+
+def resolve(name: str, *, dtype: Any = jnp.float32) -> str:
+  """The implementation that `name` means on this process's devices: "auto" is the fastest one that can take `dtype`."""
+  if name == "auto":
+    backend = jax.default_backend()
+    if backend == "cpu":
+      return "cpu"
+    return "cudnn" if backend == "gpu" and dtype == jnp.bfloat16 else "xla"
+  if name not in IMPLEMENTATIONS:
+    raise ConfigError(f"unknown attention implementation {name!r} (known: auto, {', '.join(IMPLEMENTATIONS)})")
+  return name
+
+
+def attention(q: Array, k: Array, v: Array, *, lengths: Array | None = None, causal: bool = False,
+              implementation: str = "auto") -> Array:
+  """softmax(q kᵀ / √Dh) v per head; scores and softmax in float32.
+
+  Args:
+    q: [B L N Dh].
+    k: [B S N Dh].
+    v: [B S N Dh].
+    lengths: int32 [B], keys at positions ≥ lengths are hidden. None = all are seen.
+    causal: query i sees keys ≤ i.
+    implementation: see `resolve`.
+
+  Returns:
+    [B L N Dh] in the dtype of `v`. All implementations agree to rounding.
+  """
+  return IMPLEMENTATIONS[resolve(implementation, dtype=q.dtype)](q, k, v, lengths, causal)
+
+
+def visible(queries: int, keys: int, lengths: Array | None, causal: bool) -> Array | None:
+  """Bool [B|1 1 L S], true where a query may look, or None when it may look everywhere."""
+  seen = None
+  if lengths is not None:
+    seen = (jnp.arange(keys)[None] < lengths[:, None])[:, None, None]                       # [B 1 1 S]
+  if causal:
+    lower = jnp.tri(queries, keys, dtype=bool)[None, None]
+    seen = lower if seen is None else seen & lower
+  return seen
+
+
+def xla_attention(q, k, v, lengths, causal):
+  """JAX's plain form: two einsums and a softmax."""
+  return jax.nn.dot_product_attention(q, k, v, mask=visible(q.shape[1], k.shape[1], lengths, causal))
+
+
+def cudnn_attention(q, k, v, lengths, causal):
+  """cuDNN's flash attention: bfloat16, head width a multiple of 8.
+
+  Its gradient is refused for odd lengths, so both sides are padded to even ones and the padding is hidden by lengths: masks would
+  be materialised as a [B N L S] bias.
+  """
+  if q.dtype != jnp.bfloat16 or q.shape[-1] % 8:
+    raise ConfigError(f"attention='cudnn' takes bfloat16 and head widths that are multiples of 8, found {q.dtype} and {q.shape[-1]}; "
+                      "set dtype='bfloat16' or attention='xla'")
+  (q, queries), (k, keys), (v, _) = pad_even(q), pad_even(k), pad_even(v)
+  batch = q.shape[0]
+  padded = queries < q.shape[1] or keys < k.shape[1]
+  if lengths is None and padded:
+    lengths = jnp.full((batch,), keys, jnp.int32)
+  query_lengths = None if lengths is None else jnp.full((batch,), queries, jnp.int32)
+  out = jax.nn.dot_product_attention(q, k, v, is_causal=causal, query_seq_lengths=query_lengths, key_value_seq_lengths=lengths,
+                                     implementation="cudnn")
+  return out[:, :queries]
+
+
+def pad_even(x: Array) -> tuple[Array, int]:
+  """[B L N Dh] with L rounded up to an even number by zeros, and the L that it had."""
+  length = x.shape[1]
+  return (jnp.pad(x, ((0, 0), (0, length % 2), (0, 0), (0, 0))) if length % 2 else x), length
+
+
+def cpu_attention(q, k, v, lengths, causal):
+  """Heads first, so that XLA:CPU sees plain matrix products, and the division after the second product, where it is smaller.
+
+  Long sequences go head by head with recomputation: the scores of one head stay in cache, and memory does not grow with N.
+  """
+  seen = visible(q.shape[1], k.shape[1], lengths, causal)
+
+  def heads(q, k, v):                                                                         # [… L Dh], […  S Dh]
+    scores = jnp.einsum("...ld,...sd->...ls", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    if seen is not None:
+      scores = jnp.where(seen if scores.ndim == 4 else seen[:, 0], scores, jnp.finfo(jnp.float32).min)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    total = weights.sum(-1, keepdims=True)
+    return (jnp.einsum("...ls,...sd->...ld", weights.astype(v.dtype), v) / total).astype(v.dtype)
+
+  if q.shape[1] * k.shape[1] < 2**16:
+    return jnp.swapaxes(heads(*(jnp.swapaxes(x, 1, 2) for x in (q, k, v))), 1, 2)
+  out = jax.lax.map(lambda head: jax.checkpoint(heads)(*head), tuple(jnp.moveaxis(x, 2, 0) for x in (q, k, v)))
+  return jnp.moveaxis(out, 0, 2)
+
+
+IMPLEMENTATIONS = {"xla": xla_attention, "cudnn": cudnn_attention, "cpu": cpu_attention}
+
+
+class Attention(nn.Module):
+  """Self-attention of `x`, or cross-attention from `x` to `kv`; four 2-D kernels `query`, `key`, `value` [D N·Dh] and `out` [N·Dh D]."""
+  heads: int
+  head_dim: int | None = None               # default: width / heads
+  use_bias: bool = True
+  causal: bool = False
+  implementation: str = "auto"
+  dtype: Any = jnp.float32
+  qkv_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+  out_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+
+  @nn.compact
+  def __call__(self, x: Array, kv: Array | None = None, *, lengths: Array | None = None) -> Array:
+    """[B L D] (and [B S C], of which `lengths` [B] are real) -> [B L D]."""
+    width = x.shape[-1]
+    if self.head_dim is None and width % self.heads:
+      raise ConfigError(f"a width of {width} does not divide into {self.heads} heads")
+    head_dim = self.head_dim or width // self.heads
+    kv = x if kv is None else kv
+
+    def project(source, name):
+      flat = nn.Dense(self.heads * head_dim, use_bias=self.use_bias, dtype=self.dtype, kernel_init=self.qkv_init, name=name)(source)
+      return flat.reshape(*flat.shape[:2], self.heads, head_dim)
+
+    out = attention(project(x, "query"), project(kv, "key"), project(kv, "value"), lengths=lengths, causal=self.causal,
+                    implementation=self.implementation)
+    out = out.reshape(*out.shape[:2], self.heads * head_dim)
+    return nn.Dense(width, use_bias=self.use_bias, dtype=self.dtype, kernel_init=self.out_init, name="out")(out)
