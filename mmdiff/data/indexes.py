@@ -1,0 +1,82 @@
+"""Index files: small tables of offsets beside a data file, made once, checked by the file's size and time, written atomically."""
+import logging
+import os
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+SUFFIX = ".mmdiff-index"
+VERSION = 1
+LOG = logging.getLogger(__name__)
+Table = Mapping[str, np.ndarray]
+
+
+def place(path: str, *, index_dir: str = "") -> Path:
+  """Where the index of `path` lives: beside it, or in `index_dir` under a name that tells folders apart."""
+  if not index_dir:
+    return Path(path + SUFFIX)
+  return Path(index_dir) / (os.path.abspath(path).strip(os.sep).replace(os.sep, "__")[-200:] + SUFFIX)
+
+
+def stamp(path: str) -> np.ndarray:
+  """int64 [3]: index version, size in bytes, modification time in ns."""
+  status = os.stat(path)
+  return np.array([VERSION, status.st_size, status.st_mtime_ns], np.int64)
+
+
+def load(path: str, *, index_dir: str = "") -> Table | None:
+  """The stored index of `path`, or None when there is none, it is damaged, or the file has changed since."""
+  try:
+    with np.load(place(path, index_dir=index_dir), allow_pickle=False) as stored:
+      table = {name: stored[name] for name in stored.files}
+    return table if np.array_equal(table.pop("stamp"), stamp(path)) else None
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    return None
+
+
+def save(path: str, table: Table, *, stamped: np.ndarray, index_dir: str = "") -> bool:
+  """Stores an index atomically; False when the place can't be written (the index then lives in memory only)."""
+  target, temporary = place(path, index_dir=index_dir), None
+  try:
+    if index_dir:
+      target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name + ".")
+    with os.fdopen(handle, "wb") as file:
+      np.savez(file, stamp=stamped, **table)
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, target)
+    return True
+  except OSError as error:
+    LOG.info("the index of %s stays in memory: %s", path, error)
+    if temporary and os.path.exists(temporary):
+      os.unlink(temporary)
+    return False
+
+
+def cached(path: str, make: Callable[[str], Table], *, index_dir: str = "") -> Table:
+  """The index of `path`: stored, or made now and stored."""
+  table = load(path, index_dir=index_dir)
+  if table is None:
+    stamped = stamp(path)
+    table = make(path)
+    save(path, table, stamped=stamped, index_dir=index_dir)
+  return table
+
+
+def cached_all(paths: Sequence[str], make: Callable[[str], Table], *, index_dir: str = "", threads: int = 8) -> list[Table]:
+  """The indexes of many files, in order; says how far it is every ten seconds."""
+  start = last = time.monotonic()
+  tables = []
+  with ThreadPoolExecutor(threads) as pool:
+    for table in pool.map(lambda path: cached(path, make, index_dir=index_dir), paths):
+      tables.append(table)
+      now = time.monotonic()
+      if now - last > 10:
+        rate, last = len(tables) / (now - start), now
+        LOG.warning("indexed %d of %d files, %.1f a second, %.0f s left", len(tables), len(paths), rate, (len(paths) - len(tables)) / rate)
+  return tables

@@ -1,0 +1,245 @@
+"""Tar shards in img2dataset's layout: KEY.jpg + KEY.txt + KEY.json, read at random places without extracting anything.
+
+    webdataset(urls="/data/cc3m/{00000..00331}.tar")
+
+Every shard is indexed once (see `tar_index`); the index is kept beside the shard, or in `index_dir`, or in memory where neither can be
+written. `mmdiff data index` makes all of them ahead of a run.
+"""
+import bisect
+import glob
+import itertools
+import json
+import logging
+import os
+import re
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mmdiff.core.errors import DataError
+from mmdiff.data import indexes, records, tar_index
+from mmdiff.data.quarantine import BadRecord
+
+LOG = logging.getLogger(__name__)
+BRACES = re.compile(r"\{([^{}]*)\}")
+RANGE = re.compile(r"(\d+)\.\.(\d+)")
+MAX_SHARDS = 5_000_000
+OPEN_FILES = 256                     # shards that stay open; the others are opened for each read
+GAP = 1 << 20                        # members closer than this are read together
+
+
+def expand(pattern: str) -> list[str]:
+  """Paths that a pattern names: braces `{00000..00041}`, `{a,b}`, shell globs, a folder of tars. Braces needn't exist, globs do."""
+  match = BRACES.search(pattern)
+  if match:
+    span = RANGE.fullmatch(match[1])
+    if span:
+      first, last = int(span[1]), int(span[2])
+      if not 0 <= last - first < MAX_SHARDS:
+        raise DataError(f"{pattern}: the range {{{match[1]}}} is empty or too long; write it as {{first..last}}, e.g. {{00000..00041}}")
+      items = [f"{number:0{len(span[1])}d}" for number in range(first, last + 1)]
+    else:
+      items = match[1].split(",")
+    paths = [expand(pattern[:match.start()] + item + pattern[match.end():]) for item in items]
+    return list(itertools.chain.from_iterable(paths))
+  path = os.path.expanduser(pattern)
+  if os.path.isdir(path):
+    return sorted(glob.glob(os.path.join(glob.escape(path), "*.tar")))
+  return sorted(glob.glob(path)) if glob.has_magic(path) else [path]
+
+
+def shard_paths(urls: str | Sequence[str]) -> list[str]:
+  """The existing shards that `urls` names, in order. DataError when there are none, some are missing, or one is remote."""
+  patterns = [urls] if isinstance(urls, str) else list(urls)
+  for pattern in patterns:
+    if re.match(r"[a-z0-9]{2,}:", pattern):
+      raise DataError(f"{pattern}: remote shards are not read directly; mount the bucket (gcsfuse, s3fs) or copy them, and give the path")
+  paths = [path for pattern in patterns for path in expand(pattern)]
+  missing = [path for path in paths if not os.path.isfile(path)]
+  if missing:
+    raise DataError(f"{len(missing)} of {len(paths)} shards of {', '.join(patterns)} are missing, first {missing[:3]}; "
+                    f"copy them or correct the range (its folder holds {_folder_content(missing[0])})")
+  if not paths:
+    raise DataError(f"no shard matches {', '.join(patterns)!r} (its folder holds {_folder_content(patterns[0])}); "
+                    "expected tar files, e.g. urls='/data/{00000..00041}.tar'")
+  if len(set(paths)) < len(paths):
+    raise DataError(f"{', '.join(patterns)} names a shard twice; name each once")
+  return paths
+
+
+def _folder_content(path: str) -> str:
+  folder = os.path.dirname(os.path.expanduser(path)) or "."
+  names = sorted(os.listdir(folder)) if os.path.isdir(folder) else None
+  return "nothing, it does not exist" if names is None else f"{len(names)} files, first {names[:4]}" if names else "nothing"
+
+
+class WebDataset:
+  """Random access to the samples of tar shards. Picklable and safe to use from several threads."""
+
+  def __init__(self, paths: Sequence[str], *, image: str = "", index_dir: str = "", shard_in_key: bool = False):
+    self.paths, self._image, self._shard_in_key = list(paths), image.lower().lstrip("."), shard_in_key
+    self._tables = indexes.cached_all(self.paths, tar_index.build, index_dir=index_dir)
+    self._stamps = [indexes.stamp(path) for path in self.paths]
+    self._suffixes = [bytes(table["suffixes"]).decode().split("\n") for table in self._tables]
+    self._ends = list(itertools.accumulate(len(table["key_ends"]) for table in self._tables))
+    self._files: dict[int, int] = {}
+    self._lock = threading.Lock()
+    self.skipped: dict[str, int] = {}
+    for table in self._tables:
+      for reason, count in json.loads(bytes(table["skipped"])).items():
+        self.skipped[reason] = self.skipped.get(reason, 0) + count
+    refused = {reason: count for reason, count in self.skipped.items() if reason != "other_file"}
+    if refused:
+      LOG.warning("%s: members left out because they could lead outside the shard: %s", self.paths[0], refused)
+    self._check_layout()
+    if not shard_in_key:
+      self._check_keys()
+
+  def _check_layout(self):
+    found = {suffix for suffixes in self._suffixes for suffix in suffixes if suffix}
+    pictures = {suffix for suffix in found if suffix.rpartition(".")[2] in records.PICTURES}
+    shards = f"{self.paths[0]}" + (f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else "")
+    layout = f"found members named *.{{{','.join(sorted(found)[:8])}}}" if found else "found no usable member"
+    if self._image and self._image not in pictures:
+      raise DataError(f"{shards}: no member ends in .{self._image}; {layout}; correct `image` or leave it empty")
+    if not len(self) or not pictures or found <= pictures:
+      raise DataError(f"{shards}: no samples of a picture and a caption; {layout}, {self.skipped} left out; "
+                      "expected KEY.jpg (or png, webp) with KEY.txt or KEY.json beside it, as img2dataset's webdataset output has")
+
+  def _check_keys(self):
+    hashes = np.concatenate([table["key_hash"] for table in self._tables])
+    order = np.argsort(hashes, kind="stable")
+    for place in np.nonzero(hashes[order][1:] == hashes[order][:-1])[0]:
+      a, b = (int(order[place]), int(order[place + 1]))
+      if self.key(a) == self.key(b):
+        raise DataError(f"key {self.key(a)!r} is in {self.paths[self._locate(a)[0]]} and in {self.paths[self._locate(b)[0]]}; captions and "
+                        "results are joined by key, so set shard_in_key=True (keys become FOLDER/SHARD/KEY) or rename the samples")
+
+  def __len__(self) -> int:
+    return self._ends[-1]
+
+  def __getstate__(self):
+    return {**self.__dict__, "_files": {}, "_lock": None}
+
+  def __setstate__(self, state):
+    self.__dict__.update(state)
+    self._lock = threading.Lock()
+
+  def __del__(self):
+    for handle in self.__dict__.get("_files", {}).values():
+      os.close(handle)
+
+  def fingerprint(self) -> str:
+    """A digest of shard names, keys and member sizes; the same wherever the shards lie."""
+    parts = [(os.path.basename(path), bytes(table["key_hash"]), bytes(np.ascontiguousarray(table["size"])))
+             for path, table in zip(self.paths, self._tables)]
+    return records.fingerprint("webdataset", self._image, self._shard_in_key, *itertools.chain.from_iterable(parts))
+
+  def _locate(self, i: int) -> tuple[int, int]:
+    shard = bisect.bisect_right(self._ends, i)
+    return shard, i - (self._ends[shard - 1] if shard else 0)
+
+  def key(self, i: int) -> str:
+    """The key of record `i`, without reading the record."""
+    shard, row = self._locate(i)
+    table = self._tables[shard]
+    ends = table["key_ends"]
+    name = bytes(table["keys"][ends[row - 1] if row else 0:ends[row]]).decode("utf-8", "replace")
+    if not self._shard_in_key:
+      return name
+    folder, file = os.path.split(os.path.abspath(self.paths[shard]))
+    return f"{os.path.basename(folder)}/{file.removesuffix('.tar')}/{name}"
+
+  def _read(self, shard: int, offset: int, size: int) -> bytes:
+    handle = self._files.get(shard)
+    if handle is not None:
+      return os.pread(handle, size, offset)
+    handle, keep = os.open(self.paths[shard], os.O_RDONLY), False
+    try:
+      status = os.fstat(handle)
+      if (status.st_size, status.st_mtime_ns) != tuple(self._stamps[shard][1:]):
+        raise DataError(f"{self.paths[shard]} changed while it was in use; start again, it will be indexed anew")
+      with self._lock:
+        keep = shard not in self._files and len(self._files) < OPEN_FILES
+        if keep:
+          self._files[shard] = handle
+      return os.pread(handle, size, offset)
+    finally:
+      if not keep:
+        os.close(handle)
+
+  def members(self, i: int) -> dict[str, bytes]:
+    """The members of sample `i` by suffix. BadRecord: too_large, unreadable, truncated."""
+    shard, row = self._locate(i)
+    table = self._tables[shard]
+    ends = table["member_ends"]
+    rows = slice(int(ends[row - 1]) if row else 0, int(ends[row]))
+    offsets, sizes = table["offset"][rows].tolist(), table["size"][rows].tolist()
+    suffixes = [self._suffixes[shard][code] for code in table["suffix"][rows].tolist()]
+    for suffix, size in zip(suffixes, sizes):
+      if size > (records.MAX_PICTURE_BYTES if suffix.rpartition(".")[2] in records.PICTURES else records.MAX_TEXT_BYTES):
+        raise BadRecord("too_large", f"{self.key(i)}.{suffix} has {size:,} bytes")
+    start, end = offsets[0], offsets[-1] + sizes[-1]
+    try:
+      if end - start - sum(sizes) < GAP:
+        data = self._read(shard, start, end - start)
+        found = {suffix: data[at - start:at - start + size] for suffix, at, size in zip(suffixes, offsets, sizes)}
+      else:
+        found = {suffix: self._read(shard, at, size) for suffix, at, size in zip(suffixes, offsets, sizes)}
+    except OSError as error:
+      raise BadRecord("unreadable", f"{self.key(i)}: {error}") from None
+    if any(len(found[suffix]) != size for suffix, size in zip(suffixes, sizes)):
+      raise BadRecord("truncated", f"{self.key(i)}: {self.paths[shard]} ends early")
+    return found
+
+  def __getitem__(self, i: int) -> dict[str, Any]:
+    i = int(i)
+    if not 0 <= i < len(self):
+      raise IndexError(f"record {i} of {len(self)}")
+    parts, key = self.members(i), self.key(i)
+    pictures = [suffix for suffix in parts if suffix == self._image or
+                (not self._image and suffix.rpartition(".")[2] in records.PICTURES)]
+    if not pictures:
+      raise BadRecord("missing_key", f"{key}: no picture among {sorted(parts)}")
+    record: dict[str, Any] = {"key": key, "image": parts[min(pictures, key=lambda suffix: suffix.count("."))]}
+    captions: dict[str, Any] = {}
+    if "json" in parts:
+      row = _object(parts["json"], key)
+      captions |= records.captions_of(row)
+      record |= records.extras_of(row)
+    for suffix, data in parts.items():
+      if suffix == "txt":
+        captions["original"] = records.text(data, what=f"{key}.txt")
+      elif suffix.endswith(".txt"):
+        captions[suffix.removesuffix(".txt")] = records.text(data, what=f"{key}.{suffix}")
+    if "cls" in parts and parts["cls"].strip().isdigit():
+      record["label"] = int(parts["cls"])
+    if not captions and "label" not in record:
+      raise BadRecord("missing_key", f"{key}: no caption among {sorted(parts)}")
+    return record | {"captions": captions}
+
+
+def _object(data: bytes, key: str) -> dict[str, Any]:
+  try:
+    row = json.loads(records.text(data, what=f"{key}.json"))
+  except (ValueError, RecursionError) as error:
+    raise BadRecord("bad_metadata", f"{key}.json: {error}") from None
+  if not isinstance(row, dict):
+    raise BadRecord("bad_metadata", f"{key}.json: expected an object, found {type(row).__name__}")
+  return row
+
+
+def webdataset(*, urls: str | tuple[str, ...], image: str = "", index_dir: str = "", shard_in_key: bool = False) -> WebDataset:
+  """Tar shards as img2dataset writes them.
+
+  Args:
+    urls: path, brace range, glob or folder, or several of them.
+    image: suffix of the member that is the picture where a sample has several, e.g. "target.png"; "" takes the plainest.
+    index_dir: where index files go; "" is beside each shard.
+    shard_in_key: prefixes keys with FOLDER/SHARD, for sets whose keys repeat between shards.
+  Captions: KEY.txt and a JSON `caption` are `original`, KEY.KIND.txt and a JSON `captions: {KIND: text}` are KIND.
+  Raises: DataError naming the shard; records raise BadRecord (missing_key, non_utf8_caption, bad_metadata, wrong_type, too_large, …).
+  """
+  return WebDataset(shard_paths(urls), image=image, index_dir=index_dir, shard_in_key=shard_in_key)
