@@ -1,0 +1,48 @@
+"""Draws samples: one compiled loop over a plan's rows, for any denoiser function and every sampler of `plans`.
+
+Picture i is a function of its own start noise and key alone: all randomness comes from one key per picture, folded with the row, so
+that it does not depend on the batch or the devices that it is drawn with.
+"""
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from mmdiff.core.sharding import BATCH, pin
+from mmdiff.core.types import Array, Key
+from mmdiff.diffusion.plans import COLUMN, Plan
+from mmdiff.diffusion.schedules import Level
+
+Denoise = Callable[[Array, Level, Array], Array]       # (x [B …], level [], guidance []) -> the clean pictures [B …]
+
+MEMORY = 3                              # earlier evaluations that a row may combine: on_m1, on_m2, on_m3
+
+
+def picture_keys(seeds: Array) -> Key:
+  """One key per picture from its seed, [B]."""
+  return jax.vmap(jax.random.key)(seeds)
+
+
+def start_noise(keys: Key, shape: tuple[int, ...]) -> Array:
+  """Unit normal noise [B, *shape], float32, of picture keys [B]; row r of a plan folds them with r + 1, the start with 0."""
+  return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), shape))(keys)
+
+
+def sample(denoise: Denoise, x: Array, plan: Plan, keys: Key) -> Array:
+  """Runs the plan from x, float32 [B …] at the noise of its first row (`plan.start_scale` times unit noise), to pictures [B …].
+
+  Traced once for all plans; the loop's bound and coefficients are arrays. Only rows with noise draw random numbers.
+  """
+  def body(row, carry):
+    x, memory = carry
+    c = {name: plan.table[row, i] for name, i in COLUMN.items()}
+    level = Level(c["alpha"], c["sigma"], c["time"])
+    d = jnp.clip(denoise(x, level, c["guidance"]).astype(jnp.float32), -plan.clip, plan.clip)
+    new = c["on_x"] * x + c["on_d"] * d + c["on_m1"] * memory[0] + c["on_m2"] * memory[1] + c["on_m3"] * memory[2]
+    draw = lambda keys: jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, row + 1), x.shape[1:]))(keys)
+    new = new + jax.lax.cond(c["noise"] > 0, lambda: c["noise"] * draw(keys), lambda: jnp.zeros_like(x))
+    return pin(new, BATCH), (c["keep_x"] * x + c["keep_d"] * d, *memory[:MEMORY - 1])
+  table = jnp.asarray(plan.table)
+  plan = plan._replace(table=table)
+  x = x.astype(jnp.float32)
+  return jax.lax.fori_loop(0, plan.rows, body, (x, (jnp.zeros_like(x),) * MEMORY))[0]
