@@ -1,7 +1,7 @@
 """Multi-head attention (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, eq. 1) with the implementation chosen explicitly.
 
-JAX's own default never picks a fused kernel, and the fused ones refuse platforms, dtypes and odd lengths that the others take. So one
-function holds them all, `resolve` picks one in Python while tracing, and everything they disagree about is handled in here.
+JAX's own default never picks a fused kernel, and the fused ones refuse platforms, dtypes and odd lengths that the others take. So
+one function holds them all, `resolve` picks one in Python while tracing, and everything they disagree about is handled in here.
 """
 from typing import Any, Literal
 
@@ -68,8 +68,8 @@ def cudnn_attention(q, k, v, lengths, causal):
   be materialised as a [B N L S] bias.
   """
   if q.dtype != jnp.bfloat16 or q.shape[-1] % 8:
-    raise ConfigError(f"attention='cudnn' takes bfloat16 and head widths that are multiples of 8, found {q.dtype} and {q.shape[-1]}; "
-                      "set dtype='bfloat16' or attention='xla'")
+    raise ConfigError("attention='cudnn' takes bfloat16 and head widths that are multiples of 8, found "
+                      f"{q.dtype} and {q.shape[-1]}; set dtype='bfloat16' or attention='xla'")
   (q, queries), (k, keys), (v, _) = pad_even(q), pad_even(k), pad_even(v)
   batch = q.shape[0]
   padded = queries < q.shape[1] or keys < k.shape[1]
@@ -94,7 +94,7 @@ def cpu_attention(q, k, v, lengths, causal):
   """
   seen = visible(q.shape[1], k.shape[1], lengths, causal)
 
-  def heads(q, k, v):                                                                         # [… L Dh], […  S Dh]
+  def heads(q, k, v):                                                                         # [… L Dh], [… S Dh]
     scores = jnp.einsum("...ld,...sd->...ls", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
     if seen is not None:
       scores = jnp.where(seen if scores.ndim == 4 else seen[:, 0], scores, jnp.finfo(jnp.float32).min)
@@ -112,9 +112,10 @@ IMPLEMENTATIONS = {"xla": xla_attention, "cudnn": cudnn_attention, "cpu": cpu_at
 
 
 class Attention(nn.Module):
-  """Self-attention of `x`, or cross-attention from `x` to `kv`; four 2-D kernels `query`, `key`, `value` [D N·Dh] and `out` [N·Dh D]."""
+  """Self-attention of `x`, or cross-attention from `x` to `kv`. Kernels are 2-D: `query`, `key`, `value` [D N·Dh], `out` [N·Dh D]."""
   heads: int
   head_dim: int | None = None               # default: width / heads
+  out_dim: int | None = None                # default: width
   use_bias: bool = True
   causal: bool = False
   implementation: str = "auto"
@@ -138,4 +139,4 @@ class Attention(nn.Module):
     out = attention(project(x, "query"), project(kv, "key"), project(kv, "value"), lengths=lengths, causal=self.causal,
                     implementation=self.implementation)
     out = out.reshape(*out.shape[:2], self.heads * head_dim)
-    return nn.Dense(width, use_bias=self.use_bias, dtype=self.dtype, kernel_init=self.out_init, name="out")(out)
+    return nn.Dense(self.out_dim or width, use_bias=self.use_bias, dtype=self.dtype, kernel_init=self.out_init, name="out")(out)

@@ -82,15 +82,16 @@ class Block(nn.Module):
     """[B L D], of which `lengths` int32 [B] positions are real (None: all) -> ([B L D], None)."""
     x = pin(x, BATCH)
     norm = lambda name: layer_norm(name, dtype=self.dtype, eps=self.eps)
-    attended = Attention(self.heads, causal=self.causal, implementation=self.implementation, dtype=self.dtype,
-                         qkv_init=self.inits.qkv, out_init=self.inits.out, name="attention")(norm("norm_attention")(x), lengths=lengths)
-    x = x + checkpoint_name(attended, "attention_out")
-    x = x + Mlp(self.mlp_dim, self.act, dtype=self.dtype, up_init=self.inits.up, down_init=self.inits.down,
-                name="mlp")(norm("norm_mlp")(x))
+    attend = Attention(self.heads, causal=self.causal, implementation=self.implementation, dtype=self.dtype,
+                       qkv_init=self.inits.qkv, out_init=self.inits.out, name="attention")
+    mlp = Mlp(self.mlp_dim, self.act, dtype=self.dtype, up_init=self.inits.up, down_init=self.inits.down, name="mlp")
+    x = x + checkpoint_name(attend(norm("norm_attention")(x), lengths=lengths), "attention_out")
+    x = x + mlp(norm("norm_mlp")(x))
     return pin(x, BATCH), None
 
 
-def stack(block: type[nn.Module], depth: int, *, remat: str = "none", unroll: int | bool = 1, name: str = "stack", **fields) -> nn.Module:
+def stack(block: type[nn.Module], depth: int, *, remat: str = "none", unroll: int | bool = 1, name: str = "stack",
+          **fields) -> nn.Module:
   """`depth` blocks as one module to call inside a compact method: `x, _ = stack(Block, 12, heads=8, mlp_dim=2048)(x, lengths)`.
 
   Args:
