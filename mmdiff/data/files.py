@@ -1,6 +1,6 @@
 """Folders of pictures: with a table of captions, with a text beside each picture, or one sub-folder per class; and COCO's JSON.
 
-Nothing outside the folder is ever opened: `..`, absolute paths and links that lead elsewhere make a BadRecord("unsafe_path").
+Nothing outside the folder is ever opened: `..`, absolute paths and links that lead elsewhere make a BadRecord("unreadable").
 """
 import csv
 import hashlib
@@ -48,12 +48,10 @@ class Folder:
       raise IndexError(f"record {i} of {len(self)}")
     row = self._rows[i]
     if isinstance(row, BadRecord):
-      raise BadRecord(row.kind, row.detail)
+      raise BadRecord(row.kind, row.detail, row.key)
     record = {"key": row["key"], "image": records.picture_bytes(self.root, row["file"]), "captions": dict(row["captions"])}
     if "texts" in row:
       record["captions"] = {kind: records.text(_text_bytes(self.root, name), what=name) for kind, name in row["texts"].items()}
-    if not record["captions"]:
-      raise BadRecord("missing_key", f"{row['key']}: no caption")
     return record | {name: value for name, value in row.items() if name not in ("key", "file", "captions", "texts")}
 
 
@@ -71,14 +69,14 @@ def _text_bytes(root: str, name: str) -> bytes:
   except OSError as error:
     raise BadRecord("unreadable", f"{name}: {error}") from None
   if len(data) > records.MAX_TEXT_BYTES:
-    raise BadRecord("too_large", f"{name} has more than {records.MAX_TEXT_BYTES} bytes")
+    raise BadRecord("long_caption", f"{name} has more than {records.MAX_TEXT_BYTES} bytes")
   return data
 
 
 def read_table(path: str) -> tuple[list[dict[str, Any] | BadRecord], str]:
   """The rows of a CSV, TSV, JSONL or JSON-list file and a digest of its bytes.
 
-  A line that can't be read becomes BadRecord("bad_metadata"); bytes that are not UTF-8 survive as lone surrogates, so that only the
+  A line that can't be read becomes BadRecord("unreadable"); bytes that are not UTF-8 survive as lone surrogates, so that only the
   field that holds them is faulty.
   """
   data = Path(path).read_bytes()
@@ -107,9 +105,9 @@ def read_table(path: str) -> tuple[list[dict[str, Any] | BadRecord], str]:
         try:
           item = json.loads(item)
         except (ValueError, RecursionError) as error:
-          rows.append(BadRecord("bad_metadata", f"{path} line {number}: {error}"))
+          rows.append(BadRecord("unreadable", f"{path} line {number}: {error}"))
           continue
-      rows.append(item if isinstance(item, dict) else BadRecord("bad_metadata", f"{path} item {number}: not an object"))
+      rows.append(item if isinstance(item, dict) else BadRecord("unreadable", f"{path} item {number}: not an object"))
   else:
     raise DataError(f"{path}: unknown kind of table {suffix!r}; expected .csv, .tsv, .jsonl or .json")
   if not rows:
@@ -129,7 +127,7 @@ def _stem(name: str) -> str:
   return os.path.join(folder, file.rpartition(".")[0] or file)
 
 
-def _from_table(root: str, table: str, image_column: str, columns: Mapping[str, str]) -> Folder:
+def _from_table(root: str, table: str, image_column: str, columns: Mapping[str, str], captionless: bool) -> Folder:
   rows, digest = read_table(table)
   names = list(dict.fromkeys(name for row in rows[:100] if isinstance(row, dict) for name in row))
   image = image_column or next((name for name in IMAGE_COLUMNS if name in names), "")
@@ -161,8 +159,9 @@ def _from_table(root: str, table: str, image_column: str, columns: Mapping[str, 
     else:
       raise DataError(f"{table} row {number}: key {key!r} is used for {merged[key]['file']!r} and for {file!r}; "
                       "give the table a `key` column with a different key per picture")
-  if not any(isinstance(row, dict) and row["captions"] for row in out):
-    raise DataError(f"{table}: no captions in columns {names}; expected `caption`, `text`, `title` or caption_KIND, or set captions.KIND=COLUMN")
+  if not captionless and not any(isinstance(row, dict) and row["captions"] for row in out):
+    raise DataError(f"{table}: no captions in columns {names}; expected `caption`, `text`, `title` or caption_KIND, or set "
+                    "captions.KIND=COLUMN, or captionless=True for pictures alone")
   return Folder(root, out, identity=f"{digest} {image} {sorted(columns.items())}")
 
 
@@ -185,7 +184,7 @@ def _walk(root: str) -> tuple[list[str], set[str]]:
   return pictures, texts
 
 
-def _from_pictures(root: str, layout: str) -> Folder:
+def _from_pictures(root: str, layout: str, captionless: bool) -> Folder:
   pictures, texts = _walk(root)
   if not pictures:
     raise DataError(f"{root}: no pictures (*.{{{','.join(records.PICTURES)}}}) and no table ({', '.join(TABLES)}); "
@@ -203,10 +202,13 @@ def _from_pictures(root: str, layout: str) -> Folder:
       raise DataError(f"{root}: {len(pictures)} pictures but no text beside them; expected {stems[0]}.txt and so on")
     rows = [{"key": key, "file": file, "captions": {}, "texts": beside.get(stem, {})} for key, file, stem in zip(keys, pictures, stems)]
     return Folder(root, rows, identity=repr([(row["key"], row["texts"]) for row in rows]))
+  if captionless:
+    return Folder(root, [{"key": key, "file": file, "captions": {}} for key, file in zip(keys, pictures)], identity=repr(keys))
   classes = tuple(sorted({os.path.dirname(name).split(os.sep)[0] for name in pictures}))
   if "" in classes or (layout == "auto" and len(classes) < 2):
     raise DataError(f"{root}: {len(pictures)} pictures but no captions; expected one of {', '.join(TABLES)}, a .txt beside each picture "
-                    f"({stems[0]}.txt), or every picture in a sub-folder named by its class")
+                    f"({stems[0]}.txt), or every picture in a sub-folder named by its class; "
+                    "set captionless=True for pictures alone")
   code = {name: i for i, name in enumerate(classes)}
   rows = [{"key": key, "file": file, "label": code[file.split(os.sep)[0]],
            "captions": {"original": file.split(os.sep)[0].replace("_", " ")}} for key, file in zip(keys, pictures)]
@@ -222,7 +224,7 @@ def _directory(path: str, what: str) -> str:
 
 
 def folder(*, path: str, table: str = "", image_column: str = "", captions: Mapping[str, str] = {},  # noqa: B006
-           layout: Literal["auto", "table", "text", "classes"] = "auto") -> Folder:
+           layout: Literal["auto", "table", "text", "classes"] = "auto", captionless: bool = False) -> Folder:
   """A folder of pictures.
 
   Args:
@@ -233,6 +235,8 @@ def folder(*, path: str, table: str = "", image_column: str = "", captions: Mapp
     captions: caption kind -> column; {} takes `caption`/`text`/`title` as original, `caption_KIND` and `captions: {KIND: text}`.
     layout: "text" reads STEM.txt (original) and STEM.KIND.txt beside each picture; "classes" takes the sub-folder as `label` (an index
       into the source's `labels`) and as original caption; "auto" takes the first of table, text and classes that is there.
+    captionless: accepts pictures alone, for a side-car or a captioner to supply the captions. (A record that lacks them among others
+      that have some comes with `captions` {} in any case; the pipeline counts it.)
   Raises: DataError for a missing folder, table or column, and for pictures without any captions.
   """
   root = _directory(path, "path")
@@ -240,10 +244,10 @@ def folder(*, path: str, table: str = "", image_column: str = "", captions: Mapp
     places = [os.path.expanduser(table), os.path.join(root, table)] if table else [os.path.join(root, name) for name in TABLES]
     found = next((place for place in places if os.path.isfile(place)), None)
     if found:
-      return _from_table(root, found, image_column, dict(captions))
+      return _from_table(root, found, image_column, dict(captions), captionless)
     if table or layout == "table":
       raise DataError(f"{path}: no table {table or ' or '.join(TABLES)}; found {sorted(os.listdir(root))[:5]}; correct `table`")
-  return _from_pictures(root, layout)
+  return _from_pictures(root, layout, captionless)
 
 
 def coco(*, images: str, annotations: str, split: str = "") -> Folder:

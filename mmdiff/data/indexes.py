@@ -1,7 +1,10 @@
-"""Index files: small tables of offsets beside a data file, made once, checked by the file's size and time, written atomically."""
+"""Index files: small tables of offsets beside a data file, made once, checked by the file's size and time, written atomically;
+and positional reads from the files that they describe.
+"""
 import logging
 import os
 import tempfile
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+
+from mmdiff.core.errors import DataError
 
 SUFFIX = ".mmdiff-index"
 VERSION = 1
@@ -77,6 +82,50 @@ def cached_all(paths: Sequence[str], make: Callable[[str], Table], *, index_dir:
       tables.append(table)
       now = time.monotonic()
       if now - last > 10:
-        rate, last = len(tables) / (now - start), now
-        LOG.warning("indexed %d of %d files, %.1f a second, %.0f s left", len(tables), len(paths), rate, (len(paths) - len(tables)) / rate)
+        rate, last, left = len(tables) / (now - start), now, len(paths) - len(tables)
+        LOG.warning("indexed %d of %d files, %.1f a second, %.0f s left", len(tables), len(paths), rate, left / rate)
   return tables
+
+
+class Files:
+  """Positional reads from many files; picklable and safe to use from several threads.
+
+  The first `OPEN_FILES` files stay open; the others are opened for each read. A file that has changed since raises DataError.
+  """
+  OPEN_FILES = 256
+
+  def __init__(self, paths: Sequence[str]):
+    self.paths = list(paths)
+    self._stamps = [stamp(path) for path in self.paths]
+    self._handles: dict[int, int] = {}
+    self._lock = threading.Lock()
+
+  def __getstate__(self):
+    return self.paths, self._stamps
+
+  def __setstate__(self, state):
+    self.paths, self._stamps = state
+    self._handles, self._lock = {}, threading.Lock()
+
+  def __del__(self):
+    for handle in self.__dict__.get("_handles", {}).values():
+      os.close(handle)
+
+  def read(self, file: int, offset: int, size: int) -> bytes:
+    """Up to `size` bytes of file number `file` at `offset`; fewer only at its end. Raises OSError, DataError."""
+    handle = self._handles.get(file)
+    if handle is not None:
+      return os.pread(handle, size, offset)
+    handle, keep = os.open(self.paths[file], os.O_RDONLY), False
+    try:
+      status = os.fstat(handle)
+      if (status.st_size, status.st_mtime_ns) != tuple(self._stamps[file][1:]):
+        raise DataError(f"{self.paths[file]} changed while it was in use; start again, it will be indexed anew")
+      with self._lock:
+        keep = file not in self._handles and len(self._handles) < self.OPEN_FILES
+        if keep:
+          self._handles[file] = handle
+      return os.pread(handle, size, offset)
+    finally:
+      if not keep:
+        os.close(handle)

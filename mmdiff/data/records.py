@@ -28,13 +28,13 @@ def text(data: bytes, *, what: str = "caption") -> str:
 
 
 def caption(value: Any, *, what: str = "caption") -> str | list[str]:
-  """A caption or a list of them, checked: BadRecord("wrong_type") for other types, "non_utf8_caption" for half a surrogate pair."""
+  """A caption or a list of them, checked: BadRecord("bad_type") for other types, "non_utf8_caption" for half a surrogate pair."""
   if isinstance(value, (list, tuple)):
     if not all(isinstance(item, str) for item in value):
-      raise BadRecord("wrong_type", f"{what}: expected texts, found {[type(item).__name__ for item in value][:5]}")
+      raise BadRecord("bad_type", f"{what}: expected texts, found {[type(item).__name__ for item in value][:5]}")
     return [caption(item, what=what) for item in value]
   if not isinstance(value, str):
-    raise BadRecord("wrong_type", f"{what}: expected a text, found {type(value).__name__}")
+    raise BadRecord("bad_type", f"{what}: expected a text, found {type(value).__name__}")
   try:
     value.encode("utf-8")
   except UnicodeEncodeError as error:
@@ -70,26 +70,26 @@ def extras_of(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def confined(root: str, name: str) -> str:
-  """The real path of `name` under the real folder `root`. BadRecord("unsafe_path") if it, or a link on its way, leads outside.
+  """The real path of `name` under the real folder `root`. BadRecord("unreadable") if it, or a link on its way, leads outside.
 
   An absolute path is taken only if it lies inside the folder.
   """
   if "\0" in name or not name:
-    raise BadRecord("unsafe_path", f"{name!r} is not a file name")
+    raise BadRecord("unreadable", f"{name!r} is not a file name")
   path = os.path.realpath(os.path.join(root, name))
   if not path.startswith(root.rstrip(os.sep) + os.sep):
-    raise BadRecord("unsafe_path", f"{name!r} leads outside {root}")
+    raise BadRecord("unreadable", f"{name!r} leads outside {root}")
   return path
 
 
 def picture_bytes(root: str, name: str) -> bytes:
-  """The bytes of a picture file inside `root`. BadRecord: unsafe_path, missing_key (no such file), too_large, unreadable."""
+  """The bytes of a picture file inside `root`. BadRecord: unreadable, missing_key (no such file), oversized."""
   path = confined(root, name)
   try:
     if not os.path.isfile(path):
       raise BadRecord("missing_key", f"no picture {name} in {root}")
     if os.path.getsize(path) > MAX_PICTURE_BYTES:
-      raise BadRecord("too_large", f"{name} has more than {MAX_PICTURE_BYTES} bytes")
+      raise BadRecord("oversized", f"{name} has more than {MAX_PICTURE_BYTES} bytes")
     return Path(path).read_bytes()
   except OSError as error:
     raise BadRecord("unreadable", f"{name}: {error}") from None

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import re
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +25,6 @@ LOG = logging.getLogger(__name__)
 BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
 MAX_SHARDS = 5_000_000
-OPEN_FILES = 256                     # shards that stay open; the others are opened for each read
 GAP = 1 << 20                        # members closer than this are read together
 
 
@@ -78,14 +76,13 @@ def _folder_content(path: str) -> str:
 class WebDataset:
   """Random access to the samples of tar shards. Picklable and safe to use from several threads."""
 
-  def __init__(self, paths: Sequence[str], *, image: str = "", index_dir: str = "", shard_in_key: bool = False):
+  def __init__(self, paths: Sequence[str], *, image: str = "", index_dir: str = "", shard_in_key: bool = False,
+               captionless: bool = False):
     self.paths, self._image, self._shard_in_key = list(paths), image.lower().lstrip("."), shard_in_key
     self._tables = indexes.cached_all(self.paths, tar_index.build, index_dir=index_dir)
-    self._stamps = [indexes.stamp(path) for path in self.paths]
     self._suffixes = [bytes(table["suffixes"]).decode().split("\n") for table in self._tables]
     self._ends = list(itertools.accumulate(len(table["key_ends"]) for table in self._tables))
-    self._files: dict[int, int] = {}
-    self._lock = threading.Lock()
+    self._files = indexes.Files(self.paths)
     self.skipped: dict[str, int] = {}
     for table in self._tables:
       for reason, count in json.loads(bytes(table["skipped"])).items():
@@ -93,20 +90,21 @@ class WebDataset:
     refused = {reason: count for reason, count in self.skipped.items() if reason != "other_file"}
     if refused:
       LOG.warning("%s: members left out because they could lead outside the shard: %s", self.paths[0], refused)
-    self._check_layout()
+    self._check_layout(captionless)
     if not shard_in_key:
       self._check_keys()
 
-  def _check_layout(self):
+  def _check_layout(self, captionless: bool):
     found = {suffix for suffixes in self._suffixes for suffix in suffixes if suffix}
     pictures = {suffix for suffix in found if suffix.rpartition(".")[2] in records.PICTURES}
     shards = f"{self.paths[0]}" + (f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else "")
     layout = f"found members named *.{{{','.join(sorted(found)[:8])}}}" if found else "found no usable member"
     if self._image and self._image not in pictures:
       raise DataError(f"{shards}: no member ends in .{self._image}; {layout}; correct `image` or leave it empty")
-    if not len(self) or not pictures or found <= pictures:
+    if not len(self) or not pictures or (found <= pictures and not captionless):
       raise DataError(f"{shards}: no samples of a picture and a caption; {layout}, {self.skipped} left out; "
-                      "expected KEY.jpg (or png, webp) with KEY.txt or KEY.json beside it, as img2dataset's webdataset output has")
+                      "expected KEY.jpg (or png, webp) with KEY.txt or KEY.json beside it, as img2dataset's webdataset output has; "
+                      "set captionless=True for pictures alone")
 
   def _check_keys(self):
     hashes = np.concatenate([table["key_hash"] for table in self._tables])
@@ -119,17 +117,6 @@ class WebDataset:
 
   def __len__(self) -> int:
     return self._ends[-1]
-
-  def __getstate__(self):
-    return {**self.__dict__, "_files": {}, "_lock": None}
-
-  def __setstate__(self, state):
-    self.__dict__.update(state)
-    self._lock = threading.Lock()
-
-  def __del__(self):
-    for handle in self.__dict__.get("_files", {}).values():
-      os.close(handle)
 
   def fingerprint(self) -> str:
     """A digest of shard names, keys and member sizes; the same wherever the shards lie."""
@@ -152,26 +139,8 @@ class WebDataset:
     folder, file = os.path.split(os.path.abspath(self.paths[shard]))
     return f"{os.path.basename(folder)}/{file.removesuffix('.tar')}/{name}"
 
-  def _read(self, shard: int, offset: int, size: int) -> bytes:
-    handle = self._files.get(shard)
-    if handle is not None:
-      return os.pread(handle, size, offset)
-    handle, keep = os.open(self.paths[shard], os.O_RDONLY), False
-    try:
-      status = os.fstat(handle)
-      if (status.st_size, status.st_mtime_ns) != tuple(self._stamps[shard][1:]):
-        raise DataError(f"{self.paths[shard]} changed while it was in use; start again, it will be indexed anew")
-      with self._lock:
-        keep = shard not in self._files and len(self._files) < OPEN_FILES
-        if keep:
-          self._files[shard] = handle
-      return os.pread(handle, size, offset)
-    finally:
-      if not keep:
-        os.close(handle)
-
   def members(self, i: int) -> dict[str, bytes]:
-    """The members of sample `i` by suffix. BadRecord: too_large, unreadable, truncated."""
+    """The members of sample `i` by suffix. BadRecord: oversized, long_caption, unreadable."""
     shard, row = self._locate(i)
     table = self._tables[shard]
     ends = table["member_ends"]
@@ -180,18 +149,19 @@ class WebDataset:
     suffixes = [self._suffixes[shard][code] for code in table["suffix"][rows].tolist()]
     for suffix, size in zip(suffixes, sizes):
       if size > (records.MAX_PICTURE_BYTES if suffix.rpartition(".")[2] in records.PICTURES else records.MAX_TEXT_BYTES):
-        raise BadRecord("too_large", f"{self.key(i)}.{suffix} has {size:,} bytes")
+        kind = "oversized" if suffix.rpartition(".")[2] in records.PICTURES else "long_caption"
+        raise BadRecord(kind, f"{suffix} has {size:,} bytes", self.key(i))
     start, end = offsets[0], offsets[-1] + sizes[-1]
     try:
       if end - start - sum(sizes) < GAP:
-        data = self._read(shard, start, end - start)
+        data = self._files.read(shard, start, end - start)
         found = {suffix: data[at - start:at - start + size] for suffix, at, size in zip(suffixes, offsets, sizes)}
       else:
-        found = {suffix: self._read(shard, at, size) for suffix, at, size in zip(suffixes, offsets, sizes)}
+        found = {suffix: self._files.read(shard, at, size) for suffix, at, size in zip(suffixes, offsets, sizes)}
     except OSError as error:
-      raise BadRecord("unreadable", f"{self.key(i)}: {error}") from None
+      raise BadRecord("unreadable", str(error), self.key(i)) from None
     if any(len(found[suffix]) != size for suffix, size in zip(suffixes, sizes)):
-      raise BadRecord("truncated", f"{self.key(i)}: {self.paths[shard]} ends early")
+      raise BadRecord("unreadable", f"{self.paths[shard]} ends early", self.key(i))
     return found
 
   def __getitem__(self, i: int) -> dict[str, Any]:
@@ -202,7 +172,7 @@ class WebDataset:
     pictures = [suffix for suffix in parts if suffix == self._image or
                 (not self._image and suffix.rpartition(".")[2] in records.PICTURES)]
     if not pictures:
-      raise BadRecord("missing_key", f"{key}: no picture among {sorted(parts)}")
+      raise BadRecord("missing_key", f"no picture among {sorted(parts)}", key)
     record: dict[str, Any] = {"key": key, "image": parts[min(pictures, key=lambda suffix: suffix.count("."))]}
     captions: dict[str, Any] = {}
     if "json" in parts:
@@ -216,8 +186,6 @@ class WebDataset:
         captions[suffix.removesuffix(".txt")] = records.text(data, what=f"{key}.{suffix}")
     if "cls" in parts and parts["cls"].strip().isdigit():
       record["label"] = int(parts["cls"])
-    if not captions and "label" not in record:
-      raise BadRecord("missing_key", f"{key}: no caption among {sorted(parts)}")
     return record | {"captions": captions}
 
 
@@ -225,13 +193,14 @@ def _object(data: bytes, key: str) -> dict[str, Any]:
   try:
     row = json.loads(records.text(data, what=f"{key}.json"))
   except (ValueError, RecursionError) as error:
-    raise BadRecord("bad_metadata", f"{key}.json: {error}") from None
+    raise BadRecord("unreadable", f"{key}.json: {error}", key) from None
   if not isinstance(row, dict):
-    raise BadRecord("bad_metadata", f"{key}.json: expected an object, found {type(row).__name__}")
+    raise BadRecord("bad_type", f"{key}.json: expected an object, found {type(row).__name__}", key)
   return row
 
 
-def webdataset(*, urls: str | tuple[str, ...], image: str = "", index_dir: str = "", shard_in_key: bool = False) -> WebDataset:
+def webdataset(*, urls: str | tuple[str, ...], image: str = "", index_dir: str = "", shard_in_key: bool = False,
+               captionless: bool = False) -> WebDataset:
   """Tar shards as img2dataset writes them.
 
   Args:
@@ -239,7 +208,9 @@ def webdataset(*, urls: str | tuple[str, ...], image: str = "", index_dir: str =
     image: suffix of the member that is the picture where a sample has several, e.g. "target.png"; "" takes the plainest.
     index_dir: where index files go; "" is beside each shard.
     shard_in_key: prefixes keys with FOLDER/SHARD, for sets whose keys repeat between shards.
+    captionless: accepts pictures alone, for a side-car or a captioner to supply the captions. (A sample that lacks them among others
+      that have some comes with `captions` {} in any case; the pipeline counts it.)
   Captions: KEY.txt and a JSON `caption` are `original`, KEY.KIND.txt and a JSON `captions: {KIND: text}` are KIND.
-  Raises: DataError naming the shard; records raise BadRecord (missing_key, non_utf8_caption, bad_metadata, wrong_type, too_large, …).
+  Raises: DataError naming the shard; records raise BadRecord (missing_key, non_utf8_caption, unreadable, …).
   """
-  return WebDataset(shard_paths(urls), image=image, index_dir=index_dir, shard_in_key=shard_in_key)
+  return WebDataset(shard_paths(urls), image=image, index_dir=index_dir, shard_in_key=shard_in_key, captionless=captionless)

@@ -1,0 +1,199 @@
+"""Datasets that TensorFlow Datasets has prepared, read without TensorFlow.
+
+ArrayRecord and Parquet go through `as_data_source`; TFRecord sets, which it refuses, through a small offset index (see `tfrecord`) and
+the features' own `deserialize_example_np`. Pictures stay encoded. The dataset's Python code is not needed: its folder says it all.
+"""
+import bisect
+import itertools
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets
+from tensorflow_datasets import decode, features
+
+from mmdiff.core.errors import DataError
+from mmdiff.data import indexes, records, tfrecord
+from mmdiff.data.quarantine import BadRecord
+
+CAPTIONS = ("captions", "captions/text", "caption", "text", "label")
+
+
+class TFRecords:
+  """The examples of a split of a TFRecord set, by index. Picklable."""
+
+  def __init__(self, info: Any, split: Any, decoders: Any, *, index_dir: str):
+    self._features, self._decoders = info.features, decoders
+    instructions = split.file_instructions
+    paths = list(dict.fromkeys(str(item.filename) for item in instructions))
+    missing = [path for path in paths if not os.path.isfile(path)]
+    if missing:
+      raise DataError(f"{len(missing)} of {len(paths)} files of the split are missing, first {missing[0]}; copy them")
+    tables = dict(zip(paths, indexes.cached_all(paths, tfrecord.index, index_dir=index_dir)))
+    self._files = indexes.Files(paths)
+    self._parts = []
+    for item in instructions:
+      table = tables[str(item.filename)]
+      end = item.skip + item.take if item.take >= 0 else len(table["offset"])
+      if end > len(table["offset"]):
+        raise DataError(f"{item.filename}: holds {len(table['offset'])} records, dataset_info.json says {end} or more; get the file again")
+      self._parts.append((paths.index(str(item.filename)), table["offset"][item.skip:end], table["size"][item.skip:end]))
+    self._ends = list(itertools.accumulate(len(offset) for _, offset, _ in self._parts))
+
+  def __len__(self) -> int:
+    return self._ends[-1] if self._ends else 0
+
+  def __getitem__(self, i: int) -> Any:
+    part = bisect.bisect_right(self._ends, i)
+    file, offset, size = self._parts[part]
+    row = i - (self._ends[part - 1] if part else 0)
+    data = self._files.read(file, int(offset[row]), int(size[row]))
+    return self._features.deserialize_example_np(data, decoders=self._decoders)
+
+
+def find(dataset: str, data_dir: str) -> str:
+  """The folder of a prepared dataset: `dataset` itself, or data_dir/NAME[/CONFIG]/VERSION, the newest version if none is named.
+
+  Raises DataError that lists what `data_dir` holds.
+  """
+  if os.path.isfile(os.path.join(os.path.expanduser(dataset), "dataset_info.json")):
+    return os.path.expanduser(dataset)
+  root = os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or os.path.join("~", "tensorflow_datasets"))
+  name, _, version = dataset.partition(":")
+  base = os.path.join(root, name)
+  prepared = sorted(folder for folder, _, files in os.walk(base) if "dataset_info.json" in files)
+  if version:
+    prepared = [folder for folder in prepared if os.path.basename(folder) == version]
+  if not prepared:
+    held = sorted(os.listdir(root))[:8] if os.path.isdir(root) else "nothing, it does not exist"
+    raise DataError(f"no prepared dataset {dataset!r} in {root} (it holds {held}); expected a folder {base}/VERSION with dataset_info.json; "
+                    "prepare it with TFDS, copy it there, or set data_dir")
+  parents = {os.path.dirname(folder) for folder in prepared}
+  if len(parents) > 1:
+    raise DataError(f"{dataset!r} has several configs: {', '.join(os.path.relpath(parent, root) for parent in sorted(parents))}; name one")
+  return max(prepared, key=lambda folder: [int(part) if part.isdigit() else -1 for part in os.path.basename(folder).split(".")])
+
+
+def _feature(tree: Any, path: str) -> Any:
+  """The feature at "a/b", through dicts and sequences of dicts; None when there is none."""
+  for part in path.split("/"):
+    tree = tree.feature if isinstance(tree, features.Sequence) and not hasattr(tree, "keys") else tree
+    try:
+      tree = tree[part]
+    except (KeyError, TypeError, ValueError):
+      return None
+  return tree
+
+
+def _value(example: Any, path: str) -> Any:
+  for part in path.split("/"):
+    example = example[part]
+  return example
+
+
+def _plain(value: Any, what: str) -> Any:
+  """Numpy and bytes as texts and lists, as captions are."""
+  if isinstance(value, (bytes, np.bytes_)):
+    return records.text(bytes(value), what=what)
+  if isinstance(value, (list, tuple, np.ndarray)):
+    texts = [_plain(item, what) for item in value]
+    return texts[0] if len(texts) == 1 else texts
+  return value.item() if isinstance(value, np.generic) else value
+
+
+class Tfds:
+  """Random access to the examples of one split. Picklable."""
+
+  def __init__(self, folder: str, *, split: str, image: str, captions: Mapping[str, str], key: str, index_dir: str):
+    try:
+      builder = tensorflow_datasets.builder_from_directory(folder)
+      subset = builder.info.splits[split]
+    except (ValueError, KeyError, OSError, AssertionError) as error:
+      raise DataError(f"{folder}: {error}; correct `split`, or prepare the dataset anew") from None
+    described = builder.info.features
+    flat = _names(described)
+    self._image, self._captions = image, dict(captions) or _guess(described)
+    unknown = [path for path in [image, *self._captions.values(), *([key] if key else [])] if _feature(described, path) is None]
+    if unknown or not self._captions:
+      raise DataError(f"{folder}: no feature {', '.join(unknown) or ' or '.join(CAPTIONS)}; it has {', '.join(flat)}; "
+                      "set image, captions.KIND and key to their names (nested ones as captions/text)")
+    self._key = key or next((name for name in ("key", "image/filename", "image_id") if name in flat), "")
+    self._name, self._split = f"{builder.info.name}/{builder.info.version}", split
+    self._extras = "extras" in flat
+    found = {kind: _feature(described, path) for kind, path in self._captions.items()}
+    self._names = {kind: tuple(feature.names) for kind, feature in found.items() if isinstance(feature, features.ClassLabel)}
+    self.labels = next(iter(self._names.values()), ())
+    decoders: Any = None
+    if isinstance(_feature(described, image), features.Image):
+      decoders = decode.SkipDecoding()
+      for part in reversed(image.split("/")):
+        decoders = {part: decoders}
+    self._identity = [(os.path.basename(str(item.filename)), item.skip, item.take) for item in subset.file_instructions]
+    if builder.info.file_format == tensorflow_datasets.core.FileFormat.TFRECORD:
+      self._examples: Any = TFRecords(builder.info, subset, decoders, index_dir=index_dir)
+    else:
+      self._examples = builder.as_data_source(split=split, decoders=decoders)
+    if not len(self):
+      raise DataError(f"{folder}: split {split!r} is empty; correct `split` (it has {', '.join(builder.info.splits)})")
+
+  def __len__(self) -> int:
+    return len(self._examples)
+
+  def fingerprint(self) -> str:
+    """A digest of name, version, the files of the split and the features taken."""
+    return records.fingerprint("tfds", self._name, self._identity, self._image, sorted(self._captions.items()), len(self))
+
+  def __getitem__(self, i: int) -> dict[str, Any]:
+    i = int(i)
+    if not 0 <= i < len(self):
+      raise IndexError(f"record {i} of {len(self)}")
+    try:
+      example = self._examples[i]
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+      if isinstance(error, DataError):
+        raise
+      raise BadRecord("unreadable", f"{self._name} {self._split} {i}: {error}") from None
+    found = {kind: _value(example, path) for kind, path in self._captions.items()}
+    record: dict[str, Any] = {"image": _value(example, self._image)}
+    for kind, names in self._names.items():
+      record["label"], found[kind] = int(found[kind]), names[int(found[kind])].replace("_", " ")
+    captions = {kind: _plain(value, kind) for kind, value in found.items()}
+    record["key"] = str(_plain(_value(example, self._key), "key")) if self._key else f"{self._split}/{i:09d}"
+    if self._extras:
+      record |= json.loads(_plain(example["extras"], "extras") or "{}")
+    return record | {"captions": {kind: records.caption(value, what=kind) for kind, value in captions.items() if value != []}}
+
+
+def _names(tree: Any, prefix: str = "") -> list[str]:
+  tree = tree.feature if isinstance(tree, features.Sequence) else tree
+  if not isinstance(tree, Mapping) and not hasattr(tree, "keys"):
+    return [prefix]
+  return [name for key in tree.keys() for name in _names(tree[key], f"{prefix}/{key}" if prefix else key)]
+
+
+def _guess(described: Any) -> dict[str, str]:
+  several = _feature(described, "captions")
+  if hasattr(several, "keys") and not isinstance(several, features.Sequence):
+    return {kind: f"captions/{kind}" for kind in several.keys()}
+  for name in ("captions/text", "captions", "caption", "text", "label"):
+    if _feature(described, name) is not None:
+      return {"original": name}
+  return {}
+
+
+def tfds(*, dataset: str, split: str, data_dir: str = "", image: str = "image", captions: Mapping[str, str] = {},  # noqa: B006
+         key: str = "", index_dir: str = "") -> Tfds:
+  """A prepared TFDS dataset, ArrayRecord or TFRecord.
+
+  Args:
+    dataset: NAME[/CONFIG][:VERSION] under `data_dir`, or the folder that holds dataset_info.json.
+    split: TFDS's split language, e.g. "train", "train[:90%]", "train+restval".
+    data_dir: "" is $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    image, captions, key: feature paths, nested as "captions/text"; captions maps kind -> path, {} takes the usual names, and a class
+      label's name as caption. Keys default to the features key, image/filename or image_id, else to SPLIT/INDEX.
+    index_dir: where index files of TFRecords go; "" is beside them.
+  Raises: DataError for a missing dataset, split, feature or file.
+  """
+  return Tfds(find(dataset, data_dir), split=split, image=image, captions=captions, key=key, index_dir=index_dir)
