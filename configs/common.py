@@ -46,7 +46,8 @@ def scenes(tier: str = "T32", split: str = "train") -> dict:
   return dict(name="scenes", tier=tier, split=split)
 
 
-def data(source: dict, *, image_size: int, text_len: int, captions: dict, tokenizer: dict, threads: int = 2, workers: int = 0, **more) -> dict:
+def data(source: dict, *, image_size: int, text_len: int, captions: dict, tokenizer: dict, threads: int = 2, workers: int = 0,
+         **more) -> dict:
   """`config.data`: a source and how its records become a batch."""
   return dict(source=source, captions=captions, on_missing="any", tokenizer=tokenizer, image_size=image_size, text_len=text_len,
               resize="crop", interpolation="bicubic", augment=dict(crop=(), flip=False), threads=threads, workers=workers) | more

@@ -11,8 +11,8 @@ from configs import common
 
 def get_config(arg=""):
   arg = common.parse(arg, variant="SigLIP-B/16", tiny=False)
-  config = common.base(steps=300 if arg.tiny else 122_070, batch_size=128 if arg.tiny else 32_768, save_every_steps=500 if arg.tiny else 2_000)
   if arg.tiny:
+    config = common.base(steps=300, batch_size=128, save_every_steps=500)
     model = dict(name="clip", variant="siglip-tiny", image_size=32, vocab=512, text_len=64, dtype="float32", remat="none", attention="auto")
     config.data = common.data(common.scenes("T32"), image_size=32, text_len=64, captions=dict(long=0.95, original=0.05),
                               tokenizer=common.bpe(512))
@@ -20,6 +20,7 @@ def get_config(arg=""):
     config.evals = dict(retrieval=dict(name="retrieval", source=common.scenes("T32", "val_iid"), caption="long", limit=500, every_steps=150,
                                        params=""))
   else:
+    config = common.base(steps=122_070, batch_size=32_768, save_every_steps=2_000)
     model = dict(name="clip", variant=arg.variant, dtype="bfloat16", remat="dots", attention="auto")
     config.data = common.data(
       dict(name="webdataset", urls="data/{00000..41455}.tar"), image_size=224, text_len=64, captions=dict(original=1.0),

@@ -49,7 +49,8 @@ def _decay_mask(patterns: tuple[str, ...]) -> Callable[[Tree], Tree]:
   return lambda params: tree.map_with_path(lambda path, _: tree.matches(path, patterns), params)
 
 
-def _group(rate: optax.Schedule, direction: optax.GradientTransformation, weight_decay: float, decayed: tuple[str, ...], clip: float) -> Group:
+def _group(rate: optax.Schedule, direction: optax.GradientTransformation, weight_decay: float, decayed: tuple[str, ...],
+           clip: float) -> Group:
   """clip by the group's global norm → direction → decoupled weight decay → −learning rate."""
   parts = [optax.clip_by_global_norm(clip)] if clip else []
   parts += [direction]

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from mmdiff.core import tree
 from mmdiff.core.errors import ConfigError
@@ -92,7 +93,7 @@ def process_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
 
 
 def put_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding, batch_size: int) -> dict[str, jax.Array]:
-  """This process's rows -> global arrays [batch_size …]. The global shape is said, so that half a batch is an error, not a smaller batch."""
+  """This process's rows -> global arrays [batch_size …]. The global shape is said, so that half a batch is an error, not a small batch."""
   return {key: jax.make_array_from_process_local_data(sharding, value, (batch_size, *value.shape[1:])) for key, value in batch.items()}
 
 

@@ -125,7 +125,8 @@ class Checkpoints:
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, create=True)
     handlers = {name: ocp.PyTreeCheckpointHandler() for name in ITEMS} | {"meta": ocp.JsonCheckpointHandler()}
     try:
-      self.manager = ocp.CheckpointManager(self.workdir / "checkpoints", options=options, item_names=(*ITEMS, "meta"), item_handlers=handlers)
+      self.manager = ocp.CheckpointManager(self.workdir / "checkpoints", options=options, item_names=(*ITEMS, "meta"),
+                                           item_handlers=handlers)
     except OSError as error:
       raise CannotWrite(f"cannot make checkpoints in {self.workdir}: {error}") from error
     self.pending: list[int] = []

@@ -1,13 +1,13 @@
 """Batches on the device ahead of the step that needs them."""
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 END = object()
 
 
-def ahead(iterator: Iterator, put: Callable[[Any], Any], *, depth: int = 2) -> Iterator:
+def ahead(iterator: Iterator, put: Callable[[Any], Any], *, depth: int = 2) -> Generator:
   """Yields `put(item)` for each item, made by a thread up to `depth` items early, so that reading, decoding and the copy to the device
   overlap with the step. An exception of the iterator surfaces at the item where it happened. Closing the generator stops the thread."""
   ready: queue.Queue = queue.Queue(maxsize=depth)

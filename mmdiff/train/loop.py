@@ -15,7 +15,6 @@ from mmdiff import optim, parallel
 from mmdiff.core import tree
 from mmdiff.core.errors import CannotWrite, DataError, GaveUp, Interrupted
 from mmdiff.core.objective import Objective
-from mmdiff.core.types import Tree
 from mmdiff.train.checkpoint import Checkpoints
 from mmdiff.train.feed import ahead
 from mmdiff.train.progress import Clock, say, status_line
@@ -66,15 +65,16 @@ def lock(workdir: Path):
   return file
 
 
-def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: Mapping[str, Any], save_result: Callable | None = None,
-          on_start: Callable[[Setup], None] | None = None) -> Tree:
+def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: Mapping[str, Any] | None = None,
+          save_result: Callable | None = None, on_start: Callable[[Setup], None] | None = None) -> TrainState:
   """Trains until `config.steps`, from the newest checkpoint in `workdir` if there is one. Returns the final state.
 
   config: a mapping of the keys of `core.experiment.Experiment`. evaluators: name -> `evaluators.base.Evaluator`. save_result(name, step,
-  result) keeps what an evaluator found. Raises Interrupted after a signal (the state is saved), DataError when too many records are bad,
+  result) keeps what an evaluator found; on_start sees the set-up before the first step. Raises Interrupted after a signal (the state is saved), DataError when too many records are bad,
   GaveUp when `max_bad_steps` updates in a row were not finite.
   """
-  chief = jax.process_index() == 0
+  chief, evaluators = jax.process_index() == 0, evaluators or {}
+  held = lock(workdir) if chief else None
   total, every = config["steps"], config["log_every_steps"]
   example = {key: value[0] for key, value in next(iter(dataset.train_batches(batch_size=1, start_step=0))).items()}
   started = time.perf_counter()
@@ -98,17 +98,17 @@ def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: M
 
   def save(state: TrainState, *, wait: bool = False) -> None:
     counts = read_counts(parallel.fetch(state.counts), dataset.count_names)
-    checkpoints.save(state, dict(data=dict(next_index=int(state.step) * config["batch_size"], fingerprint=dataset.fingerprint(), counts=counts),
-                                 versions=dict(jax=jax.__version__)), wait=wait)
+    position = dict(next_index=int(state.step) * config["batch_size"], fingerprint=dataset.fingerprint(), counts=counts)
+    checkpoints.save(state, dict(data=position, versions=dict(jax=jax.__version__)), wait=wait)
 
   def report(step: int, metrics: Mapping, counts, steps_since: int) -> None:
-    values = {name: np.float32(value) for name, value in jax.device_get(dict(metrics)).items()}
+    values: dict[str, Any] = {name: np.float32(value) for name, value in jax.device_get(dict(metrics)).items()}
     counted = read_counts(parallel.fetch(counts), dataset.count_names)
     rates = clock.rates(steps_since, config["batch_size"], flops_per_step)
-    writer.write_scalars(step, {"loss": values.pop("loss"), **values, **optim.learning_rates(setup.schedules, step - 1), **rates,
+    writer.write_scalars(step, {"loss": values.pop("loss"), **values, **rates, **optim.learning_rates(setup.schedules, step - 1),
                                 **{f"count/{name}": count for name, count in counted.items()}})
-    say(status_line(step, total, {**rates, **values, "loss": float(np.float32(metrics["loss"]))},
-                    config["batch_size"] / rates["images_per_second"]), active=chief)
+    seconds = config["batch_size"] / rates["images_per_second"]
+    say(status_line(step, total, {**rates, **values, "loss": float(metrics["loss"])}, seconds), active=chief)
     dataset.check_counts(counted)
     if values["skipped_in_a_row"] >= config["max_bad_steps"]:
       raise GaveUp(f"{int(values['skipped_in_a_row'])} updates in a row were not finite; lower the learning rate or look at the data "
@@ -154,5 +154,7 @@ def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: M
       batches.close()
       checkpoints.close()
       writer.close()
+      if held:
+        held.close()
   return state
 

@@ -60,7 +60,8 @@ class Clock:
   def rates(self, steps: int, batch_size: int, flops_per_step: float | None) -> dict[str, float]:
     """images_per_second, data_wait (share of the time) and, where the model counts its FLOPs, mfu."""
     elapsed = max(time.perf_counter() - self.since - self.paused, 1e-9)
-    rates = dict(images_per_second=steps * batch_size / elapsed, data_wait=min(self.waited / elapsed, 1.0), seconds=time.perf_counter() - self.start)
+    rates = dict(images_per_second=steps * batch_size / elapsed, data_wait=min(self.waited / elapsed, 1.0),
+                 seconds=time.perf_counter() - self.start)
     if flops_per_step:
       rates["mfu"] = steps * flops_per_step / elapsed / peak_flops()
     self.reset()
@@ -76,7 +77,8 @@ def duration(seconds: float) -> str:
 
 def status_line(step: int, total: int, metrics: Mapping[str, float], seconds_per_step: float) -> str:
   """One line a person can follow: step, share, loss, rate, MFU, data wait, time left, trouble if any."""
-  parts = [f"step {step}/{total} {100 * step / total:.0f} %", f"loss {metrics['loss']:.4f}", f"{metrics['images_per_second']:,.0f} images/s"]
+  parts = [f"step {step}/{total} {100 * step / total:.0f} %", f"loss {metrics['loss']:.4f}",
+           f"{metrics['images_per_second']:,.0f} images/s"]
   if "mfu" in metrics:
     parts.append(f"MFU {100 * metrics['mfu']:.0f} %")
   parts.append(f"data wait {100 * metrics['data_wait']:.0f} %")

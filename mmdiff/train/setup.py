@@ -35,7 +35,7 @@ def set_up(config, objective: Objective, example: Mapping[str, np.ndarray], *, d
   batch = {key: jax.ShapeDtypeStruct((size, *value.shape), value.dtype, sharding=sharding) for key, value in example.items()}
   key = jax.random.key(config["seed"])
   # Initialisation sees two rows of zeros: parameters depend on shapes, never on data.
-  blank = {name: np.zeros((2, *value.shape), value.dtype) for name, value in example.items() if name != "counts"}
+  blank: dict[str, Any] = {name: np.zeros((2, *value.shape), value.dtype) for name, value in example.items() if name != "counts"}
   params = jax.eval_shape(lambda k: objective.init(k, blank).params, key)
   trained, _ = tree.partition(params, config["freeze"])
   groups = tuple(name for name, group in trained.items() if jax.tree.leaves(group))

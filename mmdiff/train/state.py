@@ -11,8 +11,7 @@ from mmdiff.core.objective import Objective
 from mmdiff.core.types import Array, Batch, Key, Tree
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
   """`params` and `frozen` have one structure, each with `None` where the other has the leaf."""
   step: Array                   # int32 [], batches seen
   params: Tree                  # what the optimiser moves

@@ -1,0 +1,164 @@
+"""Train what a config describes; the same command goes on after a stop.
+
+  mmdiff train --config=configs/clip.py:tiny --workdir=runs/clip
+  mmdiff train --config=configs/t2i_pixels.py --workdir=runs/t2i --config.batch_size=128 --config.optim.default.lr=1e-3
+
+The run directory gets config.json, metrics.jsonl, TensorBoard events, checkpoints/, samples/, eval/, tokenizer.json and report.html.
+"""
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmdiff.core.build import build, lookup
+from mmdiff.core.errors import CannotWrite, ConfigError
+
+FLAGS = {
+  "config": dict(type="str", required=True, help="a config file, with :arguments"),
+  "workdir": dict(type="str", required=True, help="the run directory; made if absent, resumed if not"),
+}
+
+# What may differ between the config that a run began with and the one that goes on with it.
+MAY_CHANGE = ("steps", "log_every_steps", "max_bad_steps", "checkpoint.", "evals.", "mesh.", "sharding", "accumulate", "data.threads",
+              "data.workers", "data.max_bad_fraction")
+
+
+def main(argv: list[str]) -> int:
+  from mmdiff.commands import flags
+  given = flags.parse(argv, FLAGS)
+  run(given["config"], Path(given["workdir"]), argv=["train", *argv])
+  return 0
+
+
+def flat(config: Mapping, prefix: str = "") -> dict[str, Any]:
+  """{"optim.default.lr": 1e-3, …}."""
+  found: dict[str, Any] = {}
+  for key, value in config.items():
+    found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+  return found
+
+
+def check_drift(config: Mapping, workdir: Path) -> None:
+  """Raises ConfigError with the differences if the run in `workdir` began with a config that this one cannot continue."""
+  file = workdir / "config.json"
+  if not file.exists():
+    return
+  before, now = flat(json.loads(file.read_text())), flat(json.loads(json.dumps(config)))
+  changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)]
+  if changed:
+    lines = [f"--config.{key}: the run began with {before.get(key, 'nothing')!r}, now {now.get(key, 'nothing')!r}" for key in changed]
+    raise ConfigError(f"{workdir} was begun with another config; undo the change or choose another --workdir\n" + "\n".join(lines))
+
+
+def write_json(file: Path, value: Any) -> None:
+  """Writes whole or not at all."""
+  try:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(file.name + ".part")
+    part.write_text(json.dumps(value, indent=1))
+    os.replace(part, file)
+  except OSError as error:
+    raise CannotWrite(f"cannot write {file}: {error}") from error
+
+
+def versions() -> dict[str, str]:
+  import flax
+  import jax
+  import numpy
+  import optax
+  import orbax.checkpoint
+
+  import mmdiff
+  return dict(mmdiff=mmdiff.__version__, python=sys.version.split()[0], jax=jax.__version__, flax=flax.__version__, optax=optax.__version__,
+              orbax=orbax.checkpoint.__version__, numpy=numpy.__version__)
+
+
+def make_dataset(config: Mapping, workdir: Path):
+  """The training data of a config; a tokenizer trained on them is kept as `tokenizer.json` and read back from there."""
+  from mmdiff.data import SOURCES, loader, tokenizers
+  source = build(SOURCES, config["data"]["source"])
+  tokenizer = tokenizers.for_run(config["data"]["tokenizer"], source, workdir)
+  return loader.dataset(source, tokenizer, seed=config["seed"], **data_options(config))
+
+
+def data_options(config: Mapping) -> dict[str, Any]:
+  """`config.data` without the two keys that are built."""
+  return {key: value for key, value in config["data"].items() if key not in ("source", "tokenizer")}
+
+
+def make_services(config: Mapping, workdir: Path, objective, tokenizer):
+  """What evaluators may use: predict functions, data prepared as for training but not augmented, and the way to the mesh and back."""
+  import jax
+
+  from mmdiff import parallel
+  from mmdiff.data import SOURCES, loader
+  from mmdiff.evaluators.base import Services
+  sharding = parallel.batch_sharding(parallel.make_mesh(**config["mesh"]))
+  options = data_options(config) | dict(augment=None, sidecar="", max_bad_fraction=1.0)
+  ways = sharding.mesh.shape["data"] * sharding.mesh.shape["fsdp"]
+  size = max(config["batch_size"] // ways, 1) * ways
+
+  def put(batch):
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), batch)
+
+  return Services(predict=objective.predict, put=put, fetch=parallel.fetch, batch_size=min(size, max(256 // ways, 1) * ways), workdir=workdir,
+                  dataset=lambda source: loader.dataset(build(SOURCES, source), tokenizer, seed=config["seed"], **options))
+
+
+def make_evaluators(config: Mapping, services) -> dict[str, Any]:
+  from mmdiff.evaluators import EVALUATORS
+  made = {}
+  for name, options in config["evals"].items():
+    factory = lookup(EVALUATORS, options["name"], what="evaluator")
+    made[name] = factory(services, **{key: value for key, value in options.items() if key != "name"})
+  return made
+
+
+def check_vocabulary(params, tokenizer) -> None:
+  """Raises ConfigError when the text tower's table has fewer rows than the tokenizer has tokens."""
+  import jax
+
+  from mmdiff.core import tree
+  for path, leaf in zip(tree.paths(params), jax.tree.leaves(params)):
+    if path.startswith("text/") and path.endswith("embedding") and leaf.shape[0] < tokenizer.vocab_size:
+      raise ConfigError(f"the tokenizer has {tokenizer.vocab_size} tokens and the text tower's table {path} has {leaf.shape[0]} rows; "
+                        f"set the text model's vocab to at least {tokenizer.vocab_size}")
+
+
+def run(config: Mapping, workdir: Path, *, argv: list[str]):
+  """Trains from a checked config; returns the final state."""
+  check_drift(config, workdir)
+  import jax
+
+  from mmdiff.train import distributed
+  distributed.initialize()
+  if not jax.config.jax_compilation_cache_dir:       # a restart compiles nothing twice
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/mmdiff/jax"))
+  from mmdiff.objectives import OBJECTIVES
+  from mmdiff.train import loop
+  from mmdiff.train.report import write_report
+
+  chief = jax.process_index() == 0
+  objective = build(OBJECTIVES, config["objective"])
+  dataset = make_dataset(config, workdir)
+  services = make_services(config, workdir, objective, dataset.tokenizer)
+  evaluators = make_evaluators(config, services)
+  if chief:
+    write_json(workdir / "config.json", config)
+    write_json(workdir / "run.json", dict(argv=argv, versions=versions(), devices=[str(d) for d in jax.devices()[:8]],
+                                          device_count=jax.device_count(), data=dataset.fingerprint()))
+
+  def save_result(name: str, step: int, result) -> None:
+    write_json(workdir / "eval" / f"{name}_{step:08}.json", dict(
+      name=name, step=step, evaluator=config["evals"][name], scalars=result.scalars, tables=result.tables,
+      images=[f"{name}_{key}_{step:08}.png" if key else f"{name}_{step:08}.png" for key in result.images],
+      argv=argv, config=config, versions=versions(), data=dataset.fingerprint()))
+
+  try:
+    return loop.train(config, workdir, objective=objective, dataset=dataset, evaluators=evaluators, save_result=save_result,
+                      on_start=lambda setup: check_vocabulary(setup.state.full(), dataset.tokenizer))
+  finally:
+    if chief and (workdir / "metrics.jsonl").exists():
+      write_report(workdir)

@@ -1,0 +1,107 @@
+"""The loop: stopping and going on changes no bit, trouble ends a run the right way."""
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmdiff.core.errors import CannotWrite, DataError, GaveUp, Interrupted
+from mmdiff.train.loop import lock, train
+from tests.train import toys
+
+
+def lines(workdir):
+  timing = ("images_per_second", "data_wait", "seconds", "mfu")
+  rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  return [{key: value for key, value in row.items() if key not in timing} for row in rows]
+
+
+def same(a, b):
+  unkey = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+  jax.tree.map(lambda x, y: np.testing.assert_array_equal(unkey(x), unkey(y)), a, b)
+
+
+def run(workdir, data=None, objective=None, **changes):
+  config = toys.config(log_every_steps=1, **changes)
+  return train(config, workdir, objective=objective or toys.regression(), dataset=data or toys.Data())
+
+
+class Stopping(toys.Data):
+  """Sends SIGTERM to this process while a given step's batch is made."""
+
+  def __init__(self, step):
+    self.stop_at = step
+
+  def train_batches(self, *, batch_size, start_step, rows=None):
+    for step, batch in enumerate(super().train_batches(batch_size=batch_size, start_step=start_step, rows=rows), start_step):
+      if step == self.stop_at and batch_size > 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+      yield batch
+
+
+def test_stop_and_resume_is_bitwise_the_uninterrupted_run(tmp_path):
+  straight = run(tmp_path / "a", steps=8)
+  run(tmp_path / "b", steps=3, optim=toys.config()["optim"])
+  with pytest.raises(Interrupted, match="the same command goes on"):
+    run(tmp_path / "c", data=Stopping(4), steps=8)
+  resumed = run(tmp_path / "c", steps=8)
+  same(straight, resumed)
+  assert lines(tmp_path / "a") == lines(tmp_path / "c")
+  assert lines(tmp_path / "c")[-1]["count/caption/long"] == 8 * 16 // 2
+
+
+def test_a_crash_loses_only_what_came_after_the_last_save(tmp_path):
+  class Crash(toys.Data):
+    def train_batches(self, *, batch_size, start_step, rows=None):
+      for step, batch in enumerate(super().train_batches(batch_size=batch_size, start_step=start_step, rows=rows), start_step):
+        if step == 5 and batch_size > 1:
+          raise OSError("disk gone")
+        yield batch
+  straight = run(tmp_path / "a", steps=8)
+  with pytest.raises(OSError, match="disk gone"):
+    run(tmp_path / "b", data=Crash(), steps=8)
+  same(straight, run(tmp_path / "b", steps=8))
+  assert lines(tmp_path / "a") == lines(tmp_path / "b")
+
+
+def test_other_data_under_an_old_run_is_refused(tmp_path):
+  class Other(toys.Data):
+    def fingerprint(self):
+      return "other"
+  run(tmp_path, steps=3)
+  with pytest.raises(DataError, match="not those that this run began with"):
+    run(tmp_path, data=Other(), steps=6)
+
+
+def test_it_gives_up_when_nothing_is_finite(tmp_path):
+  with pytest.raises(GaveUp, match="3 updates in a row"):
+    run(tmp_path, objective=toys.regression(lambda step: step >= 2), steps=50)
+
+
+def test_a_run_directory_is_held_by_one_run(tmp_path):
+  with lock(tmp_path), pytest.raises(CannotWrite, match="in use by another run"):
+    run(tmp_path)
+
+
+def test_evaluators_see_the_average_they_ask_for(tmp_path):
+  seen = {}
+
+  class Result:
+    scalars, images, tables = {"kernel": 1.5}, {}, {}
+
+  class Evaluator:
+    every_steps, params = 4, "eval"
+
+    def run(self, params, step):
+      seen[step] = np.asarray(params["text"]["proj"]["kernel"])
+      return Result
+
+  config, kept = toys.config(), []
+  state = train(config, tmp_path, objective=toys.regression(), dataset=toys.Data(), evaluators={"probe": Evaluator()},
+                save_result=lambda name, step, result: kept.append((name, step)))
+  assert sorted(seen) == [4, 6] and kept == [("probe", 4), ("probe", 6)]
+  np.testing.assert_array_equal(seen[6], state.ema["eval"]["text"]["proj"]["kernel"])
+  assert {"step": 4, "probe/kernel": 1.5} in [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
