@@ -1,0 +1,294 @@
+"""Batches: which record goes where is index arithmetic; Grain only runs it ahead, in threads and processes.
+
+Row r of step s is position g = s * batch_size + r of an endless sequence: epoch g // N, and within it the (g mod N)-th of a permutation
+that (seed, epoch) name. So any step can be made alone, by any host, with any number of workers.
+"""
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.data import captions as caption_mixing
+from mmdiff.data import decode, draws, pipelines, quarantine, sidecar, tokenizers, transforms
+from mmdiff.data.quarantine import BadRecord, Offence
+
+CHUNK = 64            # rows that one thread makes at a time
+LACKING = 1000        # records tried in a row for `on_missing="replace"`
+PROBES = 8
+
+
+def dataset(source, tokenizer, *, captions: Mapping[str, float], image_size: int, text_len: int, on_missing: str = "any",
+            resize: str = "crop", interpolation: str = "bicubic", augment: Mapping | None = None, sidecar: str = "",
+            max_pixels: int = decode.MAX_PIXELS, max_bad_fraction: float = 0.1, threads: int = 2, workers: int = 0,
+            seed: int = 0) -> "Dataset":
+  """The data of a run; the keys are those of `config.data`.
+
+  `source` is what `build(SOURCES, …)` makes, `tokenizer` what `build(TOKENIZERS, …)` makes: an untrained one is trained here, on the
+  source's captions. Raises ConfigError for values that can't be, DataError for an empty source, an unreadable side-car or a source
+  whose first records are all unusable.
+  """
+  augment = augment or {}
+  crop, flip = tuple(augment.get("crop") or ()), bool(augment.get("flip"))
+  problems = [f"data.{name}: expected at least {least}, found {value}" for name, value, least in (
+    ("text_len", text_len, 2), ("max_pixels", max_pixels, 1), ("threads", threads, 0), ("workers", workers, 0)) if value < least]
+  if not 0 <= max_bad_fraction <= 1:
+    problems.append(f"data.max_bad_fraction: expected a number from 0 to 1, found {max_bad_fraction}")
+  if problems:
+    raise ConfigError("\n".join(problems))
+  transforms.check(image_size=image_size, resize=resize, interpolation=interpolation, crop=crop)
+  mix = caption_mixing.mix(captions, on_missing=on_missing)
+  if len(source) == 0:
+    raise DataError(f"data.source: {type(source).__name__} holds no records")
+  source = join(source, sidecar)
+  recipe = pipelines.Recipe(mix, image_size, resize, interpolation, crop, flip, max_pixels,
+                            bool(getattr(source, "allow_empty_captions", False)))
+  made = Dataset(source, None, recipe, text_len, seed, threads, workers, max_bad_fraction)
+  made.probe()
+  return dataclasses.replace(made, tokenizer=tokenizers.ensure_trained(tokenizer, source))
+
+
+join = sidecar.join
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """See `dataset`. Frozen but for `offenders`, the bad records seen so far by this process and its workers: (key, kind) -> Offence."""
+  source: object
+  tokenizer: tokenizers.Tokenizer | None
+  recipe: pipelines.Recipe
+  text_len: int
+  seed: int = 0
+  threads: int = 2
+  workers: int = 0
+  max_bad_fraction: float = 0.1
+  offenders: dict[tuple[str, str], Offence] = dataclasses.field(default_factory=dict)
+
+  def __len__(self) -> int:
+    return len(self.source)
+
+  @functools.cached_property
+  def count_names(self) -> tuple[str, ...]:
+    """The columns of `counts`: caption kind used, kind that was drawn and missing, kind of fault, whether another record stands in.
+
+    Every row has a one in one "caption/…" column, so those columns sum to the rows.
+    """
+    mix = self.recipe.mix
+    used = sorted({*mix.kinds, *(["original"] if mix.on_missing == "original" else [])})
+    return (*(f"caption/{kind}" for kind in used), "caption/other", *(f"missing/{kind}" for kind in mix.kinds),
+            *(f"bad/{kind}" for kind in quarantine.KINDS), "replaced")
+
+  @functools.cached_property
+  def _column(self) -> dict[str, int]:
+    return {name: at for at, name in enumerate(self.count_names)}
+
+  def fingerprint(self) -> str:
+    """Changes when the records, the side-car, the tokenizer or their number change."""
+    parts = (self.source.fingerprint(), len(self.source), self.tokenizer.fingerprint())
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+  def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Texts -> (tokens int32 [n L], mask bool [n L])."""
+    return self.tokenizer.batch(texts, self.text_len)
+
+  def index_at(self, position: int) -> tuple[int, int]:
+    """(epoch, index in the source) of a global position, before any replacement."""
+    epoch, place = divmod(position, len(self.source))
+    return epoch, draws.shuffled(place, length=len(self.source), keys=_round_keys(self.seed, epoch))
+
+  def example_at(self, position: int) -> tuple[pipelines.Example, list[str], Offence | None]:
+    """The example at a global position, the columns of `counts` that it adds to, and the bad record that it stands in for, if any."""
+    epoch, index = self.index_at(position)
+    kind, columns, offence, faults, lacking = "", [], None, 0, 0
+    at = index
+    while True:
+      try:
+        example = pipelines.image_text(self.source[at], self.recipe, seed=self.seed, epoch=epoch, kind=kind)
+        break
+      except BadRecord as fault:
+        if faults + lacking == 0:
+          offence = Offence(fault.key or f"#{at}", fault.kind, fault.detail)
+          columns.append(f"bad/{fault.kind}")
+        faults += 1
+        if faults > quarantine.TRIES:
+          raise DataError(f"{faults} records in a row were bad, the last one with {fault}; is data.source the right place?") from None
+      except caption_mixing.LacksKind as lack:
+        if faults + lacking == 0:
+          columns.append(f"missing/{lack.kind}")
+        kind, lacking = lack.kind, lacking + 1         # the one that stands in has the kind that was drawn, so the shares stay exact
+        if lacking > LACKING:
+          raise DataError(f"{lacking} records in a row have no caption of kind {lack.kind!r}; set data.on_missing to any or original, "
+                          "or take the kind out of data.captions") from None
+      at = quarantine.replacement(index, faults + lacking, seed=self.seed, epoch=epoch, length=len(self.source))
+    if faults + lacking:
+      columns.append("replaced")
+    return example, columns + self._kind_columns(example), offence
+
+  def _kind_columns(self, example: pipelines.Example) -> list[str]:
+    used = f"caption/{example.kind}"
+    columns = [used if used in self._column else "caption/other"]
+    return columns + [f"missing/{example.missing}"] if f"missing/{example.missing}" in self._column else columns
+
+  def arrays(self, examples: Sequence[pipelines.Example], columns: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
+    """Examples and their columns of `counts`, stacked."""
+    size = self.recipe.image_size
+    image = np.empty((len(examples), size, size, 3), np.uint8)
+    counts = np.zeros((len(examples), len(self.count_names)), np.int32)
+    for row, (example, names) in enumerate(zip(examples, columns)):
+      image[row] = example.image
+      for name in names:
+        counts[row, self._column[name]] = 1
+    tokens, mask = self.tokenize([example.text for example in examples])
+    ids = np.array([draws.record_id(example.key) for example in examples], np.uint32)
+    return {"image": image, "tokens": tokens, "mask": mask, "id": ids, "counts": counts}
+
+  def train_batches(self, *, batch_size: int, start_step: int = 0, rows: Sequence[int] | None = None) -> Iterator[dict[str, np.ndarray]]:
+    """Endless batches from `start_step` on: image uint8 [R S S 3], tokens int32 [R L], mask bool [R L], id uint32 [R], counts int32 [R K].
+
+    `rows` are the rows of the global batch that this process makes, by default all of them.
+    """
+    rows = np.arange(batch_size) if rows is None else np.asarray(rows)
+    if not len(rows) or rows.min() < 0 or rows.max() >= batch_size:
+      raise ValueError(f"rows must be some of range({batch_size}), found {rows!r}")
+    parts = -(-len(rows) // CHUNK)
+    return self._joined(_Chunks(self, batch_size, start_step, np.array_split(rows, parts)), parts)
+
+  def _joined(self, chunks, parts: int) -> Iterator[dict[str, np.ndarray]]:
+    with _ahead(chunks, threads=self.threads, workers=self.workers, buffer=self.threads + parts) as stream:
+      while True:
+        batch = []
+        for _ in range(parts):
+          arrays, offences = next(stream)
+          self._remember(offences)
+          batch.append(arrays)
+        yield batch[0] if parts == 1 else {name: np.concatenate([part[name] for part in batch]) for name in batch[0]}
+
+  def _remember(self, offences: Sequence[Offence]) -> None:
+    for offence in offences:
+      if len(self.offenders) < quarantine.OFFENDERS:
+        self.offenders.setdefault((offence.key, offence.kind), offence)
+
+  def keys_at(self, step: int, batch_size: int) -> list[str]:
+    """The keys of a global batch in row order, after replacement. Reads and decodes the records: for ledgers and debugging."""
+    return [self.example_at(step * batch_size + row)[0].key for row in range(batch_size)]
+
+  def eval_batches(self, *, batch_size: int, limit: int | None = None, caption_kind: str | None = None) -> Iterator[dict]:
+    """The records in source order, once, without augmentation; the first `limit` of them if given.
+
+    Beside the arrays of `train_batches`: `valid` bool [B], false for the rows that fill up the last batch (zeros there); and for the
+    valid rows, as lists, `keys` (str) and `records` (the record without its image). Bad records are left out and remembered in
+    `offenders`. A record without any captions gets the empty text, so that a set for classification can be read.
+    """
+    count = len(self) if limit is None else min(limit, len(self))
+    held: list[tuple] = []
+    with _ahead(_Plain(self, count, caption_kind or ""), threads=self.threads, workers=0, buffer=2 * self.threads) as stream:
+      for examples, offences in stream:
+        self._remember(offences)
+        held += examples
+        while len(held) >= batch_size:
+          yield self._padded(held[:batch_size], batch_size)
+          held = held[batch_size:]
+    if held:
+      yield self._padded(held, batch_size)
+
+  def _padded(self, rows: list[tuple], batch_size: int) -> dict:
+    arrays = self.arrays([example for example, _ in rows], [self._kind_columns(example) for example, _ in rows])
+    fill = batch_size - len(rows)
+    batch = {name: np.concatenate([value, np.zeros((fill, *value.shape[1:]), value.dtype)]) for name, value in arrays.items()}
+    batch["valid"] = np.arange(batch_size) < len(rows)
+    return batch | {"keys": [example.key for example, _ in rows], "records": [record for _, record in rows]}
+
+  def plain_at(self, index: int, kind: str = "") -> tuple[pipelines.Example, dict]:
+    """The example for evaluation at an index of the source, and its record without the image. Raises BadRecord."""
+    record = self.source[index]
+    try:
+      example = pipelines.plain(record, self.recipe, seed=self.seed, kind=kind)
+    except caption_mixing.LacksKind as lack:
+      raise BadRecord("missing_caption", f"no caption of kind {lack.kind!r}", str(record["key"])) from None
+    return example, {name: value for name, value in record.items() if name != "image"}
+
+  def probe(self) -> None:
+    """Raises DataError when none of a few records can be used: a wrong layout is found before the first step."""
+    faults, count = [], min(PROBES, len(self))
+    for n in range(count):
+      try:
+        self.plain_at(n * len(self) // count)
+        return
+      except BadRecord as fault:
+        faults.append(str(fault))
+    raise DataError(f"data.source: none of {count} records could be used; the first one: {faults[0]}")
+
+  def check_counts(self, totals: Mapping[str, float] | Sequence[float]) -> None:
+    """Raises DataError when the counts so far, by name or as the columns' sums, say that too many records were bad."""
+    if not isinstance(totals, Mapping):
+      totals = dict(zip(self.count_names, np.asarray(totals).tolist()))
+    kinds = {kind: int(totals.get(f"bad/{kind}", 0)) for kind in quarantine.KINDS}
+    records = int(sum(value for name, value in totals.items() if name.startswith("caption/")))
+    quarantine.check_fraction(sum(kinds.values()), records, limit=self.max_bad_fraction, kinds=kinds,
+                              offenders=list(self.offenders.values())[:3])
+
+
+@functools.lru_cache(maxsize=64)
+def _round_keys(seed: int, epoch: int) -> tuple[int, ...]:
+  return draws.round_keys(seed, epoch)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chunks:
+  """Pieces of batches as a random-access source for Grain: element i is part i % P of step start + i // P."""
+  dataset: Dataset
+  batch_size: int
+  start: int
+  parts: list[np.ndarray]
+
+  def __len__(self) -> int:
+    return 2 ** 62
+
+  def __getitem__(self, index: int) -> tuple[dict[str, np.ndarray], tuple[Offence, ...]]:
+    step, part = divmod(int(index), len(self.parts))
+    base = (self.start + step) * self.batch_size
+    examples, columns, offences = zip(*(self.dataset.example_at(base + int(row)) for row in self.parts[part]))
+    return self.dataset.arrays(examples, columns), tuple(offence for offence in offences if offence)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plain:
+  """Runs of examples for evaluation, as a random-access source for Grain."""
+  dataset: Dataset
+  count: int
+  kind: str
+
+  def __len__(self) -> int:
+    return -(-self.count // CHUNK)
+
+  def __getitem__(self, index: int) -> tuple[list[tuple], list[Offence]]:
+    examples, offences = [], []
+    for at in range(int(index) * CHUNK, min(self.count, (int(index) + 1) * CHUNK)):
+      try:
+        examples.append(self.dataset.plain_at(at, self.kind))
+      except BadRecord as fault:
+        offences.append(Offence(fault.key or f"#{at}", fault.kind, fault.detail))
+    return examples, offences
+
+
+class _ahead:
+  """A context with the elements of a random-access source in order, made ahead of need; leaving it stops the threads and processes."""
+
+  def __init__(self, elements, *, threads: int, workers: int, buffer: int):
+    import grain                                       # it imports JAX, which commands that only inspect data do without
+    stream = grain.MapDataset.source(elements).to_iter_dataset(
+      grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(buffer, threads)))
+    if workers:
+      from absl import flags
+      if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()                   # Grain hands the flags to its processes, also in a notebook that has none
+      stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(1, buffer // workers)))
+    self._stream = iter(stream)
+
+  def __enter__(self):
+    return self._stream
+
+  def __exit__(self, *_):
+    self._stream.close()

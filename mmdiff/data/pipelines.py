@@ -1,0 +1,88 @@
+"""Named functions that turn a source's record into an example, as pure functions of (record, recipe, seed, epoch)."""
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from mmdiff.data import captions, decode, draws, transforms
+from mmdiff.data.quarantine import BadRecord
+
+
+class Recipe(NamedTuple):
+  """How a record becomes an example."""
+  mix: captions.Mix
+  image_size: int
+  resize: str = "crop"
+  interpolation: str = "bicubic"
+  crop: tuple[float, ...] = ()
+  flip: bool = False
+  max_pixels: int = decode.MAX_PIXELS
+  allow_empty: bool = False            # "" is a caption in this source
+
+
+class Example(NamedTuple):
+  """What `image_text` makes."""
+  key: str
+  image: np.ndarray                    # uint8 [S S 3]
+  text: str
+  kind: str                            # the kind of caption used
+  missing: str = ""                    # the kind that was drawn, when the record lacks it
+
+
+def image_text(record: Mapping, recipe: Recipe, *, seed: int, epoch: int, kind: str = "") -> Example:
+  """One picture with one caption.
+
+  The kind of caption, the one of several captions, the crop and the flip are drawn from (seed, epoch, record key). `kind` presets the
+  kind. Raises BadRecord, and what `captions.choose` raises.
+  """
+  key = key_of(record)
+  wanted = kind or captions.draw(recipe.mix, seed=seed, epoch=epoch, key=key)
+  texts = record["captions"]
+  if not isinstance(texts, Mapping):
+    raise BadRecord("bad_type", f"captions must be a mapping of kind to text, found {type(texts).__name__}", key)
+  used = captions.choose(texts, wanted, mix=recipe.mix, key=key)
+  text = captions.text_of(texts[used], key=key, allow_empty=recipe.allow_empty, draw_from=("text", seed, epoch, key))
+  return Example(key, picture(record, recipe, key=key, seed=seed, epoch=epoch), text, used, "" if used == wanted else wanted)
+
+
+def plain(record: Mapping, recipe: Recipe, *, seed: int, kind: str = "") -> Example:
+  """The example for evaluation: no augmentation, the first of several captions, and "" for a record that has no captions at all."""
+  key = key_of({"captions": {}} | dict(record))
+  wanted, texts = kind or captions.draw(recipe.mix, seed=seed, epoch=0, key=key), record.get("captions") or {}
+  used, text = "", ""
+  if texts:
+    used = captions.choose(texts, wanted, mix=recipe.mix, key=key)
+    text = captions.text_of(texts[used], key=key, allow_empty=recipe.allow_empty)
+  recipe = recipe._replace(crop=(), flip=False)
+  return Example(key, picture(record, recipe, key=key, seed=seed, epoch=0), text, used, "" if used == wanted or not texts else wanted)
+
+
+def key_of(record: Mapping) -> str:
+  """The record's key, after checking that the parts are there. Raises BadRecord."""
+  if not isinstance(record, Mapping):
+    raise BadRecord("bad_type", f"a record must be a mapping, found {type(record).__name__}")
+  for part in ("key", "image", "captions"):
+    if record.get(part) is None:
+      raise BadRecord("missing_key", f"no {part!r} in the record (it has: {', '.join(map(str, record))})", str(record.get("key") or ""))
+  if not isinstance(record["key"], str) or not record["key"]:
+    raise BadRecord("bad_type", f"a record's key must be text, found {record['key']!r:.80}")
+  return record["key"]
+
+
+def picture(record: Mapping, recipe: Recipe, *, key: str, seed: int, epoch: int) -> np.ndarray:
+  """The record's picture, augmented and at the recipe's size: uint8 [S S 3]. Raises BadRecord."""
+  # A reduced JPEG is at least twice as long as what is kept of it, so that the resampling filter still does the work.
+  at_least = int(2 * recipe.image_size / (recipe.crop[0] ** 0.5 * 0.75 if recipe.crop else 1.0))
+  try:
+    image = decode.pixels(record["image"], max_pixels=recipe.max_pixels, at_least=at_least)
+  except BadRecord as fault:
+    raise BadRecord(fault.kind, fault.detail, key) from None
+  if not recipe.crop and not recipe.flip:
+    return transforms.fit(image, size=recipe.image_size, resize=recipe.resize, interpolation=recipe.interpolation)
+  rng = draws.generator("augment", seed, epoch, key)
+  mirrored = recipe.flip and rng.random() < 0.5
+  if recipe.crop:
+    image = transforms.random_crop(image, size=recipe.image_size, area=recipe.crop, rng=rng, interpolation=recipe.interpolation)
+  else:
+    image = transforms.fit(image, size=recipe.image_size, resize=recipe.resize, interpolation=recipe.interpolation)
+  return image[:, ::-1] if mirrored else image

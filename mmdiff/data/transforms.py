@@ -1,0 +1,79 @@
+"""Pictures to the training size: uint8 [H W 3] -> uint8 [S S 3]. A picture that has the size already passes bit-exactly."""
+import math
+
+import numpy as np
+from PIL import Image
+
+from mmdiff.core.errors import ConfigError
+
+INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR, "lanczos": Image.Resampling.LANCZOS,
+                  "nearest": Image.Resampling.NEAREST}
+RESIZES = ("crop", "squash", "pad")
+RATIO = (3 / 4, 4 / 3)       # width to height of random crops, as torchvision's RandomResizedCrop
+
+
+def check(*, image_size: int, resize: str, interpolation: str, crop: tuple[float, ...]) -> None:
+  """Raises ConfigError that names every wrong key."""
+  problems = []
+  if image_size < 1:
+    problems.append(f"data.image_size: expected at least 1, found {image_size}")
+  if resize not in RESIZES:
+    problems.append(f"data.resize: unknown value {resize!r}; known: {', '.join(RESIZES)}")
+  if interpolation not in INTERPOLATIONS:
+    problems.append(f"data.interpolation: unknown value {interpolation!r}; known: {', '.join(INTERPOLATIONS)}")
+  if crop and not (len(crop) == 2 and 0 < crop[0] <= crop[1] <= 1):
+    problems.append(f"data.augment.crop: expected (min area, max area) with 0 < min <= max <= 1, or (), found {tuple(crop)}")
+  if problems:
+    raise ConfigError("\n".join(problems))
+
+
+def fit(image: np.ndarray, *, size: int, resize: str = "crop", interpolation: str = "bicubic") -> np.ndarray:
+  """uint8 [H W 3] -> uint8 [size size 3].
+
+  "crop": the shorter side becomes `size`, then the centre is cropped, with the rounding of torchvision's Resize and CenterCrop (as in
+  openai/CLIP). "squash": both sides become `size` (SigLIP). "pad": the longer side becomes `size`, the rest is black (open_clip).
+  """
+  height, width = image.shape[:2]
+  if height == width == size:
+    return image
+  if resize == "squash":
+    return _resample(image, size, size, None, interpolation)
+  short, long = min(height, width), max(height, width)
+  if resize == "pad":
+    new_h, new_w = max(1, round(height * size / long)), max(1, round(width * size / long))
+    out = np.zeros((size, size, 3), np.uint8)
+    top, left = (size - new_h) // 2, (size - new_w) // 2
+    out[top:top + new_h, left:left + new_w] = _resample(image, new_h, new_w, None, interpolation)
+    return out
+  new_long = int(size * long / short)
+  new_h, new_w = (new_long, size) if height >= width else (size, new_long)
+  top, left = round((new_h - size) / 2), round((new_w - size) / 2)
+  if new_long <= 4 * size:
+    return _resample(image, new_h, new_w, None, interpolation)[top:top + size, left:left + size]
+  # A 1x2000 picture would become 224x448,000 first; Pillow resamples just the part that is kept.
+  y, x = height / new_h, width / new_w
+  return _resample(image, size, size, (left * x, top * y, min(width, (left + size) * x), min(height, (top + size) * y)), interpolation)
+
+
+def random_crop(image: np.ndarray, *, size: int, area: tuple[float, float], rng: np.random.Generator,
+                interpolation: str = "bicubic") -> np.ndarray:
+  """A random part of between `area` of the picture, ratio log-uniform in `RATIO`, resized to [size size 3].
+
+  Szegedy et al. 2015 (https://arxiv.org/abs/1409.4842), as torchvision's RandomResizedCrop: ten tries, then the centre.
+  """
+  height, width = image.shape[:2]
+  for _ in range(10):
+    pixels = height * width * rng.uniform(*area)
+    ratio = math.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+    w, h = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
+    if 0 < w <= width and 0 < h <= height:
+      top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+      return _resample(image[top:top + h, left:left + w], size, size, None, interpolation)
+  return fit(image, size=size, resize="crop", interpolation=interpolation)
+
+
+def _resample(image: np.ndarray, height: int, width: int, box, interpolation: str) -> np.ndarray:
+  if box is None and image.shape[:2] == (height, width):
+    return image
+  picture = Image.fromarray(np.ascontiguousarray(image))
+  return np.asarray(picture.resize((width, height), INTERPOLATIONS[interpolation], box=box))
