@@ -5,53 +5,95 @@ keys: their annotations are the types, their defaults the defaults. This module 
 wrong config is refused within a second and before JAX is imported, and so that a new objective, model, source or evaluator needs no
 second description anywhere.
 
-Annotations understood: int, float, str, bool, `X | None`, `Literal[…]`, `tuple[X, ...]`, `Mapping[str, X]`, a class of the same
-file (a nested block), `Built["module:TABLE"]` (a nested block built by name) and `OneOf["module:TABLE"]` (a key of a literal dict).
+Annotations understood: int, float, str, bool, `X | Y`, None, `Literal[…]`, `tuple[X, ...]`, `Mapping[str, X]`, a class of annotated
+fields (a nested block), `Built["module:TABLE"]` (a nested block built by name), `OneOf["module:TABLE"]` (a key of a literal dict), and
+names for any of these defined in or imported into the module.
 """
 import ast
 import dataclasses
 import functools
 import importlib.util
-from collections.abc import Mapping, Sequence
+import io
+import re
+import tokenize
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-REQUIRED = object()
+from mmdiff.core.spelling import nearest, nearest_path
+
+REQUIRED = object()      # the default of a key that has none
+COMPUTED = object()      # a default that is no literal: the factory itself fills it in
+SCALARS = {"int": int, "float": float, "str": str, "bool": bool}
 
 
 class Field(NamedTuple):
   """One key of a block: its annotation as syntax and the module that it was read in."""
   annotation: ast.expr
-  default: Any              # a literal, or REQUIRED
+  default: Any              # a value, REQUIRED or COMPUTED
   module: str
+  comment: str = ""         # from the same line of the source
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
   """One thing wrong with a config."""
-  path: str                 # dotted, e.g. "optim.default.lr"
+  path: str                 # dotted, e.g. "optim.default.lrr"
   message: str
+  meant: str | None = None  # the dotted path that was probably meant
 
-  def __str__(self):
-    return f"{self.path}: {self.message}"
+  def text(self, prefix: str = "") -> str:
+    return f"{prefix}{self.path}: {self.message}" + (f"; did you mean {prefix}{self.meant}?" if self.meant else "")
+
+  __str__ = text
+
+
+class Block(NamedTuple):
+  """How the keys under one mapping are known."""
+  spec: str | None = None          # "module:factory", fixed keys
+  table: str | None = None         # "module:TABLE", keys depend on `name`
+  values: ast.expr | None = None   # any key, each value of this annotation
+  module: str = ""
+
+
+EXPERIMENT = Block(spec="mmdiff.core.experiment:Experiment")
+
+
+# Reading source
+
+@functools.cache
+def _source(module: str) -> str:
+  spec = importlib.util.find_spec(module)
+  if spec is None or spec.origin is None:
+    raise ModuleNotFoundError(f"no module {module!r}")
+  return Path(spec.origin).read_text(encoding="utf-8")
 
 
 @functools.cache
 def _module_tree(module: str) -> ast.Module:
-  spec = importlib.util.find_spec(module)
-  if spec is None or spec.origin is None:
-    raise ModuleNotFoundError(f"no module {module!r}")
-  return ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+  return ast.parse(_source(module))
 
 
-def table(spec: str) -> dict[str, Any]:
-  """The literal dict at "module:NAME"; values that are no literals come back as None."""
-  module, name = spec.split(":")
+@functools.cache
+def _comments(module: str) -> dict[int, str]:
+  tokens = tokenize.generate_tokens(io.StringIO(_source(module)).readline)
+  return {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+
+
+@functools.cache
+def _definition(name: str, module: str) -> tuple[ast.AST, str] | None:
+  """(class, function or assigned expression, module) that a name stands for at module level, through imports of this project."""
   for node in _module_tree(module).body:
+    if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
+      return node, module
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-    if any(isinstance(t, ast.Name) and t.id == name for t in targets) and isinstance(node.value, ast.Dict):
-      return {_literal(key): _literal(value) for key, value in zip(node.value.keys, node.value.values)}
-  raise KeyError(f"{module} has no literal dict {name}")
+    if any(isinstance(t, ast.Name) and t.id == name for t in targets) and node.value is not None:
+      return node.value, module
+    if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == module.split(".")[0]:
+      for alias in node.names:
+        if (alias.asname or alias.name) == name:
+          return _definition(alias.name, node.module)
+  return None
 
 
 def _literal(node) -> Any:
@@ -61,165 +103,283 @@ def _literal(node) -> Any:
     return None
 
 
+def _default(node: ast.expr | None, module: str) -> Any:
+  if node is None:
+    return REQUIRED
+  if isinstance(node, ast.Name) and (found := _definition(node.id, module)) and isinstance(found[0], ast.expr):
+    return _default(*found)
+  try:
+    return ast.literal_eval(node)
+  except (ValueError, TypeError):
+    return COMPUTED
+
+
+def table(spec: str) -> dict[str, Any]:
+  """The literal dict at "module:NAME"; values that are no literals come back as None."""
+  module, name = spec.split(":")
+  found = _definition(name, module)
+  if found is None or not isinstance(found[0], ast.Dict):
+    raise KeyError(f"{module} has no literal dict {name}")
+  return {_literal(key): _literal(value) for key, value in zip(found[0].keys, found[0].values)}
+
+
 @functools.cache
 def fields(spec: str) -> dict[str, Field]:
   """The keys of the block at "module:name": keyword-only parameters of a function, or the annotated fields of a class."""
   module, name = spec.split(":")
-  for node in _module_tree(module).body:
-    if isinstance(node, ast.FunctionDef) and node.name == name:
-      args = zip(node.args.kwonlyargs, node.args.kw_defaults)
-      return {arg.arg: Field(arg.annotation, REQUIRED if default is None else _literal(default), module)
-              for arg, default in args if arg.annotation is not None}
-    if isinstance(node, ast.ClassDef) and node.name == name:
-      return {item.target.id: Field(item.annotation, REQUIRED if item.value is None else _literal(item.value), module)
-              for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)}
-  raise KeyError(f"{module} has no function or class {name}")
+  found = _definition(name, module)
+  if found is None or not isinstance(found[0], (ast.FunctionDef, ast.ClassDef)):
+    raise KeyError(f"{module} has no function or class {name}")
+  node, module = found
+  if isinstance(node, ast.FunctionDef):
+    parts = [(a.arg, a.annotation, d, (d or a).end_lineno) for a, d in zip(node.args.kwonlyargs, node.args.kw_defaults) if a.annotation]
+  else:
+    parts = [(item.target.id, item.annotation, item.value, item.end_lineno)
+             for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)]
+  lines = [line for *_, line in parts]
+  comments, doc = _comments(module), ast.get_docstring(node) or ""
+  def comment(key, line):
+    said = re.search(rf"^\s*`?{key}`?: (.+)", doc, re.MULTILINE)
+    return comments.get(line, "") if lines.count(line) == 1 and line in comments else said.group(1) if said else ""
+  return {key: Field(annotation, _default(default, module), module, comment(key, line)) for key, annotation, default, line in parts}
 
 
-class Block(NamedTuple):
-  """How the keys under one mapping are known."""
-  spec: str | None = None        # "module:factory", fixed keys
-  table: str | None = None       # "module:TABLE", keys depend on `name`
-  values: ast.expr | None = None   # any key, each value of this annotation
-  module: str = ""
+# Annotations
+
+def _expand(annotation: ast.expr, module: str) -> tuple[ast.expr, str]:
+  """A quoted annotation or a name for one -> the annotation itself."""
+  if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+    return _expand(ast.parse(annotation.value, mode="eval").body, module)
+  if isinstance(annotation, ast.Name) and annotation.id not in SCALARS and (found := _definition(annotation.id, module)):
+    return _expand(*found) if isinstance(found[0], ast.expr) else (annotation, found[1])
+  return annotation, module
 
 
-def _block(annotation: ast.expr, module: str) -> Block | None:
-  """The block that an annotation describes, or None for a leaf."""
+def _generic(annotation: ast.expr) -> str | None:
+  return annotation.value.id if isinstance(annotation, ast.Subscript) and isinstance(annotation.value, ast.Name) else None
+
+
+def _inner(annotation: ast.Subscript) -> list[ast.expr]:
+  return annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
+
+
+def _choices(annotation: ast.Subscript, module: str) -> list:
+  """The values that `Literal[…]` or `OneOf[…]` allows."""
+  if _generic(annotation) == "Literal":
+    return [_literal(element) for element in _inner(annotation)]
+  spec = _literal(annotation.slice)
+  return list(table(spec if ":" in spec else f"{module}:{spec}"))
+
+
+def block_of(field: Field) -> Block | None:
+  """The block that a field holds, or None for a leaf."""
+  annotation, module = _expand(field.annotation, field.module)
   if isinstance(annotation, ast.BinOp):                                   # X | None
-    return _block(annotation.left, module) or _block(annotation.right, module)
-  if isinstance(annotation, ast.Subscript) and isinstance(annotation.value, ast.Name):
-    kind = annotation.value.id
-    if kind == "Built":
-      return Block(table=_literal(annotation.slice))
-    if kind in ("Mapping", "dict"):
-      return Block(values=annotation.slice.elts[1], module=module) if isinstance(annotation.slice, ast.Tuple) else None
-  if isinstance(annotation, ast.Name):
-    for node in _module_tree(module).body:
-      if isinstance(node, ast.ClassDef) and node.name == annotation.id:
-        return Block(spec=f"{module}:{annotation.id}")
+    return block_of(field._replace(annotation=annotation.left, module=module)) or \
+      block_of(field._replace(annotation=annotation.right, module=module))
+  if _generic(annotation) == "Built":
+    return Block(table=_literal(annotation.slice))
+  if _generic(annotation) in ("Mapping", "dict"):
+    return Block(values=_inner(annotation)[1], module=module)
+  if isinstance(annotation, ast.Name) and (found := _definition(annotation.id, module)) and isinstance(found[0], ast.ClassDef):
+    return Block(spec=f"{found[1]}:{found[0].name}")
   return None
 
+
+def optional(field: Field) -> bool:
+  """Whether a field may be None."""
+  return _wrong(field.annotation, None, field.module) is None
+
+
+def describe(annotation: ast.expr, module: str) -> str:
+  """An annotation in words: "float", "tuple of int", "one of 'softmax', 'sigmoid'", "float or None"."""
+  annotation, module = _expand(annotation, module)
+  if isinstance(annotation, ast.BinOp):
+    return f"{describe(annotation.left, module)} or {describe(annotation.right, module)}"
+  if _generic(annotation) in ("Literal", "OneOf"):
+    return "one of " + ", ".join(map(repr, _choices(annotation, module)))
+  if _generic(annotation) in ("tuple", "Sequence", "list"):
+    return f"tuple of {describe(_inner(annotation)[0], module)}"
+  if _generic(annotation) in ("Mapping", "dict"):
+    return f"mapping of names to {describe(_inner(annotation)[1], module)}"
+  if _generic(annotation) == "Built":
+    return "block named " + ", ".join(map(repr, table(_literal(annotation.slice))))
+  return ast.unparse(annotation)
+
+
+def understood(annotation: ast.expr, module: str) -> bool:
+  """Whether values of this annotation can be checked."""
+  annotation, module = _expand(annotation, module)
+  if isinstance(annotation, ast.BinOp):
+    return understood(annotation.left, module) and understood(annotation.right, module)
+  if _generic(annotation) in ("tuple", "Sequence", "list"):
+    return understood(_inner(annotation)[0], module)
+  if _generic(annotation) in ("Mapping", "dict"):
+    return understood(_inner(annotation)[1], module)
+  return _generic(annotation) in ("Literal", "OneOf", "Built") or isinstance(annotation, ast.Constant) and annotation.value is None or \
+    isinstance(annotation, ast.Name) and (annotation.id in SCALARS or block_of(Field(annotation, None, module)) is not None)
+
+
+def _wrong(annotation: ast.expr, value: Any, module: str) -> str | None:
+  """Why a leaf value does not fit its annotation, or None."""
+  annotation, module = _expand(annotation, module)
+  found = f"found {type(value).__name__} {value!r}" if value is not None else "found None"
+  if isinstance(annotation, ast.BinOp):
+    left, right = _wrong(annotation.left, value, module), _wrong(annotation.right, value, module)
+    if left is None or right is None:
+      return None
+    return left if right.startswith("expected None") else right if left.startswith("expected None") else \
+      f"expected {describe(annotation, module)}, {found}"
+  if _generic(annotation) in ("Literal", "OneOf"):
+    known = _choices(annotation, module)
+    if any(value == k and isinstance(value, bool) == isinstance(k, bool) for k in known):
+      return None
+    guess = nearest(value, [k for k in known if isinstance(k, str)]) if isinstance(value, str) else None
+    return f"expected {describe(annotation, module)}, found {value!r}" + (f"; did you mean {guess!r}?" if guess else "")
+  if _generic(annotation) in ("tuple", "Sequence", "list"):
+    if not isinstance(value, (tuple, list)):
+      return f"expected {describe(annotation, module)}, {found}"
+    return next((f"{problem} in {value!r}" for item in value if (problem := _wrong(_inner(annotation)[0], item, module))), None)
+  if isinstance(annotation, ast.Constant) and annotation.value is None:
+    return None if value is None else f"expected None, {found}"
+  kind = annotation.id if isinstance(annotation, ast.Name) else ""
+  fits = {"int": isinstance(value, int) and not isinstance(value, bool), "bool": isinstance(value, bool), "str": isinstance(value, str),
+          "float": isinstance(value, (int, float)) and not isinstance(value, bool)}
+  return None if fits.get(kind, True) else f"expected {kind}, {found}"
+
+
+def parse_text(field: Field, text: str) -> Any:
+  """The value that `text` stands for on a command line. Raises ValueError("expected …, found …")."""
+  return _parse(field.annotation, text, field.module)
+
+
+def _parse(annotation: ast.expr, text: str, module: str) -> Any:
+  annotation, module = _expand(annotation, module)
+  said = ValueError(f"expected {describe(annotation, module)}, found {text!r}")
+  if isinstance(annotation, ast.BinOp):
+    sides = sorted((annotation.left, annotation.right), key=lambda side: not (isinstance(side, ast.Constant) and side.value is None))
+    for side in sides:                        # None first: "none" would pass for a str
+      try:
+        return _parse(side, text, module)
+      except ValueError:
+        continue
+    raise said
+  if isinstance(annotation, ast.Constant) and annotation.value is None:
+    if text.lower() not in ("none", "null"):
+      raise said
+    return None
+  if _generic(annotation) in ("Literal", "OneOf"):
+    known = _choices(annotation, module)
+    match = [value for value in known if str(value) == text]
+    if not match:
+      raise ValueError(_wrong(annotation, text, module))
+    return match[0]
+  if _generic(annotation) in ("tuple", "Sequence", "list"):
+    inner, bare = _inner(annotation)[0], text.strip()
+    if bare[:1] in ("(", "["):
+      value = _literal(bare)
+      value = value if isinstance(value, (tuple, list)) else (value,) if value is not None else None
+      if value is None or _wrong(annotation, value, module):
+        raise said
+      return tuple(value)
+    try:
+      return tuple(_parse(inner, part.strip(), module) for part in bare.split(",")) if bare else ()
+    except ValueError:
+      raise said from None
+  if isinstance(annotation, ast.Name) and annotation.id == "bool":
+    if text.lower() not in ("true", "t", "1", "false", "f", "0"):
+      raise said
+    return text.lower() in ("true", "t", "1")
+  try:
+    return SCALARS.get(getattr(annotation, "id", ""), str)(text)
+  except ValueError:
+    raise said from None
+
+
+# Configs
 
 def keys_of(block: Block, config: Mapping) -> dict[str, Field]:
   """The keys that a block allows, given what it says already (its `name`)."""
   if block.spec:
     return fields(block.spec)
   if block.table:
-    known = table(block.table)
+    known, name = table(block.table), config.get("name")
     name_field = Field(ast.parse(f"OneOf[{block.table!r}]", mode="eval").body, REQUIRED, "")
-    target = known.get(config.get("name"))
-    return {"name": name_field} | (fields(target) if target else {})
+    return {"name": name_field} | (fields(known[name]) if isinstance(name, str) and name in known else {})
   return {key: Field(block.values, REQUIRED, block.module) for key in config}
 
 
-def nearest(word: str, known: Sequence[str]) -> str | None:
-  """The known word with the fewest edits (insert, delete, replace, swap neighbours), if there are few; ties by order."""
-  if not known:
-    return None
-  best = min(known, key=lambda k: (edits(word, k), abs(len(word) - len(k))))
-  return best if edits(word, best) <= max(2, len(word) // 2) else None
-
-
-def edits(a: str, b: str) -> int:
-  """Damerau–Levenshtein distance (optimal string alignment)."""
-  rows = [list(range(len(b) + 1))]
-  for i, x in enumerate(a, 1):
-    row = [i]
-    for j, y in enumerate(b, 1):
-      row.append(min(rows[i - 1][j] + 1, row[j - 1] + 1, rows[i - 1][j - 1] + (x != y)))
-      if i > 1 and j > 1 and x == b[j - 2] and a[i - 2] == y:
-        row[j] = min(row[j], rows[i - 2][j - 2] + 1)
-    rows.append(row)
-  return rows[-1][-1]
-
-
-def _suggest(word: str, known: Sequence[str]) -> str:
-  guess = nearest(word, known)
-  return f"; did you mean {guess!r}?" if guess else f"; known: {', '.join(map(str, known)) or 'none'}"
-
-
-def _wrong(annotation: ast.expr, value: Any, module: str) -> str | None:
-  """Why a leaf value does not fit its annotation, or None."""
-  if isinstance(annotation, ast.BinOp):
-    left, right = _wrong(annotation.left, value, module), _wrong(annotation.right, value, module)
-    return left and right and (left if right == "expected None" else right)
-  if isinstance(annotation, ast.Constant) and annotation.value is None:
-    return None if value is None else "expected None"
-  if isinstance(annotation, ast.Subscript) and isinstance(annotation.value, ast.Name):
-    kind = annotation.value.id
-    if kind in ("Literal", "OneOf"):
-      if kind == "Literal":
-        elements = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
-        known = [_literal(e) for e in elements]
-      else:
-        spec = _literal(annotation.slice)
-        known = list(table(spec if ":" in spec else f"{module}:{spec}"))
-      if value in known:
-        return None
-      return f"unknown value {value!r}{_suggest(str(value), [str(k) for k in known])}"
-    if kind in ("tuple", "Sequence", "list"):
-      if not isinstance(value, (tuple, list)):
-        return f"expected a tuple, found {type(value).__name__} {value!r}"
-      inner = annotation.slice.elts[0] if isinstance(annotation.slice, ast.Tuple) else annotation.slice
-      return next((problem for item in value if (problem := _wrong(inner, item, module))), None)
-  if isinstance(annotation, ast.Name):
-    kind = annotation.id
-    ok = {"int": isinstance(value, int) and not isinstance(value, bool), "bool": isinstance(value, bool), "str": isinstance(value, str),
-          "float": isinstance(value, (int, float)) and not isinstance(value, bool)}.get(kind, True)
-    if not ok:
-      return f"expected {kind}, found {type(value).__name__} {value!r}"
-  return None
-
-
-def check(config: Mapping, block: Block, path: str = "") -> list[Problem]:
+def check(config: Mapping, block: Block = EXPERIMENT) -> list[Problem]:
   """Everything that is wrong with `config` under `block`: unknown and missing keys, types, names, in one pass."""
-  problems = []
+  known = dotted_keys(config, block)
+  problems = list(_check(config, block, ""))
+  meant = {p: nearest_path(p.path, known) for p in problems if p.message == "unknown key"}
+  # A misspelt required key is one mistake, not two.
+  return [dataclasses.replace(p, meant=meant[p]) if p in meant else p
+          for p in problems if not (p.message.startswith("missing") and p.path in meant.values())]
+
+
+def _check(config: Mapping, block: Block, path: str) -> Iterator[Problem]:
   known = keys_of(block, config)
   dotted = lambda key: f"{path}.{key}" if path else str(key)
-  if block.table and config.get("name") not in table(block.table):
-    found = "missing" if "name" not in config else f"unknown value {config['name']!r}"
-    return [Problem(dotted("name"), found + _suggest(str(config.get("name", "")), list(table(block.table))))]
+  unnamed = block.table and (wrong := _wrong(known["name"].annotation, config.get("name"), ""))
+  if unnamed:
+    yield Problem(dotted("name"), wrong if "name" in config else "missing; " + wrong.split(", found")[0])
   for key, value in config.items():
     if key not in known:
-      problems.append(Problem(dotted(key), "unknown key" + _suggest(str(key), list(known))))
+      if not unnamed:                        # without the name nobody knows the keys
+        yield Problem(dotted(key), "unknown key")
       continue
-    annotation, module = known[key].annotation, known[key].module
-    inner = _block(annotation, module)
+    inner = block_of(known[key])
     if inner is None:
-      wrong = _wrong(annotation, value, module)
+      wrong = _wrong(known[key].annotation, value, known[key].module) if key != "name" or not block.table else None
       if wrong:
-        problems.append(Problem(dotted(key), wrong))
+        yield Problem(dotted(key), wrong)
     elif isinstance(value, Mapping):
-      problems += check(value, inner, dotted(key))
-    elif value is not None or not isinstance(annotation, ast.BinOp):
-      problems.append(Problem(dotted(key), f"expected a block of keys, found {type(value).__name__} {value!r}"))
-  if not block.values:
-    problems += [Problem(dotted(key), "missing") for key, field in known.items() if field.default is REQUIRED and key not in config]
-  return problems
+      yield from _check(value, inner, dotted(key))
+    elif value is not None or not optional(known[key]):
+      yield Problem(dotted(key), f"expected a block of keys, found {type(value).__name__} {value!r}")
+  if not block.values and not unnamed:
+    for key, field in known.items():
+      if field.default is REQUIRED and key not in config:
+        yield Problem(dotted(key), f"missing; expected {describe(field.annotation, field.module)}")
 
 
-def leaf(path: str, config: Mapping, block: Block) -> Field | None:
-  """The field at a dotted path, or None when a part of the path is unknown. A mapping of free keys accepts any key."""
-  head, _, rest = path.partition(".")
+def complete(config: Mapping, block: Block = EXPERIMENT) -> dict:
+  """A checked config as nested dicts with every literal default filled in, tuples as tuples and floats as floats, in the schema's order."""
+  made = {}
   known = keys_of(block, config)
-  field = known.get(head) or (Field(block.values, REQUIRED, block.module) if block.values else None)
-  if field is None or not rest:
-    return field
-  inner, value = _block(field.annotation, field.module), config.get(head)
-  return leaf(rest, value if isinstance(value, Mapping) else {}, inner) if inner else None
+  for key, field in known.items():
+    inner, value = block_of(field), config.get(key, field.default)
+    if value is COMPUTED or value is REQUIRED:
+      continue
+    if isinstance(value, Mapping):
+      made[key] = complete(value, inner)
+    else:
+      made[key] = _canonical(field.annotation, value, field.module)
+  return made
 
 
-def dotted_keys(config: Mapping, block: Block, path: str = "") -> list[str]:
-  """Every dotted path that may be set, including those with defaults that the config leaves out."""
-  found = []
+def _canonical(annotation: ast.expr, value: Any, module: str) -> Any:
+  annotation, module = _expand(annotation, module)
+  if isinstance(annotation, ast.BinOp):
+    fitting = annotation.left if _wrong(annotation.left, value, module) is None else annotation.right
+    return _canonical(fitting, value, module)
+  if isinstance(value, (tuple, list)):
+    inner = _inner(annotation)[0] if _generic(annotation) in ("tuple", "Sequence", "list") else None
+    return tuple(_canonical(inner, item, module) if inner else item for item in value)
+  return float(value) if isinstance(annotation, ast.Name) and annotation.id == "float" and isinstance(value, int) else value
+
+
+def walk(config: Mapping, block: Block = EXPERIMENT, path: str = "") -> Iterator[tuple[str, Field, Any]]:
+  """(dotted path, field, value) of every key that may be set, blocks included; the value is the default, or REQUIRED, where not given."""
   for key, field in keys_of(block, config).items():
-    name = f"{path}.{key}" if path else key
-    inner, value = _block(field.annotation, field.module), config.get(key)
-    if inner is None:
-      found.append(name)
-    elif isinstance(value, Mapping):
-      found += dotted_keys(value, inner, name)
-    elif inner.spec or (inner.table and not inner.values):
-      found += dotted_keys({}, inner, name)
-  return found
+    name, inner, value = f"{path}.{key}" if path else key, block_of(field), config.get(key, field.default)
+    yield name, field, value
+    if inner and (isinstance(value, Mapping) or not inner.values):
+      yield from walk(value if isinstance(value, Mapping) else {}, inner, name)
+
+
+def dotted_keys(config: Mapping, block: Block = EXPERIMENT) -> list[str]:
+  """Every dotted path that may be set, blocks included."""
+  return [path for path, *_ in walk(config, block)]

@@ -1,0 +1,89 @@
+"""The command line: `mmdiff COMMAND …`, also `python -m mmdiff COMMAND …`. Nothing here imports JAX; the commands do.
+
+Exit codes: 0 done, 64 bad flags or config, 65 bad data or weights, 70 training gave up, 73 cannot write, 75 interrupted (run the same
+command to go on).
+"""
+import ast
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmdiff import __version__
+from mmdiff.core.errors import EXIT_CODES, ConfigError, Interrupted
+from mmdiff.core.spelling import nearest
+
+COMMANDS = {
+  "train": "train an objective from a config",
+  "evaluate": "score a run or a model",
+  "sample": "make pictures from prompts",
+  "data": "build, inspect and validate data sets",
+  "bench": "measure speed, memory and MFU",
+  "doctor": "check a machine, a config and a run directory",
+  "demo": "train CLIP and text-to-image on the built-in world, with a report",
+}
+INTERRUPTED = EXIT_CODES[Interrupted]
+
+
+def usage() -> str:
+  listed = "\n".join(f"  {name:<10}{about}" for name, about in COMMANDS.items())
+  return f"mmdiff {__version__}: models between images and text in JAX\n\nUsage: mmdiff COMMAND [--flag=value …]\n\n{listed}\n\n" \
+         "`mmdiff COMMAND --help` lists a command's flags.\n"
+
+
+def help_of(command: str) -> str:
+  """A command's docstring and flags, read without importing it."""
+  from mmdiff.commands import flags
+  module = ast.parse((Path(__file__).parent / "commands" / f"{command}.py").read_text(encoding="utf-8"))
+  table = next((node.value for node in module.body if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "FLAGS"), None)
+  return flags.help_text(ast.get_docstring(module) or COMMANDS[command], _literal(table) if table else {})
+
+
+def _literal(node: ast.expr):
+  """The value of a literal in which `dict(a=1)` is one too."""
+  if isinstance(node, ast.Call):
+    return {word.arg: _literal(word.value) for word in node.keywords}
+  if isinstance(node, ast.Dict):
+    return {ast.literal_eval(key): _literal(value) for key, value in zip(node.keys, node.values)}
+  return ast.literal_eval(node)
+
+
+def run(argv: Sequence[str]) -> int:
+  if not argv or argv[0] in ("--help", "-h", "help") and len(argv) < 2:
+    print(usage(), end="")
+    return 0
+  if argv[0] == "--version":
+    print(__version__)
+    return 0
+  command, *rest = argv[1:] if argv[0] == "help" else argv
+  if command not in COMMANDS:
+    guess = nearest(command, COMMANDS)
+    raise ConfigError(f"unknown command {command!r}" + (f"; did you mean {guess}?" if guess else "") + f" (known: {', '.join(COMMANDS)})")
+  if argv[0] == "help" or "--help" in rest or "-h" in rest:
+    print(help_of(command), end="")
+    return 0
+  return importlib.import_module(f"mmdiff.commands.{command}").main(rest) or 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs a command; the exit code. Errors that are the user's to mend come as lines on stderr, without a traceback."""
+  argv = list(sys.argv[1:] if argv is None else argv)
+  try:
+    return run(argv)
+  except (*EXIT_CODES, KeyboardInterrupt) as error:
+    if os.environ.get("MMDIFF_TRACEBACK") == "1":
+      raise
+    code = next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), INTERRUPTED)
+    lines = str(error).splitlines() or ["interrupted; the same command goes on" if code == INTERRUPTED else type(error).__name__]
+    name = f"mmdiff {argv[0]}" if argv and argv[0] in COMMANDS else "mmdiff"
+    print("\n".join([f"{name}: {lines[0]}"] if len(lines) == 1 else [f"{name}: {len(lines)} problems", *("  " + line for line in lines)]),
+          file=sys.stderr)
+    return code
+  except BrokenPipeError:                 # `mmdiff … | head`
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

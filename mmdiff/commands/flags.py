@@ -1,0 +1,316 @@
+"""Flags of the commands, in absl's forms, and the config file with its overrides in ml_collections' forms. Imports no JAX.
+
+A command declares its flags as a literal dict, so that help can be read without importing the command:
+
+  FLAGS = {
+    "config": dict(required=True, help="config file, configs/NAME.py[:args]"),
+    "workdir": dict(type="str", required=True, help="run directory"),
+    "steps": dict(type="int", default=20, help="sampling steps"),           # types: str int float bool; "str,", "int,", … are tuples
+    "sampler": dict(choices=("euler", "heun"), default="euler", help="…"),
+  }
+  given = parse(argv, FLAGS)       # given["workdir"], …; given["config"] is the checked config as nested dicts
+
+Forms: `--name=value`, `--name value`, `--flag`, `--noflag`. A flag given twice takes the last value. A flag without a default is None when
+not given. `parse` names everything that is wrong in one ConfigError: flags, overrides, and the contents of the config.
+
+Config: `--config=FILE.py[:args]` (its `get_config(args)` is called) or a run's `config.json`; `--config.a.b=value` replaces one value.
+Values are read by the type of the key: `3,4,5` for tuples, `true`/`false` (or `--config.a.flip`, `--noconfig.a.flip`), `none` where
+allowed, `key[1]=value` for one item of a tuple. Free mappings take new entries (`--config.data.captions.long=0.9`), lose one with `none`,
+or are replaced by a literal `{"long": 1.0}`. Setting a block's `name` drops the keys that only the old name knew.
+"""
+import ast
+import json
+import re
+import sys
+import textwrap
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmdiff.core import consistency, schema
+from mmdiff.core.errors import ConfigError
+from mmdiff.core.spelling import edits, nearest, nearest_path
+
+ROOT = Path(__file__).resolve().parents[2]      # of the repository, or of site-packages: where `configs` lives
+SCALARS = ("int", "float", "bool", "str")
+
+
+def parse(argv: Sequence[str], flags: Mapping[str, Mapping], *, positional: Sequence[str] = ()) -> dict[str, Any]:
+  """{flag: value} for every flag of the table. positional: names of the words that may come without `--`; None when not given.
+
+  Raises ConfigError with one line for every mistake.
+  """
+  given, words, overrides, problems = _split(argv, flags, positional)
+  values: dict[str, Any] = dict.fromkeys(positional) | dict(zip(positional, words))
+  problems += [f"{word!r}: unexpected; flags are --name=value" for word in words[len(positional):]]
+  for name, flag in flags.items():
+    values[name] = flag.get("default")
+    if name not in given:
+      if flag.get("required"):
+        problems.append(f"--{name}: required" + (f"; {flag['help']}" if flag.get("help") else ""))
+    elif given[name] is None:
+      problems.append(f"--{name}: needs a value")
+    elif name == "config":
+      values[name], found = read_config(given[name], overrides)
+      problems += found
+    else:
+      try:
+        values[name] = schema.parse_text(_field(flag), given[name])
+      except ValueError as error:
+        problems.append(f"--{name}: {error}")
+  if overrides and "config" not in given:
+    why = "needs --config=FILE" if "config" in flags else "this command takes no --config"
+    problems += [f"--config.{path}: {why}" for path, _ in overrides]
+  if problems:
+    raise ConfigError("\n".join(problems))
+  return values
+
+
+def load_config(argv: Sequence[str]) -> dict:
+  """The checked config of `--config=… --config.key=value …`, as nested dicts with every default filled in. Raises ConfigError."""
+  return parse(argv, {"config": dict(required=True, help="config file, configs/NAME.py[:args], or a run's config.json")})["config"]
+
+
+def saved_config(path: Path) -> dict:
+  """The config that a run directory keeps, through the same check. Raises ConfigError."""
+  config, problems = read_config(str(path), ())
+  if problems:
+    raise ConfigError("\n".join(problems))
+  return config
+
+
+def _field(flag: Mapping) -> schema.Field:
+  """A flag's type as a schema field."""
+  kind = flag.get("type", "str")
+  item = f"Literal[{', '.join(map(repr, flag['choices']))}]" if "choices" in flag else kind.rstrip(",")
+  return schema.Field(ast.parse(f"tuple[{item}, ...]" if kind.endswith(",") else item, mode="eval").body, None, __name__)
+
+
+def _split(argv: Sequence[str], flags: Mapping[str, Mapping], positional: Sequence[str]):
+  """({flag: text, or None where a value is missing}, bare words, [(config path, text or None)], problems)."""
+  given: dict[str, str | None] = {}
+  words, overrides, problems, rest = [], [], [], list(argv)
+  is_bool = lambda name: flags.get(name, {}).get("type") == "bool"
+  take = lambda: rest.pop(0) if rest and not rest[0].startswith("--") else None
+  while rest:
+    arg = rest.pop(0)
+    if not arg.startswith("-") or arg == "-":
+      words.append(arg)
+      continue
+    name, equals, text = arg.lstrip("-").partition("=")
+    if name.startswith("config."):
+      overrides.append((name.removeprefix("config."), text if equals else take()))
+    elif name.startswith("noconfig."):
+      overrides.append((name.removeprefix("noconfig."), "false"))
+    elif is_bool(name):
+      given[name] = text if equals else "true"
+    elif name.startswith("no") and is_bool(name[2:]):
+      given[name[2:]] = "false"
+    elif name in flags:
+      given[name] = text if equals else take()
+    else:
+      if not equals and not positional:
+        take()
+      problems.append(f"--{name}: unknown flag" + _meant(name, flags))
+  return given, words, overrides, problems
+
+
+def _meant(name: str, flags: Mapping) -> str:
+  head, dot, tail = name.partition(".")
+  if dot and "config" in flags and edits(head, "config") <= 2:
+    return f"; did you mean --config.{tail}?"
+  guess = nearest(name, flags)
+  return f"; did you mean --{guess}?" if guess else f"; known: {', '.join('--' + flag for flag in flags) or 'none'}"
+
+
+# The config file
+
+def read_config(source: str, overrides: Sequence[tuple[str, str | None]]) -> tuple[dict | None, list[str]]:
+  """(config with every default filled in, or None; what is wrong) for `FILE.py[:args]` or `config.json` and `(dotted path, text)` pairs."""
+  try:
+    config = _run(source)
+  except ConfigError as error:
+    return None, [str(error)]
+  config, wrong = override(config, overrides)
+  touched = {path for path, _ in overrides}
+  file = source.partition(".py:")[0] + (".py" if ".py:" in source else "")
+  from_flag = lambda path: any(path == t or path.startswith(t + ".") for t in touched)
+  problems = [p.text("--config.") for p in wrong]
+  found = [p for p in schema.check(config) if not any(p.path == w.path for w in wrong)]
+  if not found:
+    config = schema.complete(config)
+    found = [p for p in consistency.check(config) if not any(w.path.startswith(p.path) for w in wrong)]
+  problems += [p.text("--config.") if from_flag(p.path) else f"{file}: {p.text('config.')}" for p in found]
+  return (None, problems) if problems else (config, [])
+
+
+def find_file(name: str) -> Path:
+  """The config file of that name under the working directory, else under the project's root. Raises ConfigError with the nearest."""
+  for base in (Path.cwd(), ROOT):
+    if (base / name).is_file():
+      return base / name
+  if (Path(name) / "config.json").is_file():
+    return Path(name) / "config.json"
+  known = sorted({f"configs/{file.relative_to(base / 'configs').as_posix()}" for base in (Path.cwd(), ROOT)
+                  for file in (base / "configs").rglob("*.py") if "get_config" in file.read_text(encoding="utf-8")})
+  guess = nearest(name, known) or nearest(Path(name).stem, [Path(k).stem for k in known])
+  guess = guess if guess in known else next((k for k in known if guess and Path(k).stem == guess), None)
+  hint = f"; did you mean {guess}?" if guess else ""
+  raise ConfigError(f"--config={name}: no such file{hint} (there are {', '.join(known) or 'none'})")
+
+
+def _run(source: str) -> dict:
+  """What the config file says, as nested dicts. Running a config file is running code; `config.json` is only read."""
+  name, python, arg = source.partition(".py:")
+  name += ".py" if python else ""
+  file = find_file(name)
+  if file.suffix == ".json":
+    try:
+      config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+      raise ConfigError(f"--config={name}: not valid JSON: {error}") from None
+  else:
+    if str(ROOT) not in sys.path:
+      sys.path.append(str(ROOT))             # configs import `configs.common`
+    scope = {"__name__": "config_file", "__file__": str(file)}
+    try:
+      exec(compile(file.read_text(encoding="utf-8"), str(file), "exec"), scope)      # noqa: S102
+      if "get_config" not in scope:
+        raise ConfigError(f"--config={name}: the file has no function get_config")
+      takes = scope["get_config"].__code__.co_argcount
+      if arg and not takes:
+        raise ConfigError(f"--config={source}: its get_config takes no arguments")
+      config = scope["get_config"](arg) if takes and (arg or not scope["get_config"].__defaults__) else scope["get_config"]()
+    except ConfigError:
+      raise
+    except SyntaxError as error:
+      raise ConfigError(f"{error.filename or name}:{error.lineno}: {error.msg}: {(error.text or '').strip()}") from None
+    except Exception as error:
+      lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+      raise ConfigError(f"--config={source}: {name}:{lines[-1] if lines else 1}: {type(error).__name__}: {error}") from None
+  config = _plain(config)
+  if not isinstance(config, dict):
+    raise ConfigError(f"--config={name}: expected a config (a mapping), found {type(config).__name__}")
+  return config
+
+
+def _plain(value: Any) -> Any:
+  """ConfigDicts and references as plain dicts and values. A required placeholder that has no value is left out, hence missing."""
+  if isinstance(value, Mapping) or hasattr(value, "to_dict") and hasattr(value, "keys"):
+    made = {}
+    for key in value.keys():
+      try:
+        made[str(key)] = _plain(value[key])
+      except ValueError as error:
+        if type(error).__name__ != "RequiredValueError":
+          raise
+    return made
+  return tuple(map(_plain, value)) if isinstance(value, (tuple, list)) else value
+
+
+# Overrides
+
+def override(config: Mapping, overrides: Sequence[tuple[str, str | None]], block: schema.Block = schema.EXPERIMENT) -> tuple[dict, list]:
+  """(a copy of `config` with the overrides applied, schema problems). Names first, since they decide which keys there are."""
+  config, problems = _plain(config), []
+  names = [item for item in overrides if item[0].split(".")[-1] == "name"]
+  new_blocks = {path.rpartition(".")[0] for path, _ in names}
+  for path, text in sorted(names, key=lambda item: item[0].count(".")) + [item for item in overrides if item not in names]:
+    message = _set(config, path.split("."), text, block, path, new_blocks)
+    if message == "unknown key":
+      problems.append(schema.Problem(path, message, nearest_path(path, schema.dotted_keys(config, block))))
+    elif message:
+      problems.append(schema.Problem(path, message))
+  return config, problems
+
+
+def _set(node: dict, parts: list[str], text: str | None, block: schema.Block, path: str, new_blocks: set[str]) -> str | None:
+  """Sets one value in place; what is wrong, or None."""
+  key, *rest = parts
+  key, index = (re.fullmatch(r"(.*?)(?:\[(\d+)\])?", key).groups())
+  field = schema.keys_of(block, node).get(key)
+  if field is None and block.values is not None and not _slip(key, node):
+    field = schema.Field(block.values, schema.REQUIRED, block.module)
+    done = path.split(".")[:path.count(".") + 1 - len(rest)]
+    if schema.block_of(field) and ".".join(done) not in new_blocks:
+      return "unknown key"
+  if field is None:
+    return "unknown key"
+  inner = schema.block_of(field)
+  if rest:
+    if inner is None or index:
+      return "unknown key"
+    child = node.get(key)
+    child = dict(child) if isinstance(child, Mapping) else {}
+    message = _set(child, rest, text, inner, path, new_blocks)
+    if message is None:
+      node[key] = child
+    return message
+  if text is not None and text.lower() == "none" and block.values is not None:
+    node.pop(key, None)
+    return None
+  if inner is not None:
+    return _set_block(node, key, text, field, inner, path)
+  if text is None and schema.describe(field.annotation, field.module) != "bool":
+    return f"needs a value; expected {schema.describe(field.annotation, field.module)}"
+  try:
+    value = schema.parse_text(field if not index else _item(field), "true" if text is None else text)
+  except ValueError as error:
+    return str(error)
+  if index:
+    old = node.get(key, field.default)
+    if not isinstance(old, (tuple, list)) or int(index) >= len(old):
+      return f"no item {index} in {old!r}"
+    value = (*old[:int(index)], value, *old[int(index) + 1:])
+  if key == "name" and block.table and value != node.get("name"):
+    gone = schema.keys_of(block, node).keys() - schema.keys_of(block, {"name": value}).keys()
+    for name in gone & node.keys():
+      del node[name]
+  node[key] = value
+  return None
+
+
+def _set_block(node: dict, key: str, text: str | None, field: schema.Field, inner: schema.Block, path: str) -> str | None:
+  if text is not None and text.lower() == "none" and schema.optional(field):
+    node[key] = None
+    return None
+  try:
+    value = ast.literal_eval(text or "")
+  except (ValueError, SyntaxError):
+    value = None
+  if inner.values is not None and isinstance(value, Mapping):
+    node[key] = dict(value)
+    return None
+  current = node.get(key)
+  known = list(schema.keys_of(inner, current if isinstance(current, Mapping) else {}))
+  return f"a block of keys, found {text!r}; set " + (", ".join(f"--config.{path}.{k}" for k in known[:6]) or f"--config.{path}.NAME")
+
+
+def _item(field: schema.Field) -> schema.Field:
+  """The field of one item of a tuple."""
+  annotation = field.annotation
+  return field._replace(annotation=annotation.slice.elts[0]) if isinstance(getattr(annotation, "slice", None), ast.Tuple) else field
+
+
+def _slip(key: str, known: Mapping) -> bool:
+  """Whether a new entry of a free mapping looks like a misspelt one; names that differ by a number are meant."""
+  letters = lambda word: word.rstrip("0123456789")
+  close = lambda word: edits(key, word) <= 2 and 2 * edits(key, word) <= max(len(word), 3) and letters(key) != letters(word)
+  return key not in known and any(map(close, known))
+
+
+def help_text(doc: str, flags: Mapping[str, Mapping]) -> str:
+  """A command's help: its docstring and its flags."""
+  lines = [doc.strip(), ""] + (["Flags:"] if flags else [])
+  for name, flag in flags.items():
+    kind, default = flag.get("type", "str"), flag.get("default")
+    value = "|".join(flag["choices"]) if "choices" in flag else "FILE.py[:args]" if name == "config" else kind.rstrip(",").upper()
+    form = f"--[no]{name}" if kind == "bool" else f"--{name}={value}" + (",…" if kind.endswith(",") else "")
+    said = " (required)" if flag.get("required") else f" [{default}]" if default not in (None, "", (), False) else ""
+    note = flag.get("help", "") + said
+    wrapped = textwrap.fill(note, 128, initial_indent=" " * 36, subsequent_indent=" " * 36)
+    lines.append(f"  {form:<34}" + (wrapped[36:] if len(form) < 34 else "\n" + wrapped))
+  if "config" in flags:
+    lines.append(f"  {'--config.KEY=VALUE':<34}replaces one value of the config; `mmdiff doctor --config=… --keys` lists them")
+  return "\n".join(lines) + "\n"
