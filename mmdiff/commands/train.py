@@ -76,11 +76,11 @@ def versions() -> dict[str, str]:
 
 
 def make_dataset(config: Mapping, workdir: Path):
-  """The training data of a config; a tokenizer trained on them is kept as `tokenizer.json` and read back from there."""
-  from mmdiff.data import SOURCES, loader, tokenizers
-  source = build(SOURCES, config["data"]["source"])
-  tokenizer = tokenizers.for_run(config["data"]["tokenizer"], source, workdir)
-  return loader.dataset(source, tokenizer, seed=config["seed"], **data_options(config))
+  """The training data of a config, with the run's own tokenizer: once there is a `tokenizer.json`, it is read back from there."""
+  from mmdiff.data import SOURCES, TOKENIZERS, loader
+  kept = workdir / "tokenizer.json"
+  tokenizer = build(TOKENIZERS, dict(name="file", path=str(kept)) if kept.exists() else config["data"]["tokenizer"])
+  return loader.dataset(build(SOURCES, config["data"]["source"]), tokenizer, seed=config["seed"], **data_options(config))
 
 
 def data_options(config: Mapping) -> dict[str, Any]:
@@ -147,6 +147,8 @@ def run(config: Mapping, workdir: Path, *, argv: list[str]):
   evaluators = make_evaluators(config, services)
   if chief:
     write_json(workdir / "config.json", config)
+    if not (workdir / "tokenizer.json").exists():
+      dataset.tokenizer.save(workdir / "tokenizer.json")
     write_json(workdir / "run.json", dict(argv=argv, versions=versions(), devices=[str(d) for d in jax.devices()[:8]],
                                           device_count=jax.device_count(), data=dataset.fingerprint()))
 
