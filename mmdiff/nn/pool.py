@@ -30,7 +30,7 @@ def average(x: Array, mask: Array | None = None) -> Array:
 
 
 class MapPool(nn.Module):
-  """Multi-head attention pooling by one learned query (https://arxiv.org/abs/2106.04560 §3.2): y = attention(probe, x); y + mlp(norm(y))."""
+  """Attention pooling by one learned query (https://arxiv.org/abs/2106.04560 §3.2): y = attention(probe, x), then y + mlp(norm(y))."""
   heads: int
   mlp_dim: int
   act: str = "gelu_tanh"
