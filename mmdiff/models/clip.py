@@ -76,9 +76,9 @@ class CLIP(nn.Module):
 
   def encode_image(self, image: Array, *, train: bool = False) -> Array:
     """uint8 or [-1, 1] pixels [B H W 3] -> float32 [B D], not normalised."""
-    if image.shape[1:] != (self.image_size, self.image_size, 3):
-      raise ConfigError(f"the model takes images [B {self.image_size} {self.image_size} 3], found {list(image.shape)}: "
-                        "set data.image_size and objective.model.image_size alike")
+    size = (self.image_size, self.image_size, 3)
+    if image.shape[1:] != size:
+      raise ConfigError(f"the model takes images of {size}, found {image.shape[1:]}: make data.image_size the model's image_size")
     pixels = embed.normalize(image, mean=self.mean, std=self.std)
     return self.image(pixels, train=train) if self.has_statistics else self.image(pixels)
 
