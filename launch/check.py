@@ -1,0 +1,32 @@
+"""Checks a command line without running it: flags and config, every mistake at once, no JAX. Exit code 0, or 64 with the mistakes.
+
+  python -m launch.check train --config=configs/clip.py:tiny --workdir=runs/clip
+"""
+import importlib
+import sys
+from collections.abc import Sequence
+
+from mmdiff.__main__ import COMMANDS
+from mmdiff.commands import flags
+from mmdiff.core.errors import ConfigError
+
+
+def check(argv: Sequence[str]) -> None:
+  """Raises ConfigError for a command line that `mmdiff` would refuse."""
+  if not argv or argv[0] not in COMMANDS:
+    raise ConfigError(f"unknown command {argv[0] if argv else ''!r} (known: {', '.join(COMMANDS)})")
+  command = importlib.import_module(f"mmdiff.commands.{argv[0]}")
+  flags.parse(argv[1:], command.FLAGS)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  try:
+    check(sys.argv[1:] if argv is None else argv)
+  except ConfigError as error:
+    print("\n".join(f"launch.check: {line}" for line in str(error).splitlines()), file=sys.stderr)
+    return 64
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())
