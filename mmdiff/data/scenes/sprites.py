@@ -66,11 +66,11 @@ def dark(mask: np.ndarray, texture: str, stripe: int) -> np.ndarray:
   size = mask.shape[0]
   x, y = np.arange(size)[None, :], np.arange(size)[:, None]
   if texture == "striped":
-    return mask & (y // stripe % 2 == 1)
+    return mask & (y // stripe % 2 == 0)
   if texture == "checkered":
     return mask & ((x // stripe + y // stripe) % 2 == 1)
   if texture == "dotted":
-    return mask & (x % 3 == 1) & (y % 3 == 1)
+    return mask & (x % 2 == 1) & (y % 2 == 1)
   if texture == "outlined":
     padded = np.pad(mask, 1)
     return mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]

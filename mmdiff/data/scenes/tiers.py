@@ -10,7 +10,7 @@ VERSION = 1
 # At least 60/255 apart in max-norm from one another and from every background pixel: the judge's margin.
 COLORS = {
   "red": (220, 20, 20), "green": (20, 160, 40), "blue": (40, 60, 220), "yellow": (240, 220, 40), "purple": (140, 40, 200),
-  "cyan": (40, 200, 220), "orange": (240, 120, 0), "magenta": (240, 40, 180), "pink": (240, 160, 200), "brown": (120, 60, 20),
+  "cyan": (40, 200, 220), "orange": (240, 120, 0), "magenta": (240, 40, 180), "pink": (240, 160, 200), "brown": (160, 80, 20),
 }
 SHAPES = ("circle", "square", "triangle", "cross", "diamond", "ring", "star", "heart", "hexagon", "arrow")
 TEXTURES = ("solid", "striped", "checkered", "dotted", "outlined")
