@@ -294,7 +294,8 @@ def _coco_rows(root: str, path: str, content: Mapping, split: str) -> list[dict[
   rows: list[dict[str, Any] | BadRecord] = []
   for file, captions in pairs:
     try:
-      rows.append({"key": _stem(os.path.basename(file)), "file": file, "captions": {"original": records.caption(captions)} if captions else {}})
+      found = {"original": records.caption(captions)} if captions else {}
+      rows.append({"key": _stem(os.path.basename(file)), "file": file, "captions": found})
     except BadRecord as fault:
       rows.append(fault)
   return rows

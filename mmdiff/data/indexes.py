@@ -107,9 +107,9 @@ class Files:
     self.paths, self._stamps = state
     self._handles, self._lock = {}, threading.Lock()
 
-  def __del__(self):
+  def __del__(self, close=os.close):                                      # bound now: at exit the module may be gone first
     for handle in self.__dict__.get("_handles", {}).values():
-      os.close(handle)
+      close(handle)
 
   def read(self, file: int, offset: int, size: int) -> bytes:
     """Up to `size` bytes of file number `file` at `offset`; fewer only at its end. Raises OSError, DataError."""

@@ -38,7 +38,7 @@ class TFRecords:
       table = tables[str(item.filename)]
       end = item.skip + item.take if item.take >= 0 else len(table["offset"])
       if end > len(table["offset"]):
-        raise DataError(f"{item.filename}: holds {len(table['offset'])} records, dataset_info.json says {end} or more; get the file again")
+        raise DataError(f"{item.filename}: {len(table['offset'])} records, dataset_info.json says {end} or more; get the file again")
       self._parts.append((paths.index(str(item.filename)), table["offset"][item.skip:end], table["size"][item.skip:end]))
     self._ends = list(itertools.accumulate(len(offset) for _, offset, _ in self._parts))
 

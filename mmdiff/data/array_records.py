@@ -1,0 +1,95 @@
+"""Any source as a TFDS dataset of ArrayRecord files, written without TensorFlow; the source `tfds` (and TFDS itself) reads it back.
+
+Features: `key` and `extras` (a JSON object: facts, scene, label, …) texts, `image` a PNG, JPEG, … as bytes, `captions` a mapping of kind
+to a list of texts, empty where a record lacks the kind.
+"""
+import collections
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmdiff.core.errors import CannotWrite, DataError
+from mmdiff.data import records, shards
+from mmdiff.data.quarantine import BadRecord
+
+
+def write(splits: Mapping[str, Any], out: str, *, name: str, description: str = "", version: str = "1.0.0",
+          tell: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+  """Writes `out`/NAME/VERSION with one split per source; a finished one of the same sources is kept.
+
+  Bad records are left out and counted. Returns {"count", "splits": {name: n}, "bad": {kind: n}, "path", "kept", "fingerprint"}.
+  Raises DataError when something else is there.
+  """
+  import tensorflow_datasets
+
+  target = Path(out) / name / version
+  identity = records.fingerprint(*[item for split, source in splits.items() for item in (split, source.fingerprint())])
+  note = target / "mmdiff.json"
+  if note.exists():
+    done = json.loads(note.read_text())
+    if done["fingerprint"] == identity:
+      return done | {"kept": True}
+    raise DataError(f"{target} holds records of another source; choose another folder or version, or remove it")
+  if target.exists():
+    raise DataError(f"{target} exists and was not finished by this command; remove it or choose another folder")
+  kinds = sorted({kind for source in splits.values() for i in range(min(64, len(source))) for kind in _captions(source, i)})
+  if not kinds:
+    raise DataError("no captions in the first records of the source; an array_record set needs some")
+  total = sum(len(source) for source in splits.values())
+  bad: collections.Counter[str] = collections.Counter()
+  text = tensorflow_datasets.features.Text()
+
+  class Builder(tensorflow_datasets.core.GeneratorBasedBuilder):
+    VERSION = tensorflow_datasets.core.Version(version)
+    code_path = None                                                      # there is no package of checksums to look for
+
+    def _info(self):
+      features = tensorflow_datasets.features
+      return tensorflow_datasets.core.DatasetInfo(builder=self, description=description or f"Written by mmdiff from {name}.", features=(
+        features.FeaturesDict({"key": text, "image": features.Image(shape=(None, None, 3)), "extras": text,
+                               "captions": {kind: features.Sequence(text) for kind in kinds}})))
+
+    def _split_generators(self, _):
+      return {split: self._generate_examples(split) for split in splits}
+
+    def _generate_examples(self, split):
+      before = sum(len(source) for other, source in splits.items() if list(splits).index(other) < list(splits).index(split))
+      for i in range(len(splits[split])):
+        try:
+          record = splits[split][i]
+          data, _ = shards.encoded(record["image"])
+          yield record["key"], {"key": record["key"], "image": data, "captions": {kind: _texts(record, kind) for kind in kinds},
+                                "extras": json.dumps(shards.plain(records.extras_of(record)))}
+        except BadRecord as fault:
+          bad[fault.kind] += 1
+        tell(before + i + 1, total)
+
+  Builder.name = name
+  try:
+    Path(out).mkdir(parents=True, exist_ok=True)
+    builder = Builder(data_dir=out)
+    tensorflow_datasets.disable_progress_bar()
+    # Shards of about 64 MiB would be TFDS's choice; it needs to be told a number only where it would need TensorFlow to estimate it.
+    builder.download_and_prepare(file_format="array_record")
+  except OSError as error:
+    raise CannotWrite(f"can't write {target}: {error}") from error
+  shutil.rmtree(os.path.join(out, "downloads"), ignore_errors=True)
+  counts = {split: builder.info.splits[split].num_examples for split in splits}
+  done = {"count": sum(counts.values()), "splits": counts, "bad": dict(bad), "path": str(target), "kept": False, "fingerprint": identity}
+  shards.write_json(note, done)
+  return done
+
+
+def _captions(source: Any, i: int) -> Mapping[str, Any]:
+  try:
+    return source[i]["captions"]
+  except BadRecord:
+    return {}
+
+
+def _texts(record: Mapping, kind: str) -> list[str]:
+  value = record["captions"].get(kind, [])
+  return [value] if isinstance(value, str) else list(value)
