@@ -1,0 +1,68 @@
+"""Analytic FLOPs: two per multiply-add of every matrix product and convolution, nothing else. The base of every MFU figure.
+
+A training step costs three forward passes (https://arxiv.org/abs/2001.08361 §2.1); what rematerialisation recomputes is not counted.
+"""
+from mmdiff.models.clip import CLIP
+from mmdiff.models.resnet import ResNet
+from mmdiff.models.text import TextTransformer
+from mmdiff.models.vit import ViT
+
+TRAIN = 3               # forward passes' worth of a forward and a backward pass
+
+
+def dense(rows: int, inputs: int, outputs: int) -> int:
+  """[rows inputs] @ [inputs outputs]."""
+  return 2 * rows * inputs * outputs
+
+
+def attention(queries: int, keys: int, width: int, *, out: int | None = None, kv_width: int | None = None) -> int:
+  """Projections, scores and mixing; a causal mask saves nothing, since the products are computed whole."""
+  projections = dense(queries, width, width) + 2 * dense(keys, kv_width or width, width) + dense(queries, width, out or width)
+  return projections + 2 * dense(queries, width, keys)
+
+
+def mlp(rows: int, width: int, hidden: int) -> int:
+  return 2 * dense(rows, width, hidden)
+
+
+def transformer(length: int, *, width: int, depth: int, mlp_dim: int) -> int:
+  """`depth` pre-LayerNorm blocks on one sequence."""
+  return depth * (attention(length, length, width) + mlp(length, width, mlp_dim))
+
+
+def vit(model: ViT, image_size: int) -> int:
+  """One image."""
+  patches = (image_size // model.patch) ** 2
+  length = patches + (model.pool == "cls")
+  total = dense(patches, 3 * model.patch**2, model.width)
+  total += transformer(length, width=model.width, depth=model.depth, mlp_dim=model.mlp_dim)
+  if model.pool == "map":
+    total += attention(1, length, model.width) + mlp(1, model.width, model.mlp_dim)
+  return total + (dense(1, model.width, model.embed_dim) if model.embed_dim else 0)
+
+
+def text(model: TextTransformer, text_len: int) -> int:
+  """One text of `text_len` positions, padding included; looking tokens up is free."""
+  total = transformer(text_len, width=model.width, depth=model.depth, mlp_dim=model.mlp_dim)
+  return total + (dense(1, model.width, model.embed_dim) if model.embed_dim and model.pool != "none" else 0)
+
+
+def resnet(model: ResNet, image_size: int) -> int:
+  """One image."""
+  width, side = model.width, image_size // 2
+  total = dense(side**2, 9 * 3, width // 2) + dense(side**2, 9 * (width // 2), width // 2) + dense(side**2, 9 * (width // 2), width)
+  side, channels = side // 2, width
+  for stage, depth in enumerate(model.blocks):
+    inner = width * 2**stage
+    for i in range(depth):
+      after = side // 2 if stage and not i else side
+      total += dense(side**2, channels, inner) + dense(side**2, 9 * inner, inner) + dense(after**2, inner, 4 * inner)
+      total += dense(after**2, channels, 4 * inner) if not i else 0
+      side, channels = after, 4 * inner
+  return total + attention(1, side**2 + 1, channels, out=model.embed_dim)
+
+
+def clip(model: CLIP, *, text_len: int | None = None) -> int:
+  """The forward pass of one image and one text; `text_len` = None is the model's longest. The loss's B × D per pair is left out."""
+  image = resnet(model.image, model.image_size) if isinstance(model.image, ResNet) else vit(model.image, model.image_size)
+  return image + text(model.text, text_len or model.text.length)

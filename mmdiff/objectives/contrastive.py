@@ -1,0 +1,116 @@
+"""Contrastive image-text training: CLIP (https://arxiv.org/abs/2103.00020), SigLIP (https://arxiv.org/abs/2303.15343), and with a frozen
+image tower, `freeze=("image/.*",)`, LiT (https://arxiv.org/abs/2111.07991)."""
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from mmdiff.core.build import Built
+from mmdiff.core.errors import ConfigError
+from mmdiff.core.objective import Aux, Context, Objective, Variables, in_chunks
+from mmdiff.core.types import Array, Batch, Key, Tree
+from mmdiff.losses import contrastive as losses
+
+MAX_SCALE = 100.0               # CLIP §2.5
+
+
+def contrastive(*, model: Built["mmdiff.models:MODELS"], loss: Literal["softmax", "sigmoid"] = "softmax", chunk: int = 0,
+                scale_init: float | None = None, bias_init: float | None = None) -> Objective:
+  """One loss over all pairs of the global batch.
+
+  Args:
+    model: a two-tower model, see `models.clip`.
+    loss: CLIP's softmax or SigLIP's sigmoid.
+    chunk: rows of similarities per device at once; 0 = the whole batch's. See `losses.contrastive`.
+    scale_init: what cosines are multiplied by at the start; None = 1/0.07 (CLIP) or 10 (SigLIP).
+    bias_init: of the sigmoid's logits; None = −10 (SigLIP).
+
+  Metrics: accuracy_image_to_text, accuracy_text_to_image, logit_scale, and logit_bias with the sigmoid.
+  """
+  if chunk < 0:
+    raise ConfigError(f"objective.chunk counts rows, found {chunk}; 0 means the whole batch")
+  if bias_init is not None and loss == "softmax":
+    raise ConfigError("objective.bias_init: the softmax loss has no bias; leave it out or set loss='sigmoid'")
+  start = scale_init or (10.0 if loss == "sigmoid" else 1 / 0.07)
+  bias = None if loss == "softmax" else -10.0 if bias_init is None else bias_init
+  model = model.clone(scale_init=math.log(start), bias_init=bias)
+
+  def variables(params: Tree, extra: Tree) -> Tree:
+    return {"params": params} | ({"batch_stats": extra} if model.has_statistics else {})
+
+  def init(key: Key, batch: Batch) -> Variables:
+    few = {name: batch[name][:1] for name in ("image", "tokens", "mask")}          # shapes are all that matters
+    made = model.init(key, few["image"], few["tokens"], few["mask"])
+    return Variables(made["params"], made.get("batch_stats", ()))
+
+  def embed(params: Tree, extra: Tree, batch: Batch, chunks: int) -> tuple[Array, Array, Tree]:
+    """Unit-norm embeddings [B D] of images and texts, and the new batch statistics."""
+    inputs = {name: batch[name] for name in ("image", "tokens", "mask")}
+    if model.has_statistics:
+      if chunks > 1:
+        raise ConfigError("accumulate > 1 is not exact with batch statistics, which couple the examples of a batch: "
+                          "set accumulate=1 or choose a ViT")
+      (image, text), changed = model.apply(variables(params, extra), **inputs, train=True, mutable=["batch_stats"])
+      return unit(image), unit(text), changed["batch_stats"]
+    image, text = in_chunks(lambda rows: jax.tree.map(unit, model.apply({"params": params}, **rows)), inputs, chunks)
+    return image, text, extra
+
+  def score(params: Tree, image: Array, text: Array) -> tuple[Array, dict[str, Array]]:
+    scale = jnp.exp(at_most(params["logit_scale"], math.log(MAX_SCALE)))
+    if loss == "sigmoid":
+      value, metrics = losses.sigmoid(image, text, scale, params["logit_bias"], chunk=chunk)
+      return value, metrics | {"logit_scale": scale, "logit_bias": params["logit_bias"]}
+    value, metrics = losses.softmax(image, text, scale, chunk=chunk)
+    return value, metrics | {"logit_scale": scale}
+
+  def loss_fn(params: Tree, context: Context, batch: Batch) -> tuple[Array, Aux]:
+    image, text, extra = embed(params, context.extra, batch, context.microbatches)
+    value, metrics = score(params, image, text)
+    return value, Aux(metrics, extra)
+
+  def embed_image(params: Tree, image: Array, *, extra: Tree = ()) -> Array:
+    """uint8 or [-1, 1] pixels [B H W 3] -> float32 [B D], unit norm."""
+    return unit(model.apply(variables(params, extra), image, method="encode_image"))
+
+  def embed_text(params: Tree, tokens: Array, mask: Array, *, extra: Tree = ()) -> Array:
+    """int32 [B L], bool [B L] -> float32 [B D], unit norm."""
+    return unit(model.apply(variables(params, extra), tokens, mask, method="encode_text"))
+
+  def logit_scale(params: Tree, *, extra: Tree = ()) -> Array:
+    """What cosines are multiplied by, [], at most 100."""
+    return jnp.minimum(jnp.exp(params["logit_scale"]), MAX_SCALE)
+
+  def evaluate(params: Tree, batch: Batch, key: Key, *, extra: Tree = ()) -> dict[str, Array]:
+    """The loss and its metrics on one batch, with running batch statistics."""
+    value, metrics = score(params, embed_image(params, batch["image"], extra=extra), embed_text(params, batch["tokens"], batch["mask"]))
+    return metrics | {"loss": value}
+
+  predict = {"embed_image": embed_image, "embed_text": embed_text, "logit_scale": logit_scale, "loss": evaluate}
+  return Objective(init, loss_fn, predict, couples_batch=True)
+
+
+def unit(x: Array) -> Array:
+  """[… D] scaled to unit norm; a zero vector stays zero and has a finite gradient."""
+  return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))
+
+
+@jax.custom_vjp
+def at_most(x: Array, limit: float) -> Array:
+  """min(x, limit), with the gradient of a projection: beyond the limit only a gradient that leads back passes.
+
+  CLIP clips the parameter after each optimiser step. Here the parameter may pass the limit by a step's length, the loss never sees it,
+  and it can come back, which the plain minimum's zero gradient would prevent.
+  """
+  return jnp.minimum(x, limit)
+
+
+def _at_most_forward(x, limit):
+  return jnp.minimum(x, limit), x >= limit
+
+
+def _at_most_backward(beyond, cotangent):
+  return jnp.where(beyond & (cotangent < 0), 0.0, cotangent), None
+
+
+at_most.defvjp(_at_most_forward, _at_most_backward)
