@@ -24,12 +24,13 @@ from mmdiff.core.spelling import nearest, nearest_path
 
 REQUIRED = object()      # the default of a key that has none
 COMPUTED = object()      # a default that is no literal: the factory itself fills it in
+Syntax = Any             # an annotation as `ast` nodes
 SCALARS = {"int": int, "float": float, "str": str, "bool": bool}
 
 
 class Field(NamedTuple):
   """One key of a block: its annotation as syntax and the module that it was read in."""
-  annotation: ast.expr
+  annotation: Syntax
   default: Any              # a value, REQUIRED or COMPUTED
   module: str
   comment: str = ""         # from the same line of the source
@@ -52,7 +53,7 @@ class Block(NamedTuple):
   """How the keys under one mapping are known."""
   spec: str | None = None          # "module:factory", fixed keys
   table: str | None = None         # "module:TABLE", keys depend on `name`
-  values: ast.expr | None = None   # any key, each value of this annotation
+  values: Syntax = None            # any key, each value of this annotation
   module: str = ""
 
 
@@ -81,14 +82,15 @@ def _comments(module: str) -> dict[int, str]:
 
 
 @functools.cache
-def _definition(name: str, module: str) -> tuple[ast.AST, str] | None:
+def _definition(name: str, module: str) -> tuple[Any, str] | None:
   """(class, function or assigned expression, module) that a name stands for at module level, through imports of this project."""
   for node in _module_tree(module).body:
     if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
       return node, module
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-    if any(isinstance(t, ast.Name) and t.id == name for t in targets) and node.value is not None:
-      return node.value, module
+    if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
+      targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+      if any(isinstance(t, ast.Name) and t.id == name for t in targets):
+        return node.value, module
     if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == module.split(".")[0]:
       for alias in node.names:
         if (alias.asname or alias.name) == name:
@@ -99,7 +101,7 @@ def _definition(name: str, module: str) -> tuple[ast.AST, str] | None:
 def _literal(node) -> Any:
   try:
     return ast.literal_eval(node)
-  except (ValueError, TypeError):
+  except (ValueError, TypeError, SyntaxError):
     return None
 
 
@@ -146,7 +148,7 @@ def fields(spec: str) -> dict[str, Field]:
 
 # Annotations
 
-def _expand(annotation: ast.expr, module: str) -> tuple[ast.expr, str]:
+def _expand(annotation: Syntax, module: str) -> tuple[Syntax, str]:
   """A quoted annotation or a name for one -> the annotation itself."""
   if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
     return _expand(ast.parse(annotation.value, mode="eval").body, module)
@@ -155,15 +157,15 @@ def _expand(annotation: ast.expr, module: str) -> tuple[ast.expr, str]:
   return annotation, module
 
 
-def _generic(annotation: ast.expr) -> str | None:
+def _generic(annotation: Syntax) -> str | None:
   return annotation.value.id if isinstance(annotation, ast.Subscript) and isinstance(annotation.value, ast.Name) else None
 
 
-def _inner(annotation: ast.Subscript) -> list[ast.expr]:
+def _inner(annotation: Syntax) -> list[Syntax]:
   return annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
 
 
-def _choices(annotation: ast.Subscript, module: str) -> list:
+def _choices(annotation: Syntax, module: str) -> list:
   """The values that `Literal[…]` or `OneOf[…]` allows."""
   if _generic(annotation) == "Literal":
     return [_literal(element) for element in _inner(annotation)]
@@ -191,7 +193,7 @@ def optional(field: Field) -> bool:
   return _wrong(field.annotation, None, field.module) is None
 
 
-def describe(annotation: ast.expr, module: str) -> str:
+def describe(annotation: Syntax, module: str) -> str:
   """An annotation in words: "float", "tuple of int", "one of 'softmax', 'sigmoid'", "float or None"."""
   annotation, module = _expand(annotation, module)
   if isinstance(annotation, ast.BinOp):
@@ -207,7 +209,7 @@ def describe(annotation: ast.expr, module: str) -> str:
   return ast.unparse(annotation)
 
 
-def understood(annotation: ast.expr, module: str) -> bool:
+def understood(annotation: Syntax, module: str) -> bool:
   """Whether values of this annotation can be checked."""
   annotation, module = _expand(annotation, module)
   if isinstance(annotation, ast.BinOp):
@@ -220,7 +222,7 @@ def understood(annotation: ast.expr, module: str) -> bool:
     isinstance(annotation, ast.Name) and (annotation.id in SCALARS or block_of(Field(annotation, None, module)) is not None)
 
 
-def _wrong(annotation: ast.expr, value: Any, module: str) -> str | None:
+def _wrong(annotation: Syntax, value: Any, module: str) -> str | None:
   """Why a leaf value does not fit its annotation, or None."""
   annotation, module = _expand(annotation, module)
   found = f"found {type(value).__name__} {value!r}" if value is not None else "found None"
@@ -253,7 +255,7 @@ def parse_text(field: Field, text: str) -> Any:
   return _parse(field.annotation, text, field.module)
 
 
-def _parse(annotation: ast.expr, text: str, module: str) -> Any:
+def _parse(annotation: Syntax, text: str, module: str) -> Any:
   annotation, module = _expand(annotation, module)
   said = ValueError(f"expected {describe(annotation, module)}, found {text!r}")
   if isinstance(annotation, ast.BinOp):
@@ -322,9 +324,9 @@ def check(config: Mapping, block: Block = EXPERIMENT) -> list[Problem]:
 def _check(config: Mapping, block: Block, path: str) -> Iterator[Problem]:
   known = keys_of(block, config)
   dotted = lambda key: f"{path}.{key}" if path else str(key)
-  unnamed = block.table and (wrong := _wrong(known["name"].annotation, config.get("name"), ""))
+  unnamed = _wrong(known["name"].annotation, config.get("name"), "") if block.table else None
   if unnamed:
-    yield Problem(dotted("name"), wrong if "name" in config else "missing; " + wrong.split(", found")[0])
+    yield Problem(dotted("name"), unnamed if "name" in config else "missing; " + unnamed.split(", found")[0])
   for key, value in config.items():
     if key not in known:
       if not unnamed:                        # without the name nobody knows the keys
@@ -332,8 +334,8 @@ def _check(config: Mapping, block: Block, path: str) -> Iterator[Problem]:
       continue
     inner = block_of(known[key])
     if inner is None:
-      wrong = _wrong(known[key].annotation, value, known[key].module) if key != "name" or not block.table else None
-      if wrong:
+      wrong = _wrong(known[key].annotation, value, known[key].module)
+      if wrong and not (unnamed and key == "name"):
         yield Problem(dotted(key), wrong)
     elif isinstance(value, Mapping):
       yield from _check(value, inner, dotted(key))
@@ -348,19 +350,16 @@ def _check(config: Mapping, block: Block, path: str) -> Iterator[Problem]:
 def complete(config: Mapping, block: Block = EXPERIMENT) -> dict:
   """A checked config as nested dicts with every literal default filled in, tuples as tuples and floats as floats, in the schema's order."""
   made = {}
-  known = keys_of(block, config)
-  for key, field in known.items():
+  for key, field in keys_of(block, config).items():
     inner, value = block_of(field), config.get(key, field.default)
-    if value is COMPUTED or value is REQUIRED:
-      continue
-    if isinstance(value, Mapping):
+    if inner and isinstance(value, Mapping):
       made[key] = complete(value, inner)
-    else:
+    elif value is not COMPUTED and value is not REQUIRED:
       made[key] = _canonical(field.annotation, value, field.module)
   return made
 
 
-def _canonical(annotation: ast.expr, value: Any, module: str) -> Any:
+def _canonical(annotation: Syntax, value: Any, module: str) -> Any:
   annotation, module = _expand(annotation, module)
   if isinstance(annotation, ast.BinOp):
     fitting = annotation.left if _wrong(annotation.left, value, module) is None else annotation.right

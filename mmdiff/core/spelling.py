@@ -30,18 +30,19 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 def _path_rank(typed: Sequence[str], known: Sequence[str]) -> tuple[int, ...] | None:
   """Cost of reading the dotted path `typed` as `known`: edits within parts, 2 for a level left out, 3 for one too many; None if far."""
-  far = (10 ** 6,) * 4
+  far: tuple[int, ...] = (10 ** 6,) * 4
   add = lambda *costs: tuple(map(sum, zip(*costs)))
   same = (0, 0, 0, 0)
-  rows = [[(2 * j, 0, 0, 0) for j in range(len(known) + 1)]]
+  rows: list[list[tuple[int, ...]]] = [[(2 * j, 0, 0, 0) for j in range(len(known) + 1)]]
   for i, a in enumerate(typed, 1):
-    row = [add(rows[i - 1][0], (3, 0, 0, 0))]
+    extra = (3 + (i == len(typed)), 0, 0, 0)           # the last part is the key itself
+    row = [add(rows[i - 1][0], extra)]
     for j, b in enumerate(known, 1):
       close = edits(a, b) <= max(2, len(a) // 2)
       read = add(rows[i - 1][j - 1], (same if a == b else tuple(map(int, _rank(a, b)))) if close else far)
       # A level left out at the very end would read a key as the block that holds it.
       skip = far if j == len(known) else (2, 0, 0, 0)
-      row.append(min(read, add(row[j - 1], skip), add(rows[i - 1][j], (3, 0, 0, 0))))
+      row.append(min(read, add(row[j - 1], skip), add(rows[i - 1][j], extra)))
     rows.append(row)
   best = rows[-1][-1]
   return best if best[0] <= max(6, 2 * len(typed)) else None

@@ -68,7 +68,8 @@ class Writer:
 
   def __init__(self, workdir: Path | str, *, resume_step: int = 0, active: bool = True):
     self.workdir, self.active = Path(workdir), active
-    self.file = self.events = None
+    self.file: Any = None
+    self.events: Any = None
     if not active:
       return
     self.metrics = self.workdir / "metrics.jsonl"
