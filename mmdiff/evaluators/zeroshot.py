@@ -85,7 +85,8 @@ def class_names(classes: Sequence[str], class_file: str, labels: Sequence[str]) 
   if not names and class_file:
     try:
       text = Path(class_file).read_text(encoding="utf-8")
-      names = tuple(json.loads(text)) if text.lstrip().startswith("[") else tuple(line.strip() for line in text.splitlines() if line.strip())
+      listed = json.loads(text) if text.lstrip().startswith("[") else [line.strip() for line in text.splitlines()]
+      names = tuple(filter(None, listed))
     except (OSError, ValueError) as error:
       raise DataError(f"class_file: cannot read {class_file}: {error}") from None
   names = names or tuple(labels)
