@@ -111,7 +111,7 @@ def text_of(value, *, key: str, allow_empty: bool = False, draw_from: tuple | No
 def clean(text: str) -> str:
   """CLIP's cleaning: ftfy, HTML entities undone twice, white space collapsed, lower case (openai/CLIP, simple_tokenizer.py)."""
   if "&" in text or not text.isascii():
-    import ftfy                                        # its tables take 50 ms to import; ASCII without entities never needs them
+    import ftfy  # its tables take 50 ms to import; ASCII without entities never needs them
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
   return " ".join(text.split()).lower()
 

@@ -10,16 +10,18 @@ from PIL import Image, ImageOps
 from mmdiff.data.quarantine import BadRecord
 
 try:
-  import simplejpeg          # extra `fast`: the same libjpeg-turbo as Pillow's, twice as quick, bit-identical
+  import simplejpeg  # extra `fast`: the same libjpeg-turbo as Pillow's, twice as quick, bit-identical
 except ImportError:
   simplejpeg = None
 
 MAX_SIDE = 65_535            # the largest that JPEG can express
 MAX_PIXELS = 89_478_485      # Pillow's own bound
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-# What Pillow raises on hostile bytes, found by fuzzing; anything else is a bug of ours and propagates.
-FAULTS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, NotImplementedError, struct.error,
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+# What Pillow's parsers raise on hostile bytes (UserWarning: where warnings are errors); anything else propagates.
+FAULTS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, UserWarning, struct.error,
           zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning)
+# Remarks on broken metadata, of no use in a training log.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 # Pillow's guard as a second fence: its warning, given between one and two times the bound, becomes an error.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 

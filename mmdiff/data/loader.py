@@ -86,6 +86,10 @@ class Dataset:
 
   def fingerprint(self) -> str:
     """Changes when the records, the side-car, the tokenizer or their number change."""
+    return self._fingerprint
+
+  @functools.cached_property
+  def _fingerprint(self) -> str:
     parts = (self.source.fingerprint(), len(self.source), self.tokenizer.fingerprint())
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
@@ -149,11 +153,13 @@ class Dataset:
 
     `rows` are the rows of the global batch that this process makes, by default all of them.
     """
-    rows = np.arange(batch_size) if rows is None else np.asarray(rows)
-    if not len(rows) or rows.min() < 0 or rows.max() >= batch_size:
-      raise ValueError(f"rows must be some of range({batch_size}), found {rows!r}")
+    rows = _rows(rows, batch_size)
     parts = -(-len(rows) // CHUNK)
     return self._joined(_Chunks(self, batch_size, start_step, np.array_split(rows, parts)), parts)
+
+  def batch_at(self, step: int, *, batch_size: int, rows: Sequence[int] | None = None) -> dict[str, np.ndarray]:
+    """One batch of `train_batches`, made here and now, without threads or processes."""
+    return _Chunks(self, batch_size, step, [_rows(rows, batch_size)])[0][0]
 
   def _joined(self, chunks, parts: int) -> Iterator[dict[str, np.ndarray]]:
     with _ahead(chunks, threads=self.threads, workers=self.workers, buffer=self.threads + parts) as stream:
@@ -230,6 +236,13 @@ class Dataset:
                               offenders=list(self.offenders.values())[:3])
 
 
+def _rows(rows: Sequence[int] | None, batch_size: int) -> np.ndarray:
+  rows = np.arange(batch_size) if rows is None else np.asarray(rows)
+  if not len(rows) or rows.min() < 0 or rows.max() >= batch_size:
+    raise ValueError(f"rows must be some of range({batch_size}), found {rows!r}")
+  return rows
+
+
 @functools.lru_cache(maxsize=64)
 def _round_keys(seed: int, epoch: int) -> tuple[int, ...]:
   return draws.round_keys(seed, epoch)
@@ -277,7 +290,7 @@ class _ahead:
   """A context with the elements of a random-access source in order, made ahead of need; leaving it stops the threads and processes."""
 
   def __init__(self, elements, *, threads: int, workers: int, buffer: int):
-    import grain                                       # it imports JAX, which commands that only inspect data do without
+    import grain  # it imports JAX, which commands that only inspect data do without
     stream = grain.MapDataset.source(elements).to_iter_dataset(
       grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(buffer, threads)))
     if workers:

@@ -1,7 +1,6 @@
 """Side-car captions: a JSONL file of {"key": …, kind: caption, …} that joins any source by record key, never a rewrite of its images."""
 import hashlib
 import os
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,20 @@ def _hash(key: str) -> int:
   return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
+class _Descriptor:
+  """An open file that is closed with its last owner."""
+
+  def __init__(self, path: str):
+    self.number = None
+    self.number = os.open(path, os.O_RDONLY)
+
+  def __del__(self, close=os.close):
+    if self.number is not None:
+      close(self.number)
+
+
 class Sidecar:
-  """Random access by key. Sixteen bytes of memory a line; the text stays on disk.
+  """Random access by key. Twenty-four bytes of memory a line; the text stays on disk.
 
   Every line is checked once, at the start. When a key appears again the later line wins, as in a file that a resumed captioner appended
   to; `duplicates` counts the lines that lost. Threads and pickled copies share nothing but the file.
@@ -23,11 +34,10 @@ class Sidecar:
 
   def __init__(self, path: str | os.PathLike):
     self.path = str(path)
-    self._file = None
-    self._lock = threading.Lock()
+    self._descriptor = None
     if not Path(path).is_file():
       raise DataError(f"data.sidecar: no file {self.path}; it should be JSON lines of {{\"key\": …, kind: caption, …}}")
-    hashes, offsets, offset, content = [], [], 0, hashlib.blake2b(digest_size=16)
+    hashes, offsets, lengths, offset, content = [], [], [], 0, hashlib.blake2b(digest_size=16)
     seen: dict[str, int] = {}
     with open(path, "rb") as file:
       for number, line in enumerate(file, 1):
@@ -38,12 +48,13 @@ class Sidecar:
             seen[kind] = seen.get(kind, 0) + 1
           hashes.append(_hash(key))
           offsets.append(offset)
+          lengths.append(len(line))
         offset += len(line)
     if not hashes:
       raise DataError(f"data.sidecar: {self.path} holds no captions")
     order = np.lexsort((offsets, np.array(hashes, np.uint64)))
     self._hashes = np.array(hashes, np.uint64)[order]
-    self._offsets = np.array(offsets, np.int64)[order]
+    self._offsets, self._lengths = np.array(offsets, np.int64)[order], np.array(lengths, np.int64)[order]
     self.kinds = seen                                    # kind -> lines that have it
     self.duplicates = len(hashes) - len(np.unique(self._hashes))
     self._content = content.hexdigest()
@@ -57,26 +68,22 @@ class Sidecar:
     for at in range(int(np.searchsorted(self._hashes, hashed, side="right")) - 1, -1, -1):
       if self._hashes[at] != hashed:
         break
-      line_key, captions = parse_line(self._line(int(self._offsets[at])), self.path)
+      line_key, captions = parse_line(self._read(int(self._offsets[at]), int(self._lengths[at])), self.path)
       if line_key == key:
         return captions
     return {}
 
-  def _line(self, offset: int) -> bytes:
-    with self._lock:
-      if self._file is None:
-        self._file = open(self.path, "rb")
-      self._file.seek(offset)
-      return self._file.readline()
+  def _read(self, offset: int, length: int) -> bytes:
+    descriptor = self._descriptor                        # held here too: another thread may put its own in place
+    if descriptor is None:
+      descriptor = self._descriptor = _Descriptor(self.path)
+    return os.pread(descriptor.number, length, offset)   # no shared position, so threads need no lock
 
   def fingerprint(self) -> str:
     return self._content
 
   def __getstate__(self):
-    return self.__dict__ | {"_file": None, "_lock": None}
-
-  def __setstate__(self, state):
-    self.__dict__.update(state | {"_lock": threading.Lock()})
+    return self.__dict__ | {"_descriptor": None}
 
 
 class Joined:

@@ -104,7 +104,7 @@ def file(*, path: str) -> Tokenizer:
   """Any `tokenizer.json`, or a folder with one; its own normaliser and special tokens hold."""
   found = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
   if not path or not found.is_file():
-    raise DataError(f"data.tokenizer.path: no file {str(found)!r}; give the path of a tokenizer.json")
+    raise DataError(f"data.tokenizer.path: no file {str(found) if path else path!r}; give the path of a tokenizer.json")
   return _from_text(found.read_text(encoding="utf-8"), str(found))
 
 
@@ -139,7 +139,7 @@ def clip(*, path: str) -> Tokenizer:
     pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
   ])
   backend.post_processor = _template(backend, CLIP_START, CLIP_END)
-  backend.decoder = decoders.Sequence([decoders.Replace("</w>", " "), decoders.ByteLevel()])
+  backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("</w>", " ")])
   return Tokenizer(backend, where=path)
 
 

@@ -1,0 +1,78 @@
+import json
+import pickle
+import threading
+
+import pytest
+
+from mmdiff.core.errors import DataError
+from mmdiff.data.loader import dataset
+from mmdiff.data.sidecar import Sidecar, join
+from tests.data.worlds import World, tokenizer
+
+
+def write(path, lines):
+  path.write_text("".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+  return str(path)
+
+
+def test_joins_by_key_and_adds_kinds(tmp_path):
+  path = write(tmp_path / "c.jsonl", [{"key": f"k{i}", "dense": f"dense {i} – ü", "long": f"better {i}"} for i in range(0, 40, 2)])
+  source = join(World(40), path)
+  assert source[4]["captions"] == {"long": "better 4", "original": "original caption of picture 4", "dense": "dense 4 – ü"}
+  assert source[5] is not None and "dense" not in source[5]["captions"]
+  assert len(source) == 40 and source.fingerprint() != World(40).fingerprint()
+  assert World(40)[4]["captions"]["long"] == "long caption of picture 4"       # the source itself is as it was
+
+
+def test_counts_of_a_half_captioned_set(tmp_path):
+  path = write(tmp_path / "c.jsonl", [{"key": f"k{i}", "dense": f"dense {i}"} for i in range(50)])
+  ds = dataset(World(100), tokenizer(), captions={"dense": 1.0}, image_size=8, text_len=16, sidecar=path, on_missing="original")
+  counts = dict(zip(ds.count_names, ds.batch_at(0, batch_size=100)["counts"].sum(0).tolist()))
+  assert counts["caption/dense"] == counts["caption/original"] == counts["missing/dense"] == 50
+
+
+def test_the_last_of_several_lines_wins_and_they_are_counted(tmp_path):
+  lines = [{"key": "a", "long": "first"}, {"key": "b", "long": ["x", "y"]}, "\n", {"key": "a", "long": "second"}]
+  path = write(tmp_path / "c.jsonl", lines)
+  sidecar = Sidecar(path)
+  assert sidecar.get("a") == {"long": "second"} and sidecar.get("b") == {"long": ["x", "y"]} and sidecar.get("c") == {}
+  assert (sidecar.duplicates, len(sidecar), sidecar.kinds) == (1, 2, {"long": 3})
+
+
+@pytest.mark.parametrize("line, said", [
+  ('{"key": "a", "long": "x"\n', "line 2: not a JSON object"),
+  ('["a"]\n', "line 2: expected"),
+  ('{"long": "x"}\n', "line 2: expected"),
+  ('{"key": 3, "long": "x"}\n', "line 2: expected"),
+  ('{"key": "a", "long": 3}\n', "line 2: caption 'long' of record 'a' must be text"),
+  ('{"key": "a", "long": []}\n', "line 2: caption 'long'"),
+])
+def test_a_malformed_line_is_named(tmp_path, line, said):
+  path = write(tmp_path / "c.jsonl", [{"key": "z", "long": "fine"}, line])
+  with pytest.raises(DataError) as error:
+    Sidecar(path)
+  assert said in str(error.value) and path in str(error.value)
+
+
+def test_missing_and_empty_files_are_named(tmp_path):
+  for path in (tmp_path / "none.jsonl", tmp_path):
+    with pytest.raises(DataError, match="no file"):
+      Sidecar(path)
+  with pytest.raises(DataError, match="holds no captions"):
+    Sidecar(write(tmp_path / "c.jsonl", ["\n"]))
+
+
+def test_threads_and_copies_read_alike(tmp_path):
+  path = write(tmp_path / "c.jsonl", [{"key": f"k{i}", "long": f"text {i}" * (i % 7 + 1)} for i in range(300)])
+  sidecar, wrong = Sidecar(path), []
+  sidecar.get("k1")
+  copy = pickle.loads(pickle.dumps(sidecar))       # noqa: S301 (our own object)
+
+  def read(which):
+    wrong.extend(i for i in range(300) if which.get(f"k{i}") != {"long": f"text {i}" * (i % 7 + 1)})
+  threads = [threading.Thread(target=read, args=(which,)) for which in (sidecar, sidecar, copy)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert not wrong

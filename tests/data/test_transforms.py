@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mmdiff.core.errors import ConfigError
+from mmdiff.data import draws, transforms
+from tests.data.worlds import noise
+
+
+@settings(max_examples=80, deadline=None)
+@given(h=st.integers(1, 90), w=st.integers(1, 90), size=st.integers(1, 40), resize=st.sampled_from(transforms.RESIZES),
+       interpolation=st.sampled_from(list(transforms.INTERPOLATIONS)))
+def test_any_shape_comes_out_square(h, w, size, resize, interpolation):
+  image = noise(h, w)
+  out = transforms.fit(image, size=size, resize=resize, interpolation=interpolation)
+  assert out.shape == (size, size, 3) and out.dtype == np.uint8
+  if h == w == size:
+    assert out is image
+
+
+@settings(max_examples=40, deadline=None)
+@given(h=st.integers(1, 60), w=st.integers(1, 60), size=st.integers(1, 30), grey=st.integers(0, 255))
+def test_a_flat_picture_stays_flat(h, w, size, grey):
+  for resize in ("crop", "squash"):
+    assert (transforms.fit(np.full((h, w, 3), grey, np.uint8), size=size, resize=resize) == grey).all()
+
+
+def test_crop_is_resize_then_centre():
+  image = noise(50, 80)
+  whole = np.asarray(Image.fromarray(image).resize((int(20 * 80 / 50), 20), Image.Resampling.BICUBIC))
+  assert (transforms.fit(image, size=20) == whole[:, 6:26]).all()
+
+
+def test_very_long_pictures_take_the_same_centre():
+  """Beyond 4:1 only the part that is kept is resampled; the result is that of the two steps to a rounding."""
+  image = noise(20, 150)
+  whole = np.asarray(Image.fromarray(image).resize((75, 10), Image.Resampling.BICUBIC))
+  difference = transforms.fit(image, size=10).astype(int) - whole[:, 32:42]
+  assert np.abs(difference).max() <= 1
+  assert transforms.fit(noise(1, 20_000), size=224).shape == (224, 224, 3)
+
+
+def test_pad_keeps_the_ratio_on_black():
+  out = transforms.fit(np.full((10, 40, 3), 200, np.uint8), size=20, resize="pad")
+  assert (out[7:12] == 200).all() and not out[:7].any() and not out[12:].any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(h=st.integers(1, 60), w=st.integers(1, 60), seed=st.integers(0, 1000))
+def test_random_crops_are_square_and_repeatable(h, w, seed):
+  crop = lambda: transforms.random_crop(noise(h, w), size=9, area=(0.3, 1.0), rng=draws.generator(seed))
+  assert crop().shape == (9, 9, 3) and (crop() == crop()).all()
+
+
+def test_random_crops_keep_their_area():
+  """Each pixel holds its own place, so a crop without resampling tells where it was cut."""
+  yy, xx = np.mgrid[0:100, 0:100]
+  image = np.stack([yy, xx, xx * 0], -1).astype(np.uint8)
+  for seed in range(50):
+    out = transforms.random_crop(image, size=100, area=(0.25, 0.5), rng=draws.generator(seed), interpolation="nearest").astype(int)
+    area = (np.ptp(out[..., 0]) + 1) * (np.ptp(out[..., 1]) + 1) / 10_000
+    assert 0.23 < area < 0.53
+
+
+def test_wrong_values_are_named():
+  for crop in ((0.5,), (0.0, 1.0), (0.9, 0.5), (0.5, 1.5)):
+    with pytest.raises(ConfigError, match="data.augment.crop"):
+      transforms.check(image_size=8, resize="crop", interpolation="bicubic", crop=crop)
+  with pytest.raises(ConfigError, match="(?s)data.image_size.*data.resize.*data.interpolation"):
+    transforms.check(image_size=0, resize="fit", interpolation="cubic", crop=())
