@@ -37,8 +37,9 @@ class TFRecords:
     for item in instructions:
       table = tables[str(item.filename)]
       end = item.skip + item.take if item.take >= 0 else len(table["offset"])
-      if end > len(table["offset"]):
-        raise DataError(f"{item.filename}: {len(table['offset'])} records, dataset_info.json says {end} or more; get the file again")
+      held = len(table["offset"])
+      if end > held:
+        raise DataError(f"{item.filename}: {held} records, dataset_info.json says {end}; get the file again")
       self._parts.append((paths.index(str(item.filename)), table["offset"][item.skip:end], table["size"][item.skip:end]))
     self._ends = list(itertools.accumulate(len(offset) for _, offset, _ in self._parts))
 

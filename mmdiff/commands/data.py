@@ -1,0 +1,306 @@
+"""Build, look at and prepare data sets.
+
+  mmdiff data build emoji --out=DIR                     draw the system's emoji font: shards and a TFDS set, with captions of three kinds
+  mmdiff data build scenes --out=DIR --tier=T32         the built-in world as files
+  mmdiff data inspect SOURCE [--out=DIR]                element spec, caption kinds, examples; a contact sheet (PNG and HTML) in DIR
+  mmdiff data validate SOURCE [--out=FILE.json]         read everything, count bad records by kind; exit 65 beyond --max_bad_fraction
+  mmdiff data shard SOURCE --out=DIR                    any source as webdataset tars (or a TFDS set), resumable
+  mmdiff data index SOURCE                              make the index files of tar shards and TFRecords ahead of a run
+  mmdiff data tokenizer SOURCE --out=tokenizer.json     train a byte-level BPE on the captions
+
+SOURCE is a path (tar glob '/data/{00000..00041}.tar', folder of tars or pictures, prepared TFDS folder[:split], table of captions),
+`scenes:TIER[:split]`, or the name of a source whose keys follow as --source.KEY=VALUE. Or give --config, to take its data.source.
+Every command that writes results writes argv, resolved source, versions and fingerprints as JSON beside them.
+"""
+import importlib.metadata
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmdiff.commands import flags
+from mmdiff.core import schema
+from mmdiff.core.build import build, resolve
+from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.core.spelling import nearest
+
+FLAGS = {
+  "source": dict(help="a SOURCE as above, or the name of one with --source.KEY=VALUE (all but build)"),
+  "config": dict(help="take data.source of this config instead (all but build)"),
+  "out": dict(help="where results go: a folder, or a file for validate and tokenizer"),
+  "format": dict(type="str,", default=("webdataset",), help="webdataset, array_record or both (build, shard)"),
+  "per_shard": dict(type="int", default=10_000, help="records per tar (build, shard)"),
+  "dataset_name": dict(default="", help="name of the TFDS set; by default that of the source (build, shard)"),
+  "splits": dict(type="str,", default=(), help="which splits; by default all (build)"),
+  "tier": dict(default="T32", help="T16, T32 or T64 (build scenes)"),
+  "count": dict(type="int", default=0, help="records per split; 0 is the tier's own number (build scenes)"),
+  "size": dict(type="int", default=0, help="side of the square picture; 0 is the font's own 136x128 (build emoji)"),
+  "font": dict(default="", help="path of NotoColorEmoji.ttf if it is not in its usual place (build emoji)"),
+  "table": dict(default="", help="path of Unicode's emoji-test.txt, likewise (build emoji)"),
+  "examples": dict(type="int", default=24, help="pictures on the contact sheet (inspect)"),
+  "limit": dict(type="int", default=0, help="only the first records; 0 is all (validate)"),
+  "threads": dict(type="int", default=4, help="reading threads (validate)"),
+  "max_bad_fraction": dict(type="float", default=0.1, help="exit 65 beyond it (validate)"),
+  "max_pixels": dict(type="int", default=89_478_485, help="a larger picture is bad (validate)"),
+  "vocab": dict(type="int", default=512, help="tokens (tokenizer)"),
+  "sample": dict(type="int", default=100_000, help="records whose captions are read, spread over the source (tokenizer)"),
+}
+TAKES = {
+  "build": ("out", "format", "per_shard", "dataset_name", "splits", "tier", "count", "size", "font", "table"),
+  "inspect": ("source", "config", "out", "examples"),
+  "validate": ("source", "config", "out", "limit", "threads", "max_bad_fraction", "max_pixels"),
+  "shard": ("source", "config", "out", "format", "per_shard", "dataset_name"),
+  "index": ("source", "config"),
+  "tokenizer": ("source", "config", "out", "vocab", "sample"),
+}
+NEEDS_OUT = ("build", "shard", "tokenizer")
+BUILDS = {"scenes": ("train", "val_iid", "val_comp", "val_rel", "val_count", "val_len"), "emoji": ("train", "val", "val_comp")}
+FORMATS = ("webdataset", "array_record")
+BLOCK = schema.Block(table="mmdiff.data:SOURCES")
+
+
+def main(argv: list[str]) -> int:
+  logging.basicConfig(level=logging.WARNING, format="%(message)s")
+  if not argv or argv[0] not in TAKES:
+    given = argv[0] if argv else ""
+    guess = nearest(given, TAKES) if given else None
+    raise ConfigError((f"unknown command {given!r}" + (f"; did you mean {guess}?" if guess else "") if given else "which command?") +
+                      f" (known: {', '.join(TAKES)})")
+  command, rest = argv[0], list(argv[1:])
+  overrides = _source_flags(rest)
+  table = {name: FLAGS[name] | (dict(required=True) if name == "out" and command in NEEDS_OUT else {}) for name in TAKES[command]}
+  if command == "build":
+    given = flags.parse(rest, table, positional=("what",))
+    return _build(given, argv, overrides)
+  given = flags.parse(rest, table, positional=("path",))
+  problems = _bad_numbers(given) + _bad_formats(given)
+  config, wrong = source_config(given, overrides)
+  if problems + wrong:
+    raise ConfigError("\n".join(problems + wrong))
+  source = build(resolve("mmdiff.data:SOURCES"), config)
+  return RUN[command](source, given, {"argv": ["data", *argv], "source": config, "versions": versions()})
+
+
+def _source_flags(rest: list[str]) -> list[tuple[str, str | None]]:
+  """Takes `--source.KEY=VALUE` (or `--source.KEY VALUE`) out of `rest`: [(KEY, VALUE)]."""
+  found: list[tuple[str, str | None]] = []
+  for at in reversed(range(len(rest))):
+    if rest[at].startswith("--source."):
+      name, equals, value = rest.pop(at).removeprefix("--source.").partition("=")
+      spaced = not equals and at < len(rest) and not rest[at].startswith("--")
+      found.insert(0, (name, value if equals else rest.pop(at) if spaced else None))
+  return found
+
+
+def _bad_numbers(given: Mapping[str, Any]) -> list[str]:
+  least = {"per_shard": 1, "examples": 1, "threads": 1, "limit": 0, "count": 0, "size": 0, "vocab": 1, "sample": 1, "max_pixels": 1}
+  return [f"--{name}: expected at least {low}, found {given[name]}" for name, low in least.items() if name in given and given[name] < low]
+
+
+def _bad_formats(given: Mapping[str, Any]) -> list[str]:
+  known = lambda name: nearest(name, FORMATS) or " or ".join(FORMATS)
+  return [f"--format: unknown format {name!r}; did you mean {known(name)}?" for name in given.get("format", ()) if name not in FORMATS]
+
+
+def source_config(given: Mapping[str, Any], overrides: Sequence[tuple[str, str | None]]) -> tuple[dict[str, Any], list[str]]:
+  """(the checked config of the source that the flags name, with defaults; what is wrong)."""
+  named = [name for name in ("path", "source", "config") if given.get(name) is not None]
+  if len(named) != 1:
+    return {}, ["give the source once: a path or shorthand, --source=…, or --config=…" + (f"; found {', '.join(named)}" if named else "")]
+  base = given["config"]["data"]["source"] if named == ["config"] else shorthand(given[named[0]])
+  config, problems = flags.override(base, overrides, BLOCK)
+  wrong = {problem.path for problem in problems}
+  problems += [problem for problem in schema.check(config, BLOCK) if problem.path not in wrong]
+  return ({}, [problem.text("--source.") for problem in problems]) if problems else (schema.complete(config, BLOCK), [])
+
+
+def shorthand(text: str) -> dict[str, Any]:
+  """The source that a word on the command line means: see the top of this file."""
+  known = resolve("mmdiff.data:SOURCES")
+  head, *rest = text.split(":")
+  path = os.path.expanduser(text)
+  if head in known and (not os.path.exists(path) or "/" not in text):
+    return {"name": head} | (dict(zip(("tier", "split"), rest)) if head == "scenes" else {})
+  if ".tar" in text or "{" in text:
+    return {"name": "webdataset", "urls": text}
+  folder, _, split = text.partition(":")
+  if os.path.isfile(os.path.join(os.path.expanduser(folder), "dataset_info.json")):
+    return {"name": "tfds", "dataset": folder, "split": split or "train"}
+  if os.path.isdir(path):
+    tars = any(name.endswith(".tar") for name in os.listdir(path))
+    return {"name": "webdataset", "urls": text} if tars else {"name": "folder", "path": text}
+  if os.path.splitext(text)[1] in (".csv", ".tsv", ".jsonl", ".json"):
+    return {"name": "folder", "path": os.path.dirname(text) or ".", "table": os.path.basename(text)}
+  if os.sep not in text and "." not in text:
+    return {"name": head}
+  raise DataError(f"{text}: no such file or folder; expected tar shards, a folder of pictures, a table, a TFDS folder, scenes:TIER, "
+                  f"or the name of a source ({', '.join(known)})")
+
+
+def versions() -> dict[str, str]:
+  """What may change a result, without importing it."""
+  found = {"python": sys.version.split()[0]}
+  for name in ("mmdiff", "numpy", "pillow", "tokenizers", "tensorflow-datasets", "array-record"):
+    try:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      found[name] = "absent"
+  return found
+
+
+class Progress:
+  """Rate and time left on stderr: a line that is rewritten on a terminal, one every ten seconds in a log."""
+
+  def __init__(self, what: str):
+    self.what, self.start, self.last = what, time.monotonic(), time.monotonic()
+    self.terminal = sys.stderr.isatty()
+
+  def __call__(self, done: int, total: int) -> None:
+    now = time.monotonic()
+    if now - self.last < (0.5 if self.terminal else 10.0):
+      return
+    self.last = now
+    rate = done / (now - self.start)
+    text = f"{self.what} {done:,}/{total:,}, {rate:,.0f} a second, {(total - done) / rate:,.0f} s left"
+    print(f"\r{text}\033[K" if self.terminal else text, end="" if self.terminal else "\n", file=sys.stderr, flush=True)
+
+  def close(self) -> None:
+    if self.terminal:
+      print("\r\033[K", end="", file=sys.stderr)
+
+
+def _write_json(path: Path, value: Any) -> None:
+  from mmdiff.data import shards
+  shards.write_json(path, value)
+
+
+def _build(given: dict[str, Any], argv: list[str], overrides: Sequence) -> int:
+  what = given["what"]
+  problems = _bad_numbers(given) + _bad_formats(given) + [f"--source.{name}: build takes no source" for name, _ in overrides]
+  if what not in BUILDS:
+    guess = nearest(what or "", BUILDS)
+    problems.append(f"build {what or ''}: expected {' or '.join(BUILDS)}" + (f"; did you mean {guess}?" if what and guess else ""))
+    raise ConfigError("\n".join(problems))
+  splits = given["splits"] or BUILDS[what]
+  problems += [f"--splits: unknown split {name!r}; known: {', '.join(BUILDS[what])}" for name in splits if name not in BUILDS[what]]
+  if what == "scenes":
+    configs = {split: {"name": "scenes", "tier": given["tier"], "split": split, "size": given["count"]} for split in splits}
+    problems += [] if problems else sorted({p.text("--") for config in configs.values() for p in schema.check(config, BLOCK)})
+  if problems:
+    raise ConfigError("\n".join(problems))
+  if what == "scenes":
+    sources = {split: build(resolve("mmdiff.data:SOURCES"), config) for split, config in configs.items()}
+  else:
+    from mmdiff.data.emoji import emoji
+    configs = {split: {"split": split, "size": given["size"], "font": given["font"], "table": given["table"]} for split in splits}
+    sources = {split: emoji(**config) for split, config in configs.items()}
+  name = given["dataset_name"] or (what if what == "emoji" else f"scenes_{given['tier'].lower()}")
+  about = {"argv": ["data", *argv], "source": configs, "versions": versions()}
+  return _write(sources, given, name, about, folders=True)
+
+
+def _shard(source: Any, given: dict[str, Any], about: dict[str, Any]) -> int:
+  return _write({"train": source}, given, given["dataset_name"] or about["source"]["name"], about, folders=False)
+
+
+def _write(sources: Mapping[str, Any], given: Mapping[str, Any], name: str, about: dict[str, Any], *, folders: bool) -> int:
+  """Writes the formats asked for; with `folders`, each split's shards go to a folder of its name."""
+  from mmdiff.data import array_records, shards
+  results: dict[str, Any] = {}
+  if "webdataset" in given["format"]:
+    for split, source in sources.items():
+      progress = Progress(f"{split}:")
+      out = os.path.join(given["out"], split) if folders else given["out"]
+      results.setdefault("webdataset", {})[split] = done = shards.write(source, out, per_shard=given["per_shard"], tell=progress)
+      progress.close()
+      print(f"{out}: {done['count']:,} records in {done['shards']} shards ({done['kept_shards']} were there), bad {done['bad'] or 'none'}")
+  if "array_record" in given["format"]:
+    progress = Progress("array_record:")
+    results["array_record"] = done = array_records.write(sources, given["out"], name=name, tell=progress)
+    progress.close()
+    print(f"{done['path']}: {done['splits']}, bad {done['bad'] or 'none'}{', was there' if done['kept'] else ''}")
+  inputs = {split: source.fingerprint() for split, source in sources.items()}
+  _write_json(Path(given["out"]) / "meta.json", about | {"inputs": inputs, "results": results})
+  return 0
+
+
+def _inspect(source: Any, given: dict[str, Any], about: dict[str, Any]) -> int:
+  from mmdiff.data import survey
+  cards = survey.sample(source, given["examples"])
+  if not cards:
+    raise DataError("no readable record among those looked at; `mmdiff data validate` counts what is wrong with them")
+  first = next(record for i in range(len(source)) if (record := _readable(source, i)) is not None)
+  kinds = {kind: sum(kind in card.captions for card in cards) for card in cards for kind in card.captions}
+  print(f"{about['source']['name']}: {len(source):,} records, fingerprint {source.fingerprint()}")
+  print(json.dumps(survey.spec(first), indent=1, ensure_ascii=False))
+  print("caption kinds: " + ", ".join(f"{kind} {count}/{len(cards)}" for kind, count in kinds.items()))
+  if skipped := getattr(source, "skipped", {}):
+    print(f"members left out: {skipped}")
+  for card in cards[:4]:
+    print(f"\n{card.key}  {card.size[0]}x{card.size[1]}")
+    for kind, text in survey.lines(card):
+      print(f"  {kind}: {text[:200]}")
+  if given["out"]:
+    import io
+
+    from PIL import Image
+
+    from mmdiff.data import shards
+    out, buffer = Path(given["out"]), io.BytesIO()
+    Image.fromarray(survey.sheet(cards)).save(buffer, "PNG")
+    shards.write_atomically(out / "sheet.png", lambda file: file.write(buffer.getvalue()))
+    page = survey.page(cards, title=f"{about['source']['name']}: {len(source):,} records").encode()
+    shards.write_atomically(out / "sheet.html", lambda file: file.write(page))
+    _write_json(out / "inspect.json", about | {"records": len(source), "fingerprint": source.fingerprint(), "spec": survey.spec(first),
+                                               "kinds": kinds, "examples": [[card.key, dict(card.captions)] for card in cards]})
+    print(f"\n{out / 'sheet.png'}\n{out / 'sheet.html'}")
+  return 0
+
+
+def _readable(source: Any, i: int) -> Mapping[str, Any] | None:
+  from mmdiff.data.quarantine import BadRecord
+  try:
+    return source[i]
+  except BadRecord:
+    return None
+
+
+def _validate(source: Any, given: dict[str, Any], about: dict[str, Any]) -> int:
+  from mmdiff.data import survey
+  progress = Progress("records")
+  start = time.monotonic()
+  found = survey.validate(source, max_pixels=given["max_pixels"], threads=given["threads"], limit=given["limit"], tell=progress)
+  progress.close()
+  found |= {"records_per_second": round(found["records"] / max(time.monotonic() - start, 1e-9), 1)}
+  if given["out"]:
+    _write_json(Path(given["out"]), about | found)
+  print(json.dumps({name: value for name, value in found.items() if not given["out"] or name not in ("offenders", "duplicates")},
+                   indent=1, ensure_ascii=False))
+  if found["bad_fraction"] > given["max_bad_fraction"]:
+    raise DataError(f"{found['records'] - found['good']:,} of {found['records']:,} records are bad {found['bad']}, more than "
+                    f"--max_bad_fraction={given['max_bad_fraction']:g} allows; mend or remove them (`offenders` names them)")
+  return 0
+
+
+def _index(source: Any, given: dict[str, Any], about: dict[str, Any]) -> int:
+  print(f"{about['source']['name']}: {len(source):,} records, indexed, fingerprint {source.fingerprint()}")
+  return 0
+
+
+def _tokenizer(source: Any, given: dict[str, Any], about: dict[str, Any]) -> int:
+  from mmdiff.data import tokenizers
+  made = tokenizers.ensure_trained(tokenizers.bpe(vocab=given["vocab"], sample=given["sample"]), source)
+  out = Path(given["out"])
+  out.parent.mkdir(parents=True, exist_ok=True)
+  made.save(out)
+  results = {"inputs": source.fingerprint(), "vocab": made.vocab_size, "sample": given["sample"]}
+  _write_json(out.with_name(out.stem + ".meta.json"), about | results)
+  print(f"{out}: {made.vocab_size} tokens")
+  return 0
+
+
+RUN = {"inspect": _inspect, "validate": _validate, "shard": _shard, "index": _index, "tokenizer": _tokenizer}
