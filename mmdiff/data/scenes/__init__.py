@@ -1,1 +1,1 @@
-"""The built-in world of captioned scenes: procedural pictures whose every fact is known, so that prompt following is scored by a program."""
+"""The built-in world of captioned scenes: pictures whose every fact is known, so that a program scores prompt following."""

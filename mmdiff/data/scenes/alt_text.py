@@ -16,8 +16,9 @@ FOREIGN = {
   "yellow": ("gelb", "jaune", "amarillo"), "purple": ("lila", "violet", "morado"), "cyan": ("türkis", "turquoise", "cian"),
   "orange": ("orangefarben", "orangé", "naranja"), "magenta": ("magentarot", "fuchsia", "fucsia"), "pink": ("rosa", "rose", "rosado"),
   "brown": ("braun", "marron", "marrón"),
-  "circle": ("Kreis", "cercle", "círculo"), "square": ("Quadrat", "carré", "cuadrado"), "triangle": ("Dreieck", "triangulaire", "triángulo"),
-  "cross": ("Kreuz", "croix", "cruz"), "diamond": ("Raute", "losange", "rombo"), "ring": ("Reif", "anneau", "anillo"),
+  "circle": ("Kreis", "cercle", "círculo"), "square": ("Quadrat", "carré", "cuadrado"),
+  "triangle": ("Dreieck", "triangulaire", "triángulo"), "cross": ("Kreuz", "croix", "cruz"),
+  "diamond": ("Raute", "losange", "rombo"), "ring": ("Reif", "anneau", "anillo"),
   "star": ("Stern", "étoile", "estrella"), "heart": ("Herz", "cœur", "corazón"), "hexagon": ("Sechseck", "hexagone", "hexágono"),
   "arrow": ("Pfeil", "flèche", "flecha"),
 }
@@ -59,7 +60,7 @@ def alt_text(scene: dict, tier: Tier, digits: Digits, noise: Noise) -> tuple[str
   claim = _claim(scene, tier, digits, noise)
   if not claim:
     return " ".join(spam), []
-  said = {what: word for what, word in claim.items()}
+  said = claim
   if digits.chance(noise.foreign):
     language = digits.below(3)
     said = {what: FOREIGN[word][language] for what, word in said.items()}

@@ -3,13 +3,12 @@
 `long` says everything; `short` names the main subject and perhaps one more; `original` is the web's alt text (`alt_text`). A caption is
 a function of (scene, kind, variant). Beside the words stands what they claim:
 
-| fact                                                              | it holds when                                             |
-|-------------------------------------------------------------------|-----------------------------------------------------------|
-| `{"fact": "count", "value": n}`                                   | the picture has n objects                                 |
-| `{"fact": "background", "value": name}`                           | that is its background                                    |
-| `{"fact": "object", "shape"…, "color"…, "tex"…, "size"…, "rot"…, "cell": [r, c]}` | an object has all that is said, in that cell if one is said |
-| `{"fact": "number", "value": n, "shape"…, "color"…}`              | exactly n objects have these attributes                   |
-| `{"fact": "relation", "subject": {…}, "relation": …, "object": {…}}` | such an object stands left of, right of, above or below such another |
+  {"fact": "count", "value": n}             the picture has n objects
+  {"fact": "background", "value": name}     that is its background
+  {"fact": "object", …}                     an object has every shape, color, tex, size, rot said, in the `cell` [row, column] if one is
+  {"fact": "number", "value": n, …}         exactly n objects have the shape and color said
+  {"fact": "relation", "subject": {…}, "relation": "left of" | "right of" | "above" | "below", "object": {…}}
+                                            such an object stands so to such another
 
 Grammar (lower case, sentences end in a full stop, `long` only):
   long  := intro NUM ("object"|"objects") BGPART "." (object ".")+ ("the" COLOR SHAPE "is" REL "the" COLOR SHAPE "."){0,2}
@@ -59,10 +58,10 @@ def _unique(objs: list[dict]) -> list[dict]:
   return [obj for obj, name in zip(objs, names) if names.count(name) == 1]
 
 
-def long(scene: dict, tier: Tier, digits: Digits, relations: bool = True) -> tuple[str, Facts]:
-  """A caption that says everything, and its facts in the order of the words."""
+def long(scene: dict, tier: Tier, digits: Digits, plain: bool = False) -> tuple[str, Facts]:
+  """A caption that says everything, and its facts in the order of the words. `plain` leaves out synonyms and relations."""
   objs = scene["objs"]
-  synonyms = tier.px >= 64
+  synonyms = tier.px >= 64 and not plain
   number = len(objs)
   intro = digits.pick(INTROS)
   if number == 1 and intro == "there are":
@@ -81,15 +80,15 @@ def long(scene: dict, tier: Tier, digits: Digits, relations: bool = True) -> tup
     row, column = obj["cell"]
     parts.append(f"{article(what)} {'in' if digits.below(2) else 'at'} the {tier.positions[row * tier.grid + column]}.")
     facts.append(object_fact(obj, tier))
-  if relations and number > 1:
+  if number > 1 and not plain:
     wanted = max(0, digits.below(4) - 1)                   # none twice as often as one or two
-    for a, b, how in _relations(objs, digits)[:wanted]:
+    for a, b, how in relations_of(objs, digits)[:wanted]:
       parts.append(f"the {a['color']} {a['shape']} is {how} the {b['color']} {b['shape']}.")
       facts.append(relation_fact(a, b, how))
   return " ".join(parts), facts
 
 
-def _relations(objs: list[dict], digits: Digits) -> list[tuple[dict, dict, str]]:
+def relations_of(objs: list[dict], digits: Digits) -> list[tuple[dict, dict, str]]:
   """The unambiguous relations, each pair once and in a random direction, in a random order."""
   named = _unique(objs)
   pairs = [(b, a) if digits.below(2) else (a, b) for i, a in enumerate(named) for b in named[i + 1:] if relation(a, b)]

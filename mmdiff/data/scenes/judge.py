@@ -1,7 +1,7 @@
 """Reads a picture back into a scene: per cell the nearest of all templates under the picture's background.
 
-A template is a silhouette with a dark phase, in a colour c, somewhere within the search range. Its squared distance to the cell x is linear in
-sums over masks: with background g, union mask u, shade s (1 bright, 0.35 dark, 0 outside),
+A template is a silhouette with a dark phase, in a colour c, somewhere within the search range. Its squared distance to the cell x is
+linear in sums over masks: with background g, union mask u, shade s (1 bright, 0.35 dark, 0 outside),
   |x − T|² = Σ |x − g|² + Σ_u (|x|² − |x − g|²) − 2 c · Σ s x + |c|² Σ s²,
 so that two matrix products over pixels score every shape, texture, size, turn and place, and one over channels every colour.
 """
@@ -106,7 +106,8 @@ def judge(images: np.ndarray, tier: str, *, chunk: int = 32) -> list[Reading]:
   if images.dtype != np.uint8 or images.shape[1:] != (world.px, world.px, 3):
     raise ValueError(f"the judge of {tier} reads uint8 [B {world.px} {world.px} 3], found {images.dtype} {list(images.shape)}")
   bank = _bank(world)
-  return [reading for start in range(0, len(images), chunk) for reading in _judge(images[start:start + chunk].astype(np.float32), world, bank)]
+  parts = (images[start:start + chunk].astype(np.float32) for start in range(0, len(images), chunk))
+  return [reading for part in parts for reading in _judge(part, world, bank)]
 
 
 def _judge(images: np.ndarray, tier: Tier, bank: _Bank) -> list[Reading]:
@@ -122,8 +123,8 @@ def _judge(images: np.ndarray, tier: Tier, bank: _Bank) -> list[Reading]:
     if not len(rows):
       continue
     found, chosen = _read(images[rows], g, tier, bank)
-    better = rows[found < distance[rows]]
     keep = found < distance[rows]
+    better = rows[keep]
     distance[better], choice[better], ground[better] = found[keep], chosen[keep], g
   residual = np.sqrt(np.maximum(distance, 0) / images[0].size)
   return [Reading(_scene(row, g, tier, bank), float(r), bool(r <= RESIDUAL_LIMIT[tier.name]))

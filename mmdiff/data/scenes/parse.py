@@ -14,14 +14,14 @@ def _any(words) -> str:
   return "|".join(sorted(map(re.escape, words), key=len, reverse=True))
 
 
-_PLURALS = {plural(word): word for word in WORDS["shape"]}
+_SINGULARS = {plural(word): word for word in WORDS["shape"]} | {word: word for word in WORDS["shape"]}
 _OBJECT = rf"""(?:(?P<size>{_any(WORDS['size'])})\ )?(?:(?P<tex>{_any(WORDS['tex'])})\ )?
   (?:(?P<color>{_any(WORDS['color'])})\b\ ?(?P<shape>(?:{_any(WORDS['shape'])})\b)?|(?P<only>{_any(WORDS['shape'])})\b)
   (?:\ pointing\ (?P<rot>{_any(WORDS['rot'])})\b)?(?:,?\ (?:at|in)\ the\ (?P<position>[a-z]+(?:\ [a-z]+)?))?"""
 _OBJECTS = re.compile(r"\b" + _OBJECT, re.VERBOSE)
 _COUNT = re.compile(rf"\b({_any(NUMBERS)}) objects?\b")
 _BACKGROUND = re.compile(rf"\b({_any(WORDS['bg'])}) background\b")
-_NUMBER = re.compile(rf"\b({_any(NUMBERS)}) ({_any(WORDS['color'])}) ({_any(_PLURALS)})\b")
+_NUMBER = re.compile(rf"\b({_any(NUMBERS)}) ({_any(WORDS['color'])}) ({_any(_SINGULARS)})\b")
 _RELATION = re.compile(rf"\b({_any(RELATIONS)})\b")
 _STATEMENT = re.compile(rf"\bis ({_any(RELATIONS)})\b")
 
@@ -53,7 +53,7 @@ def parse(text: str, tier: Tier) -> list[dict[str, Any]]:
     facts += [{"fact": "count", "value": NUMBERS.index(word)} for word in _COUNT.findall(sentence)]
     facts += [{"fact": "background", "value": name} for name in _BACKGROUND.findall(sentence)]
     for number, color, shapes in _NUMBER.findall(sentence):
-      shape = _PLURALS[shapes]
+      shape = _SINGULARS[shapes]
       facts.append({"fact": "number", "value": NUMBERS.index(number), "shape": CANONICAL.get(shape, shape), "color": color})
     matches = list(_OBJECTS.finditer(_NUMBER.sub("", sentence)))
     objects = [_object(match, tier) for match in matches]
