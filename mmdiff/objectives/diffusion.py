@@ -20,7 +20,7 @@ from mmdiff.diffusion.schedules import Level, Schedule
 from mmdiff.diffusion.weighting import TIME_SAMPLINGS, sample_time, weight
 
 # Schedule kind -> what "auto" means.
-AUTO_WEIGHTING = {"discrete": "uniform", "edm": "edm", "flow": "inverse_time"}
+AUTO_WEIGHTING = {"discrete": "uniform", "edm": "edm", "flow": "uniform"}
 AUTO_TIMES = {"discrete": "uniform", "edm": "lognormal", "flow": "logit_normal"}
 AUTO_SAMPLER = {"discrete": "ddim", "edm": "heun", "flow": "euler"}
 QUARTERS = 4
@@ -40,8 +40,8 @@ def diffusion(*, denoiser: Built["mmdiff.models:DENOISERS"], text: Built["mmdiff
     text: a module (tokens, mask) -> text dict as in `models.conv_text`, or -> [B L D].
     schedule: of the noise, see `diffusion.schedules`.
     prediction: what the network outputs, see `diffusion.predictions`.
-    weighting: of the loss by noise level, see `diffusion.weighting`; auto is uniform for discrete schedules, edm for edm and
-      inverse_time for flow.
+    weighting: of the loss by noise level, see `diffusion.weighting`; auto is uniform, but edm for schedule edm and inverse_time for
+      x0 in schedule flow.
     min_snr_gamma: of weighting min_snr.
     time_sampling: distribution of training times; auto is uniform for discrete schedules, lognormal for edm and logit_normal for flow.
     time_mean, time_std: of logit_normal (None = 0.6, 1.3) and lognormal (-1.2, 1.2).
@@ -54,7 +54,8 @@ def diffusion(*, denoiser: Built["mmdiff.models:DENOISERS"], text: Built["mmdiff
     ConfigError: for combinations that are not defined; the message names the fix.
   """
   levels = schedules.schedule(schedule, zero_terminal_snr=zero_terminal_snr, shift=time_shift)
-  weighting = AUTO_WEIGHTING[levels.kind] if weighting == "auto" else weighting
+  if weighting == "auto":
+    weighting = "inverse_time" if (levels.kind, prediction) == ("flow", "x0") else AUTO_WEIGHTING[levels.kind]
   time_sampling = AUTO_TIMES[levels.kind] if time_sampling == "auto" else time_sampling
   _refuse(schedule, levels, prediction, weighting, time_sampling, min_snr_gamma, caption_dropout)
   if denoiser.channels != 3:
@@ -117,8 +118,11 @@ def diffusion(*, denoiser: Built["mmdiff.models:DENOISERS"], text: Built["mmdiff
     return predictions.to_x0(prediction, output(params, x, level, encode_text(params, tokens, mask)), x, level)
 
   def plan(sampler: str | None = None, **options) -> Plan:
-    """A sampling plan for this schedule, `diffusion.plans.plan`; the sampler None is ddim, heun for edm, euler for flow. On the host."""
-    return plans.plan(sampler or AUTO_SAMPLER[levels.kind], levels, **options)
+    """A sampling plan for this schedule with the options of `diffusion.plans.plan`, made on the host.
+
+    The sampler None is ddim, heun for edm, euler for flow. Expected pictures are clipped to [-1, 1] unless `clip` says otherwise.
+    """
+    return plans.plan(sampler or AUTO_SAMPLER[levels.kind], levels, **(dict(clip=1.0) | options))
 
   def sample(params: Tree, tokens: Array, mask: Array, seeds: Array, plan: Plan, *, negative: tuple[Array, Array] | None = None,
              extra: Tree = ()) -> Array:
