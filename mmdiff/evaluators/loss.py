@@ -4,7 +4,7 @@ import numpy as np
 
 from mmdiff.core.build import Built
 from mmdiff.core.errors import DataError
-from mmdiff.evaluators.base import Evaluator, Result, Services, require, streamed
+from mmdiff.evaluators.base import Evaluator, Result, Services, require, streamed, ways
 
 NAMES = ("image", "tokens", "mask", "id", "valid")
 
@@ -13,9 +13,9 @@ def loss(services: Services, *, source: Built["mmdiff.data:SOURCES"], every_step
          caption: str = "", seed: int = 0) -> Evaluator:
   """The mean of every metric of `predict["loss"]` over the source.
 
-  Noise and times come from one key folded with each record's id, the same at every evaluation. The objective leaves out the padding of the
-  last batch (`valid`), and batches count by their valid rows. The loss of a contrastive objective depends on the batch: it is that of
-  `services.batch_size` pairs.
+  Noise and times come from one key folded with each record's id, the same at every evaluation. A loss that is a mean over examples
+  leaves out the padding of the last batch (`valid`), and batches count by their valid rows. A contrastive loss depends on the batch: it
+  is that of `services.batch_size` pairs, or of all if there are fewer, and the records that do not fill a batch are left out.
 
   Args:
     limit: records, from the source's first.
@@ -25,17 +25,21 @@ def loss(services: Services, *, source: Built["mmdiff.data:SOURCES"], every_step
   require(services, "loss", "loss")
   dataset = services.dataset(source)
   metrics_of = jax.jit(services.predict["loss"])
+  contrastive = "embed_text" in services.predict
 
   def run(params, step, extra=()):
     key, totals, count = jax.random.key(seed), {}, 0
-    batches = dataset.eval_batches(batch_size=services.batch_size, limit=limit, caption_kind=caption or None)
-    for batch, metrics in streamed(services, lambda arrays: metrics_of(params, arrays, key, extra=extra), batches, NAMES):
+    found = min(len(dataset), limit or len(dataset))
+    size = min(services.batch_size, max(found // ways(), 1) * ways()) if contrastive else services.batch_size
+    batches = dataset.eval_batches(batch_size=size, limit=limit, caption_kind=caption or None)
+    whole = (batch for batch in batches if batch["valid"].all() or not contrastive)
+    for batch, metrics in streamed(services, lambda arrays: metrics_of(params, arrays, key, extra=extra), whole, NAMES):
       rows = int(batch["valid"].sum())
       count += rows
       for name, value in metrics.items():
         totals[name] = totals.get(name, 0.0) + rows * np.float64(value)
     if not count:
-      raise DataError("loss: the source gave no records")
+      raise DataError(f"loss: the source gave fewer than {size if contrastive else 1} records")
     return Result({name: float(total / count) for name, total in totals.items()} | {"records": float(count)})
 
   return Evaluator(every_steps, params, run)
