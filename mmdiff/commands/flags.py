@@ -133,7 +133,7 @@ def read_config(source: str, overrides: Sequence[tuple[str, str | None]]) -> tup
   except ConfigError as error:
     return None, [str(error)]
   config, wrong = override(config, overrides)
-  touched = {path for path, _ in overrides}
+  touched = {path for path, _ in overrides} | {path.removesuffix(".name") for path, _ in overrides if path.endswith(".name")}
   file = source.partition(".py:")[0] + (".py" if ".py:" in source else "")
   from_flag = lambda path: any(path == t or path.startswith(t + ".") for t in touched)
   problems = [p.text("--config.") for p in wrong]
@@ -202,7 +202,7 @@ def _plain(value: Any) -> Any:
     for key in value.keys():
       try:
         made[str(key)] = _plain(value[key])
-      except ValueError as error:
+      except Exception as error:          # ml_collections need not be imported to know its exception
         if type(error).__name__ != "RequiredValueError":
           raise
     return made

@@ -88,7 +88,8 @@ def test_every_problem_is_named_at_once():
 
 
 def test_missing_keys_are_named_once():
-  assert [str(p) for p in check(dict(model={}), ROOT)] == ["model.name: missing; expected one of 'net', 'other'", "seed: missing; expected int"]
+  assert [str(p) for p in check(dict(model={}), ROOT)] == ["model.name: missing; expected one of 'net', 'other'",
+                                                           "seed: missing; expected int"]
   assert said(model=dict(name="other")) == ["model.depth: missing; expected int"]
   misspelt = dict(config(), sead=1)
   del misspelt["seed"]
@@ -138,8 +139,9 @@ def test_settable_keys_include_those_left_out():
 
 
 @pytest.mark.parametrize("key,text,value", [
-  ("width", "3", 3), ("width", "none", None), ("note", "none", "none"), ("note", "", ""), ("mean", "3,4.5", (3.0, 4.5)), ("mean", "", ()),
-  ("mean", "(1,)", (1,)), ("mean", "[1, 2]", (1, 2)), ("dtype", "bfloat16", "bfloat16"), ("steps", "2", 2), ("steps", "2.5", 2.5), ("last", "1_000", 1000),
+  ("width", "3", 3), ("width", "none", None), ("note", "none", "none"), ("note", "", ""), ("mean", "3,4.5", (3.0, 4.5)),
+  ("mean", "", ()), ("mean", "(1,)", (1,)), ("mean", "[1, 2]", (1, 2)), ("dtype", "bfloat16", "bfloat16"), ("steps", "2", 2),
+  ("steps", "2.5", 2.5), ("last", "1_000", 1000),
 ])
 def test_text_is_read_by_type(key, text, value):
   assert parse_text(fields("toyproject.parts:net")[key], text) == value

@@ -1,12 +1,18 @@
 """Names that are nearly right are recognised."""
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmdiff.core.spelling import edits, nearest, nearest_path
 
 WORD = st.text("abc", max_size=5)
-PATHS = ["seed", "steps", "batch_size", "optim.default.lr", "optim.default.b1", "data.image_size", "data.captions.long", "checkpoint.keep", "optim",
-         "optim.default", "data"]
+PATHS = ["seed", "steps", "batch_size", "optim.default.lr", "optim.default.b1", "data.image_size", "data.captions.long", "checkpoint.keep",
+         "optim", "optim.default", "data"]
+MISSPELT = {
+  "optm.default.lr": "optim.default.lr", "optim.defualt.lr": "optim.default.lr", "optim.default.lrr": "optim.default.lr",
+  "lr": "optim.default.lr", "optim.lr": "optim.default.lr", "optm.defalt.l": "optim.default.lr", "data.seed": "seed",
+  "image_sise": "data.image_size", "optm": "optim", "nothing.like.it": None,
+}
 
 
 @given(WORD, WORD)
@@ -29,9 +35,6 @@ def test_nearest():
   assert nearest("a", []) is None
 
 
-def test_nearest_path_mends_any_part():
-  for typed, meant in [("optm.default.lr", "optim.default.lr"), ("optim.defualt.lr", "optim.default.lr"), ("optim.default.lrr", "optim.default.lr"),
-                       ("lr", "optim.default.lr"), ("optim.lr", "optim.default.lr"), ("data.seed", "seed"), ("image_sise", "data.image_size"),
-                       ("optm.defalt.l", "optim.default.lr"), ("optm", "optim")]:
-    assert nearest_path(typed, PATHS) == meant, typed
-  assert nearest_path("nothing.like.it", PATHS) is None
+@pytest.mark.parametrize("typed,meant", MISSPELT.items())
+def test_nearest_path_mends_any_part(typed, meant):
+  assert nearest_path(typed, PATHS) == meant
