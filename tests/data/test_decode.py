@@ -1,0 +1,214 @@
+import random
+import struct
+import time
+import tracemalloc
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from mmdiff.data import decode
+from mmdiff.data.quarantine import BadRecord
+from tests.data.worlds import encode, noise, png_header
+
+PICTURE = Image.fromarray(noise())
+
+
+@pytest.mark.parametrize("format, options", [("PNG", {}), ("BMP", {}), ("TIFF", {}), ("PPM", {}), ("WEBP", {"lossless": True})])
+def test_lossless_formats_give_the_pixels_back(format, options):
+  assert (decode.decode(encode(PICTURE, format, **options)) == noise()).all()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "RGB", "YCbCr"])
+def test_modes_become_rgb_as_pillow_converts_them(mode):
+  image = PICTURE.convert(mode)
+  out = decode.decode(encode(image, "TIFF"))
+  assert out.shape == (24, 32, 3) and out.dtype == np.uint8
+  assert (out == np.asarray(image.convert("RGB"))).all()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_lies_over_white(mode):
+  alpha = Image.fromarray(np.tile(np.arange(32, dtype=np.uint8) * 8, (24, 1)))
+  image = PICTURE.convert(mode)
+  image.putalpha(alpha)
+  out = decode.decode(encode(image, "PNG")).astype(float)
+  a = np.asarray(alpha)[..., None] / 255
+  expected = np.asarray(PICTURE.convert("L").convert("RGB") if mode == "LA" else PICTURE) * a + 255 * (1 - a)
+  assert np.abs(out - expected).max() <= 1 and (out[:, 0] == 255).all()
+
+
+def test_a_transparent_palette_colour_is_white():
+  image = Image.new("P", (4, 4), 1)
+  image.putpalette([0, 0, 0, 10, 20, 30])
+  image.putpixel((0, 0), 0)
+  out = decode.decode(encode(image, "PNG", transparency=0))
+  assert out[0, 0].tolist() == [255, 255, 255] and out[1, 1].tolist() == [10, 20, 30]
+
+
+def test_sixteen_bits_keep_the_high_byte():
+  samples = (np.arange(256, dtype=np.uint16).reshape(16, 16) << 8) + 200
+  for format in ("PNG", "TIFF"):
+    assert (decode.decode(encode(Image.fromarray(samples), format)) == (samples >> 8).astype(np.uint8)[..., None]).all()
+
+
+def test_samples_without_a_range_are_refused():
+  with pytest.raises(BadRecord, match="undecodable.*no defined range"):
+    decode.decode(encode(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_exif_orientation_is_applied(format, orientation):
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  upright = np.zeros((16, 32, 3), np.uint8)
+  upright[:8, :8] = 255                                # a mark in the upper left corner
+  turn = {1: lambda x: x, 2: lambda x: x[:, ::-1], 3: lambda x: x[::-1, ::-1], 4: lambda x: x[::-1], 5: lambda x: x.transpose(1, 0, 2),
+          6: lambda x: np.rot90(x, 1), 7: lambda x: x[::-1, ::-1].transpose(1, 0, 2), 8: lambda x: np.rot90(x, -1)}[orientation]
+  stored = Image.fromarray(np.ascontiguousarray(turn(upright)))
+  out = decode.decode(encode(stored, format, exif=exif)).astype(int)
+  assert out.shape == upright.shape and np.abs(out - upright).mean() < 8
+
+
+def test_a_broken_exif_block_does_not_break_the_picture():
+  data = encode(PICTURE, "JPEG", exif=b"Exif\x00\x00MM\x00\x2a\xff\xff\xff\xff")
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore", UserWarning)       # as importing `decode` sets it; pytest sets its own filters
+    assert decode.decode(data).shape == (24, 32, 3)
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
+def test_of_an_animation_the_first_frame_is_taken(format):
+  frames = [Image.new("RGB", (8, 8), color) for color in ("red", "lime", "blue")]
+  data = encode(frames[0], format, save_all=True, append_images=frames[1:], **({"lossless": True} if format == "WEBP" else {}))
+  assert (decode.decode(data) == [255, 0, 0]).all()
+
+
+def test_one_pixel():
+  assert decode.decode(encode(Image.new("L", (1, 1), 7), "PNG")).tolist() == [[[7, 7, 7]]]
+
+
+def test_the_fast_path_is_bit_identical():
+  """With or without simplejpeg a JPEG has the same pixels; libjpeg's chroma upsampling differs by subsampling, so each one is tried."""
+  smooth = Image.fromarray(noise(9, 13)).resize((131, 97), Image.Resampling.BICUBIC)
+  for subsampling in (0, 1, 2):
+    for options in ({}, {"progressive": True}, {"quality": 30}, {"optimize": True}):
+      data = encode(smooth, "JPEG", subsampling=subsampling, **options)
+      for cut in (data, data + b"trailing", data[:-2]):
+        try:
+          slow = decode.decode(cut, fast=False)
+        except BadRecord as fault:
+          with pytest.raises(BadRecord, match=fault.kind):
+            decode.decode(cut)
+        else:
+          assert (decode.decode(cut) == slow).all()
+
+
+def test_reduction_in_the_dct_domain_stays_long_enough():
+  flat = encode(Image.new("RGB", (640, 480), (200, 100, 50)), "JPEG")
+  assert decode.decode(flat, at_least=120).shape == (120, 160, 3)
+  assert decode.decode(flat, at_least=121).shape == (240, 320, 3)
+  assert decode.decode(flat, at_least=1000).shape == (480, 640, 3)
+  assert np.abs(decode.decode(flat, at_least=120).astype(int) - [200, 100, 50]).max() <= 3
+
+
+BOMBS = {
+  "png 12000x10000": png_header(12_000, 10_000), "png 60000x60000": png_header(60_000, 60_000), "png 1x2^31": png_header(1, 2**31 - 1),
+  "png 100000x100": png_header(100_000, 100),
+}
+
+
+def announcing(format: str, marker: bytes, skip: int, layout: str, size: tuple[int, int]) -> bytes:
+  """A small picture whose header is rewritten to announce another size, `skip` bytes after `marker`."""
+  data = bytearray(encode(PICTURE, format))
+  struct.pack_into(layout, data, data.index(marker) + skip, *size)
+  return bytes(data)
+
+
+BOMBS |= {
+  "jpeg": announcing("JPEG", b"\xff\xc0", 5, ">HH", (10_000, 12_000)), "gif": announcing("GIF", b"GIF8", 6, "<HH", (12_000, 10_000)),
+  "bmp": announcing("BMP", b"BM", 18, "<ii", (12_000, 10_000)), "webp": announcing("WEBP", b"\x9d\x01\x2a", 3, "<HH", (12_000, 10_000)),
+  "ppm": b"P6 12000 10000 255\n" + bytes(100),
+}
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_bombs_are_refused_from_the_header(strict):
+  with warnings.catch_warnings():
+    warnings.simplefilter("error" if strict else "ignore")
+    for name, data in BOMBS.items():
+      times = []
+      tracemalloc.start()
+      for _ in range(5):
+        started = time.perf_counter()
+        with pytest.raises(BadRecord, match="oversized"):
+          decode.decode(data)
+        times.append(time.perf_counter() - started)
+      peak = tracemalloc.get_traced_memory()[1]
+      tracemalloc.stop()
+      assert min(times) < 0.005 and peak < 10 * 2**20, (name, times, peak)
+
+
+def test_the_limit_is_the_config_s():
+  data = encode(PICTURE, "PNG")
+  with pytest.raises(BadRecord, match="oversized: 32x24"):
+    decode.decode(data, max_pixels=32 * 24 - 1)
+  assert decode.decode(data, max_pixels=32 * 24).shape == (24, 32, 3)
+
+
+def test_more_than_pillow_s_own_bound_can_be_allowed(monkeypatch):
+  monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+  assert decode.decode(encode(PICTURE, "PNG"), max_pixels=1000).shape == (24, 32, 3)
+
+
+@pytest.mark.parametrize("data", [b"", b"\0", b"<html><body>404</body></html>", b"\xff\xd8\xff", b"GIF89a", b"%!PS-Adobe-3.0 EPSF-3.0\n",
+                                  b"<svg xmlns='http://www.w3.org/2000/svg'/>", encode(PICTURE, "JPEG")[:300], encode(PICTURE, "PNG")[:200],
+                                  encode(PICTURE, "WEBP")[:80]])
+def test_what_is_no_picture_is_undecodable(data):
+  with pytest.raises(BadRecord, match="undecodable"):
+    decode.decode(data)
+  assert not ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+def test_mutated_pictures_never_raise_anything_else():
+  rng, kinds = random.Random(0), {"decoded": 0, "undecodable": 0, "oversized": 0}
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  originals = [encode(PICTURE.convert(mode), format, **options) for format, mode, options in (
+    ("JPEG", "RGB", {"exif": exif}), ("JPEG", "CMYK", {}), ("PNG", "RGBA", {}), ("PNG", "P", {}), ("WEBP", "RGBA", {}), ("GIF", "P", {}),
+    ("BMP", "RGB", {}), ("TIFF", "RGB", {}), ("PPM", "RGB", {}))]
+  for _ in range(3000):
+    data = bytearray(rng.choice(originals))
+    for _ in range(rng.randint(1, 5)):
+      at = rng.randrange(min(len(data), rng.choice((32, 128, len(data)))))
+      if rng.random() < 0.1:
+        del data[at:at + rng.randint(1, 200)]
+      else:
+        data[at] = rng.choice((0, 255, rng.randrange(256)))
+      if not data:
+        break
+    try:
+      assert decode.decode(bytes(data), max_pixels=10**6).dtype == np.uint8
+      kinds["decoded"] += 1
+    except BadRecord as fault:
+      kinds[fault.kind] += 1
+  assert min(kinds.values()) > 20, kinds
+
+
+@pytest.mark.parametrize("image", [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4, 3), np.uint8),
+                                   np.zeros(4, np.uint8), "a path", 3, [1, 2]])
+def test_wrong_types_are_named(image):
+  with pytest.raises(BadRecord, match="bad_type"):
+    decode.pixels(image)
+
+
+def test_arrays_pass_as_they_are_or_become_rgb():
+  assert decode.pixels(noise()) is not None and (decode.pixels(noise()) == noise()).all()
+  grey = noise(channels=1)
+  assert (decode.pixels(grey) == np.repeat(grey, 3, -1)).all() and (decode.pixels(grey[..., 0]) == np.repeat(grey, 3, -1)).all()
+  clear = np.concatenate([noise(), np.zeros((24, 32, 1), np.uint8)], -1)
+  assert (decode.pixels(clear) == 255).all()
+  with pytest.raises(BadRecord, match="oversized"):
+    decode.pixels(noise(), max_pixels=10)
