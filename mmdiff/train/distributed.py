@@ -7,6 +7,7 @@ Three ways, the first that applies:
 """
 import os
 import re
+import sys
 from collections.abc import Mapping
 
 import jax
@@ -14,6 +15,7 @@ import jax
 from mmdiff.core.errors import ConfigError
 
 HEARTBEAT_SECONDS = 30        # a lost process is noticed within about this time; JAX's default is 100
+SHUTDOWN_SECONDS = 120        # how long a process that is done waits for the others (the first may still write the report)
 VARIABLES = ("MMDIFF_COORDINATOR", "MMDIFF_PROCESSES", "MMDIFF_PROCESS_ID")
 
 
@@ -25,23 +27,38 @@ def initialize() -> None:
   if jax.distributed.is_initialized():
     return
   env = os.environ
+  timeouts = dict(heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=SHUTDOWN_SECONDS)
   explicit = explicit_arguments(env)
   if explicit:
-    jax.distributed.initialize(**explicit, cluster_detection_method="deactivate", heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+    jax.distributed.initialize(**explicit, **timeouts, cluster_detection_method="deactivate")
     return
   if env.get("SLURM_NTASKS") == "1" or env.get("OMPI_COMM_WORLD_SIZE") == "1":
     return                    # one process sees all GPUs; initialising would bind it to the first
   check_gpu_tasks(env)
   try:
-    jax.distributed.initialize(local_device_ids=local_devices(env), heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+    jax.distributed.initialize(local_device_ids=local_devices(env), **timeouts)
   except ValueError as error:
     if "coordinator_address" not in str(error):
       raise
     check_alone(env)
 
 
+def abandon(code: int) -> None:
+  """Ends this process now if it is one of several, after an error that the others don't share; else returns.
+
+  An ordinary exit would first wait for the others at JAX's shutdown barrier, while they wait for this one in a collective.
+  """
+  if jax.distributed.is_initialized() and jax.process_count() > 1:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def explicit_arguments(env: Mapping[str, str]) -> dict:
-  """The arguments that our own variables give, {} when none is set. Raises ConfigError for a part of them or a number that doesn't fit."""
+  """The arguments that our own variables give, {} when none is set.
+
+  Raises ConfigError for a part of them or a number that doesn't fit.
+  """
   given = [name for name in VARIABLES if env.get(name)]
   if not given:
     return {}
@@ -52,7 +69,8 @@ def explicit_arguments(env: Mapping[str, str]) -> dict:
   if not re.fullmatch(r".+:\d+", address):
     raise ConfigError(f"MMDIFF_COORDINATOR: expected host:port of process 0, found {address!r}")
   if not (processes.isdigit() and process.isdigit() and int(process) < int(processes)):
-    raise ConfigError(f"MMDIFF_PROCESS_ID {process!r} of MMDIFF_PROCESSES {processes!r}: expected whole numbers with 0 <= id < processes")
+    raise ConfigError(f"MMDIFF_PROCESS_ID {process!r} of MMDIFF_PROCESSES {processes!r}: expected whole numbers with "
+                      "0 <= id < processes")
   return dict(coordinator_address=address, num_processes=int(processes), process_id=int(process))
 
 
@@ -77,11 +95,12 @@ def check_gpu_tasks(env: Mapping[str, str]) -> None:
   tasks = slurm_tasks_here(env)
   gpus = env.get("SLURM_GPUS_ON_NODE", "")
   if tasks and gpus.isdigit() and int(gpus) != tasks:
-    raise ConfigError(f"Slurm gave this node {gpus} GPUs and {tasks} tasks, but every task drives one GPU; ask for --ntasks-per-node={gpus}")
+    raise ConfigError(f"Slurm gave this node {gpus} GPUs and {tasks} tasks, but every task drives one GPU; "
+                      f"ask for --ntasks-per-node={gpus}")
   ranks, visible = env.get("OMPI_COMM_WORLD_LOCAL_SIZE", ""), env.get("CUDA_VISIBLE_DEVICES", "")
   if ranks.isdigit() and visible and len(visible.split(",")) not in (1, int(ranks)):
-    raise ConfigError(f"mpirun started {ranks} ranks on a node with {len(visible.split(','))} GPUs visible, but every rank drives one GPU; "
-                      f"start {len(visible.split(','))} ranks per node")
+    raise ConfigError(f"mpirun started {ranks} ranks on a node with {len(visible.split(','))} GPUs visible, but every rank drives "
+                      f"one GPU; start {len(visible.split(','))} ranks per node")
 
 
 def local_devices(env: Mapping[str, str]) -> list[int] | None:
@@ -92,8 +111,8 @@ def local_devices(env: Mapping[str, str]) -> list[int] | None:
 def check_alone(env: Mapping[str, str]) -> None:
   """Raises ConfigError when this process is plainly one of several although JAX found no cluster: each would train alone."""
   if "JOB_COMPLETION_INDEX" in env:
-    raise ConfigError(f"this pod is number {env['JOB_COMPLETION_INDEX']} of an indexed Job, but JAX found no cluster; install jax[k8s] and "
-                      f"let the service account read jobs, or set {', '.join(VARIABLES)}")
+    raise ConfigError(f"this pod is number {env['JOB_COMPLETION_INDEX']} of an indexed Job, but JAX found no cluster; install "
+                      f"jax[k8s] and let the service account read jobs, or set {', '.join(VARIABLES)}")
   if env.get("SLURM_NTASKS", "1") != "1" and "SLURM_PROCID" in env:
     raise ConfigError("Slurm runs several tasks, but this process was not started by srun's step; start it with srun "
                       f"(or set {', '.join(VARIABLES)})")
