@@ -1,0 +1,1 @@
+"""The world as a dataset of TensorFlow Datasets; a package of its own, as TFDS wants."""
