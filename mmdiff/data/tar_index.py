@@ -44,6 +44,12 @@ def _number(field: bytes, path: str, at: int) -> int:
     raise DataError(f"{path}: unreadable number {field!r} in the tar header at byte {at}; the file is damaged, get it again") from None
 
 
+def _checksums(header: bytes) -> tuple[bytes, ...]:
+  """The checksum that a header must carry, in octal with any zeros before it."""
+  octal = b"%o" % (sum(header) - sum(header[148:156]) + 8 * 32)
+  return tuple(octal.zfill(width) for width in range(len(octal), 9))
+
+
 def _pax(body: bytes, path: str, at: int) -> dict[str, bytes]:
   found = {}
   while body:
@@ -79,7 +85,7 @@ def members(path: str) -> Iterator[Member]:
       header = read(at, BLOCK)
       if not header.strip(b"\0"):
         return
-      if sum(header) - sum(header[148:156]) + 256 != _number(header[148:156], path, at):
+      if header[148:156].strip(b" \0") not in _checksums(header):
         what = "not a tar file" if at == 0 else f"no tar header at byte {at:,}"
         raise DataError(f"{path}: {what} (found {header[:16]!r}); expected an uncompressed tar as img2dataset writes, get it again")
       kind, size, body = header[156:157], _number(header[124:136], path, at), at + BLOCK

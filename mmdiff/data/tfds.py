@@ -69,7 +69,7 @@ def find(dataset: str, data_dir: str) -> str:
     prepared = [folder for folder in prepared if os.path.basename(folder) == version]
   if not prepared:
     held = sorted(os.listdir(root))[:8] if os.path.isdir(root) else "nothing, it does not exist"
-    raise DataError(f"no prepared dataset {dataset!r} in {root} (it holds {held}); expected a folder {base}/VERSION with dataset_info.json; "
+    raise DataError(f"no prepared dataset {dataset!r} in {root} (it holds {held}); expected {base}/VERSION with dataset_info.json; "
                     "prepare it with TFDS, copy it there, or set data_dir")
   parents = {os.path.dirname(folder) for folder in prepared}
   if len(parents) > 1:

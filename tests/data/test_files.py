@@ -1,0 +1,189 @@
+"""Folders of pictures in every layout, COCO's JSON, and that no record reaches outside its folder."""
+import json
+import pickle
+
+import pytest
+
+from mmdiff.core.errors import DataError
+from mmdiff.data.files import coco, folder
+from mmdiff.data.quarantine import BadRecord
+from tests.data.fixtures import picture
+
+
+@pytest.fixture
+def pictures(tmp_path):
+  root = tmp_path / "set"
+  (root / "sub").mkdir(parents=True)
+  for i, name in enumerate(["a.png", "b.png", "sub/c.png"]):
+    (root / name).write_bytes(picture(i))
+  (tmp_path / "secret.png").write_bytes(picture(99))
+  return root
+
+
+def table(root, rows, name="metadata.jsonl"):
+  (root / name).write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+  return folder(path=str(root))
+
+
+def fault(source, i):
+  with pytest.raises(BadRecord) as caught:
+    source[i]
+  return caught.value.kind
+
+
+def test_jsonl_with_kinds_and_fields(pictures):
+  source = table(pictures, [{"file_name": "a.png", "text": "an a", "label": 3}, "",
+                            {"file_name": "sub/c.png", "captions": {"long": "a long c", "short": ["c", "see"]}, "caption_tags": "c"}])
+  assert source[0] == {"key": "a", "image": picture(0), "captions": {"original": "an a"}, "label": 3}
+  assert source[1]["key"] == "sub/c" and source[1]["captions"] == {"long": "a long c", "short": ["c", "see"], "tags": "c"}
+
+
+@pytest.mark.parametrize("name, content", [
+  ("captions.csv", 'image,caption,long\na.png,"an a, quoted",a long a\nb.png,,\n'),
+  ("metadata.csv", "\ufefffilepath,title,caption_long\r\na.png,\"an a, quoted\",a long a\r\nb.png,,\r\n"),
+])
+def test_csv(pictures, name, content):
+  (pictures / name).write_text(content, newline="")
+  source = folder(path=str(pictures))
+  assert source[0]["captions"] == {"original": "an a, quoted", "long": "a long a"}
+  assert source[1]["captions"] == {} and source[1]["key"] == "b"
+
+
+def test_named_columns_in_a_tsv_elsewhere(pictures, tmp_path):
+  (tmp_path / "pairs.tsv").write_text("key\tpic\talt\tsynthetic\nk1\ta.png\tone\ttwo\n")
+  source = folder(path=str(pictures), table=str(tmp_path / "pairs.tsv"), image_column="pic",
+                  captions={"original": "alt", "long": "synthetic"})
+  assert source[0] == {"key": "k1", "image": picture(0), "captions": {"original": "one", "long": "two"}}
+
+
+def test_rows_of_one_picture_are_one_record(pictures):
+  source = table(pictures, [{"image": "a.png", "caption": f"text {i}"} for i in range(3)] + [{"image": "b.png", "caption": "b"}])
+  assert [source[i]["captions"] for i in range(len(source))] == [{"original": ["text 0", "text 1", "text 2"]}, {"original": "b"}]
+  with pytest.raises(DataError, match="'k' is used for 'a.png' and for 'b.png'"):
+    table(pictures, [{"key": "k", "image": "a.png", "caption": "x"}, {"key": "k", "image": "b.png", "caption": "x"}])
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "sub/../../secret.png", "/etc/passwd", "link.png", "linked/secret.png", "a\0.png"])
+def test_no_record_reaches_outside(pictures, tmp_path, name):
+  (pictures / "link.png").symlink_to(tmp_path / "secret.png")
+  (pictures / "linked").symlink_to(tmp_path)
+  source = table(pictures, [{"image": "a.png", "caption": "fine"}, {"image": name, "caption": "evil"}])
+  assert source[0]["image"] == picture(0)
+  assert fault(source, 1) == "unreadable"
+
+
+def test_paths_inside_may_be_absolute_or_linked(pictures):
+  (pictures / "link.png").symlink_to("sub/c.png")
+  source = table(pictures, [{"image": str(pictures / "a.png"), "caption": "x"}, {"image": "link.png", "caption": "x"}])
+  assert [source[i]["image"] for i in (0, 1)] == [picture(0), picture(2)]
+
+
+def test_faults_of_rows(pictures):
+  rows = [b'{"image": "a.png", "caption": "fine"}', b'{"image": "b.png", "caption": "caf\xe9"}', b"{broken", b"[1]", b'{"caption": "x"}',
+          b'{"image": "gone.png", "caption": "x"}', b'{"image": "sub/c.png", "caption": {"a": 1}}', b"[" * 100_000]
+  (pictures / "metadata.jsonl").write_bytes(b"\n".join(rows))
+  source = folder(path=str(pictures))
+  assert source[0]["captions"] == {"original": "fine"}
+  assert [fault(source, i) for i in range(1, 8)] == [
+    "non_utf8_caption", "unreadable", "unreadable", "missing_key", "missing_key", "bad_type", "unreadable"]
+
+
+def test_texts_beside_the_pictures(pictures):
+  (pictures / "a.txt").write_text("an a\n")
+  (pictures / "a.long.txt").write_text("a long a")
+  (pictures / "b.txt").write_bytes(b"\xff\xfe")
+  source = folder(path=str(pictures))
+  assert source[0] == {"key": "a", "image": picture(0), "captions": {"original": "an a", "long": "a long a"}}
+  assert fault(source, 1) == "non_utf8_caption"
+  assert source[2]["captions"] == {}
+
+
+def test_class_folders(tmp_path):
+  for i, name in enumerate(["tabby_cat", "dog"]):
+    (tmp_path / name / "deep").mkdir(parents=True)
+    (tmp_path / name / "deep" / "1.png").write_bytes(picture(i))
+  source = folder(path=str(tmp_path))
+  assert source.labels == ("dog", "tabby cat")
+  assert [(source[i]["key"], source[i]["label"], source[i]["captions"]) for i in (0, 1)] == [
+    ("dog/deep/1", 0, {"original": "dog"}), ("tabby_cat/deep/1", 1, {"original": "tabby cat"})]
+
+
+def test_same_stem_keeps_the_suffix_in_the_key(tmp_path):
+  for name in ("x.png", "x.jpg", "x.txt"):
+    (tmp_path / name).write_bytes(picture(1) if name != "x.txt" else b"x")
+  source = folder(path=str(tmp_path))
+  assert {source[i]["key"] for i in (0, 1)} == {"x.png", "x.jpg"}
+
+
+def test_pictures_alone_need_saying_so(pictures):
+  with pytest.raises(DataError, match="no captions.*captionless=True"):
+    folder(path=str(pictures))
+  assert folder(path=str(pictures), captionless=True)[2] == {"key": "sub/c", "image": picture(2), "captions": {}}
+
+
+@pytest.mark.parametrize("options, said", [
+  ({"table": "none.csv"}, "no table none.csv"), ({"layout": "table"}, "no table metadata.jsonl"), ({"layout": "text"}, "no text beside"),
+  ({"table": "a.png"}, "unknown kind of table '.png'"), ({"path": "/nope"}, "found nothing, expected a folder")])
+def test_wrong_folders(pictures, options, said):
+  with pytest.raises(DataError, match=said):
+    folder(**{"path": str(pictures)} | options)
+
+
+@pytest.mark.parametrize("name, content, said", [
+  ("metadata.jsonl", '{"pic": "a.png", "caption": "x"}', "no column a picture column"),
+  ("metadata.jsonl", '{"image": "a.png", "alt": "x"}', r"no captions in columns \['image', 'alt'\]"),
+  ("metadata.jsonl", '{"image": "z.png", "caption": "x"}', "none of 1 records has its picture"),
+  ("metadata.csv", "image,caption\n", "no rows"), ("metadata.json", '{"images": []}', "source `coco`"), ("metadata.json", "{", "not JSON")])
+def test_wrong_tables(pictures, name, content, said):
+  (pictures / name).write_text(content)
+  with pytest.raises(DataError, match=said):
+    folder(path=str(pictures))
+
+
+def test_an_empty_folder(tmp_path):
+  with pytest.raises(DataError, match="no pictures .*found nothing"):
+    folder(path=str(tmp_path))
+
+
+def test_fingerprint_and_copies(pictures):
+  source = table(pictures, [{"image": "a.png", "caption": "x"}])
+  again = table(pictures, [{"image": "a.png", "caption": "x"}])
+  other = table(pictures, [{"image": "a.png", "caption": "y"}])
+  assert source.fingerprint() == again.fingerprint() != other.fingerprint()
+  assert pickle.loads(pickle.dumps(source))[0] == source[0]              # noqa: S301
+
+
+COCO = {"images": [{"id": 7, "file_name": "a.png"}, {"id": 9, "file_name": "b.png"}, {"id": 11, "file_name": "../secret.png"}],
+        "annotations": [{"image_id": 9, "id": 1, "caption": "b one"}, {"image_id": 7, "id": 2, "caption": "a one"},
+                        {"image_id": 7, "id": 3, "caption": "a two"}]}
+KARPATHY = {"images": [
+  {"filename": "c.png", "filepath": "sub", "split": "train", "sentences": [{"raw": "c one"}, {"raw": "c two"}]},
+  {"filename": "a.png", "filepath": "elsewhere", "split": "restval", "sentences": [{"raw": "a one"}]},
+  {"filename": "b.png", "filepath": "", "split": "test", "sentences": [{"raw": "b one"}]}]}
+
+
+def test_coco(pictures):
+  (pictures / "captions.json").write_text(json.dumps(COCO))
+  source = coco(images=str(pictures), annotations=str(pictures / "captions.json"))
+  assert source[0] == {"key": "a", "image": picture(0), "captions": {"original": ["a one", "a two"]}}
+  assert source[1]["captions"] == {"original": ["b one"]}
+  assert fault(source, 2) == "unreadable"
+  with pytest.raises(DataError, match="has no splits"):
+    coco(images=str(pictures), annotations=str(pictures / "captions.json"), split="val")
+
+
+@pytest.mark.parametrize("split, keys", [("", ["c", "a", "b"]), ("train+restval", ["c", "a"]), ("test", ["b"])])
+def test_karpathys_coco(pictures, split, keys):
+  (pictures / "dataset_coco.json").write_text(json.dumps(KARPATHY))
+  source = coco(images=str(pictures), annotations=str(pictures / "dataset_coco.json"), split=split)
+  assert [source[i]["key"] for i in range(len(source))] == keys
+  assert source[0]["image"] == picture({"c": 2, "b": 1}[keys[0]])
+
+
+@pytest.mark.parametrize("content, split, said", [
+  ('{"images": []}', "", "0 records"), ('{"annotations": [{}]}', "", "not a caption file"), ("[]", "", "not a caption file"),
+  (json.dumps(KARPATHY), "val", "it has restval, test, train"), ("{", "", "not JSON")])
+def test_other_json_is_refused(pictures, content, split, said):
+  (pictures / "x.json").write_text(content)
+  with pytest.raises(DataError, match=said):
+    coco(images=str(pictures), annotations=str(pictures / "x.json"), split=split)
