@@ -12,9 +12,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from mmdiff import parallel
+from mmdiff.core.build import build
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.sharding import BATCH
 from mmdiff.core.types import Tree
+from mmdiff.data import SOURCES, loader
 
 
 class Services(NamedTuple):
@@ -39,6 +42,25 @@ class Evaluator(NamedTuple):
   every_steps: int
   params: str
   run: Callable[..., Result]
+
+
+def serve(predict: Mapping[str, Callable], config: Mapping, *, mesh: jax.sharding.Mesh, tokenizer, workdir: Path,
+          most: int = 256) -> Services:
+  """The services of a run: its data settings without augmentation, and batches of at most `most` rows on `mesh`.
+
+  config: the run's, of which `data`, `seed` and `batch_size` are read. tokenizer: the run's own, trained.
+  """
+  sharding = parallel.batch_sharding(mesh)
+  devices = mesh.shape["data"] * mesh.shape["fsdp"]
+  options = {key: value for key, value in config["data"].items() if key not in ("source", "tokenizer")}
+  options |= dict(augment=None, sidecar="", max_bad_fraction=1.0, seed=config["seed"])
+
+  def put(batch):
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), batch)
+
+  return Services(predict=predict, put=put, fetch=parallel.fetch, workdir=Path(workdir),
+                  batch_size=max(min(config["batch_size"], most) // devices, 1) * devices,
+                  dataset=lambda source: loader.dataset(build(SOURCES, source), tokenizer, **options))
 
 
 def require(services: Services, evaluator: str, *names: str) -> None:

@@ -1,11 +1,11 @@
 import jax
 import numpy as np
 import pytest
-from tests.evaluators import toys
 
 from mmdiff import parallel
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.evaluators import base
+from tests.evaluators import toys
 
 
 def prompts(count):

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from tests.evaluators import toys
 
 from mmdiff.core.errors import DataError
 from mmdiff.evaluators import clipscore
+from tests.evaluators import toys
 
 
 def unit(x):

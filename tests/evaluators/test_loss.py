@@ -1,10 +1,10 @@
 import jax
 import numpy as np
 import pytest
-from tests.evaluators import toys
 
 from mmdiff.core.errors import DataError
 from mmdiff.evaluators.loss import loss
+from tests.evaluators import toys
 
 
 def by_hand(count):

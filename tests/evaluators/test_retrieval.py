@@ -2,10 +2,10 @@ import jax
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.evaluators import toys
 
 from mmdiff import parallel
 from mmdiff.evaluators import retrieval
+from tests.evaluators import toys
 
 
 def slow_rank(score, right):

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from tests.evaluators import toys
 
 from mmdiff.core.errors import ConfigError
 from mmdiff.evaluators import base
 from mmdiff.evaluators.samples import samples
+from tests.evaluators import toys
 
 
 def test_grid_and_table_are_of_the_same_prompts_and_noise_each_time():

@@ -2,10 +2,10 @@ import json
 
 import numpy as np
 import pytest
-from tests.evaluators import toys
 
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.evaluators import zeroshot
+from tests.evaluators import toys
 
 
 def test_templates_are_seven_and_eighty_texts_with_one_gap():

@@ -1,0 +1,208 @@
+"""Trained models in Python: numpy in, numpy out, everything else inside.
+
+  model = mmdiff.load("runs/clip")              # the newest good step; "runs/clip@2000" for another
+  model.embed_image(images) @ model.embed_text(texts).T
+
+A model has the methods that it can serve: CLIP models embed, text-to-image models generate; asking for another says which it has. Calls
+of any size run a few compiled programs: rows are padded to powers of two.
+"""
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from mmdiff import parallel
+from mmdiff.core import schema, tree
+from mmdiff.core.build import build
+from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.core.types import Tree
+from mmdiff.data import TOKENIZERS, decode, transforms
+from mmdiff.data.quarantine import BadRecord
+from mmdiff.evaluators import base
+from mmdiff.objectives import OBJECTIVES
+from mmdiff.train import checkpoint
+
+RAW = "raw"
+ROWS = 64             # most rows of one call of the network
+
+
+class Model:
+  """What `load` returns, with the methods of every ability in `ABILITIES` that its objective serves.
+
+  config: the run's, as nested dicts. params: the full tree, on the mesh. report: what was loaded, from where. tokenizer: the run's.
+  services: what evaluators may use.
+  """
+
+  def __init__(self, config: Mapping, params: Tree, extra: Tree, report: Mapping[str, Any], *, tokenizer, services: base.Services,
+               mesh: jax.sharding.Mesh):
+    self.config, self.params, self.extra, self.report = config, params, extra, report
+    self.tokenizer, self.services, self.mesh = tokenizer, services, mesh
+
+  def __getattr__(self, name: str):
+    known = [method for ability in ABILITIES for method in vars(ability) if method.islower() and method[0] != "_"]
+    if name in known:
+      has = [method for method in known if method in dir(type(self))]
+      raise AttributeError(f"{self.report['path']} is a {self.config['objective']['name']} model: it has {', '.join(has) or 'no methods'}, "
+                           f"not {name}")
+    raise AttributeError(name)
+
+  def tokenize(self, texts: str | Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Texts -> (tokens int32 [B L], mask bool [B L]), cut to the model's length."""
+    return self.tokenizer.batch(_texts(texts), self.config["data"]["text_len"])
+
+  def _size(self, count: int) -> int:
+    """Rows of a call for `count`: the next power of two that divides over the mesh, at most `ROWS`."""
+    ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+    each = -(-min(count, ROWS) // ways)
+    return ways * 2 ** (each - 1).bit_length()
+
+
+class Embeds(Model):
+  """Two towers into one space."""
+  NEEDS = ("embed_image", "embed_text", "logit_scale")
+
+  def embed_image(self, images) -> np.ndarray:
+    """uint8 [B H W 3], or a list of uint8 [H W 3] of any sizes or of PIL images -> float32 [B D], unit norm. Preprocessing inside."""
+    pixels = self._preprocess(images)
+    if not len(pixels):
+      return self.embed_text([""])[:0]
+    with jax.set_mesh(self.mesh):
+      embed = jax.jit(self.services.predict["embed_image"])
+      return base.over_rows(self.services, lambda batch: embed(self.params, batch["image"], extra=self.extra), dict(image=pixels),
+                            size=self._size(len(pixels)))
+
+  def embed_text(self, texts: str | Sequence[str]) -> np.ndarray:
+    """Texts -> float32 [B D], unit norm."""
+    tokens, mask = self.tokenize(texts)
+    if not len(tokens):
+      return self.embed_text([""])[:0]
+    with jax.set_mesh(self.mesh):
+      embed = jax.jit(self.services.predict["embed_text"])
+      return base.over_rows(self.services, lambda batch: embed(self.params, batch["tokens"], batch["mask"], extra=self.extra),
+                            dict(tokens=tokens, mask=mask), size=self._size(len(tokens)))
+
+  @property
+  def logit_scale(self) -> float:
+    """What cosines are multiplied by to become logits, after exp."""
+    return float(self.services.fetch(self.services.predict["logit_scale"](self.params)))
+
+  def _preprocess(self, images) -> np.ndarray:
+    data = self.config["data"]
+    if isinstance(images, np.ndarray) and images.ndim != 4:
+      raise DataError(f"images: expected uint8 [B H W 3] or a list of pictures, found an array {list(images.shape)}")
+    fitted = np.empty((len(images), data["image_size"], data["image_size"], 3), np.uint8)
+    for i, image in enumerate(images):
+      try:
+        pixels = decode.pixels(image if isinstance(image, np.ndarray) else np.asarray(decode.to_rgb(image)))
+      except (BadRecord, AttributeError) as error:
+        raise DataError(f"image {i}: expected uint8 [H W 3] or a PIL image, found {type(image).__name__}: {error}") from None
+      fitted[i] = transforms.fit(pixels, size=data["image_size"], resize=data["resize"], interpolation=data["interpolation"])
+    return fitted
+
+
+class Draws(Model):
+  """Pictures from prompts."""
+  NEEDS = ("sample", "plan")
+
+  def generate(self, prompts: str | Sequence[str], negative_prompts: str | Sequence[str] | None = None, *, steps: int = 20,
+               guidance: float = 2.0, sampler: str | None = None, seeds: int | Sequence[int] = 0, height: int | None = None,
+               width: int | None = None, latents: np.ndarray | None = None, output: Literal["uint8", "float"] = "uint8") -> np.ndarray:
+    """Prompts -> pictures [B H W 3], uint8 or float32 in [-1, 1].
+
+    Picture i depends on prompt i, seed i and the other options, not on the batch that it is drawn in.
+
+    Args:
+      negative_prompts: what guidance points away from, one for all or one each; None = the empty prompt.
+      steps, guidance, sampler: of the sampler; None is the model's own, `mmdiff.diffusion.plans.SAMPLERS` has the others.
+      seeds: one each, or the first of consecutive ones.
+      height, width: the model's own or None.
+      latents: float32 [B h w C] of unit normal noise to start from, instead of the seeds'.
+    """
+    prompts = _texts(prompts)
+    size = self.config["data"]["image_size"]
+    if (height or size, width or size) != (size, size):
+      raise ConfigError(f"height and width: this model draws {size}×{size}, found {height or size}×{width or size}")
+    if output not in ("uint8", "float"):
+      raise ConfigError(f"output: expected 'uint8' or 'float', found {output!r}; this model has no latents but its pixels")
+    if latents is not None and "latents" not in inspect.signature(self.services.predict["sample"]).parameters:
+      raise ConfigError("latents: this model starts from the noise of seeds only; give seeds")
+    seeds = range(seeds, seeds + len(prompts)) if isinstance(seeds, (int, np.integer)) else list(seeds)
+    if isinstance(negative_prompts, str):
+      negative_prompts = [negative_prompts] * len(prompts)
+    for name, given in (("seeds", seeds), ("negative_prompts", negative_prompts), ("latents", latents)):
+      if given is not None and len(given) != len(prompts):
+        raise ConfigError(f"{name}: expected one for each of the {len(prompts)} prompts, found {len(given)}")
+    beyond = [int(seed) for seed in seeds if not 0 <= int(seed) < 2 ** 32]
+    if beyond:
+      raise ConfigError(f"seeds: expected whole numbers from 0 to 2**32 - 1, found {beyond[0]}")
+    if not prompts:
+      return np.zeros((0, size, size, 3), np.uint8 if output == "uint8" else np.float32)
+    with jax.set_mesh(self.mesh):
+      made = base.draw(self.services, self.params, *self.tokenize(prompts), seeds, sampler=sampler, steps=steps, guidance=guidance,
+                       negative=None if negative_prompts is None else self.tokenize(negative_prompts), latents=latents, extra=self.extra,
+                       size=self._size(len(prompts)))
+    return base.to_uint8(made) if output == "uint8" else made
+
+
+ABILITIES = (Embeds, Draws)
+
+
+def _texts(texts: str | Sequence[str]) -> list[str]:
+  return [texts] if isinstance(texts, str) else list(texts)
+
+
+def locate(path: str | Path) -> tuple[Path, int | None]:
+  """`DIR` or `DIR@STEP` as (run directory, step). Raises DataError with the run directories nearby."""
+  folder, at, step = str(path).rpartition("@")
+  where, step = (Path(folder), int(step)) if at and step.isdigit() and not Path(path).exists() else (Path(path), None)
+  if not (where / "config.json").is_file():
+    near = sorted(str(file.parent) for file in where.glob("*/config.json"))[:5] if where.is_dir() else []
+    raise DataError(f"{where}: no run directory (it has no config.json)" + (f"; did you mean {', '.join(near)}?" if near else
+                                                                           "; give the --workdir of `mmdiff train`"))
+  return where, step
+
+
+def read_config(workdir: Path) -> dict:
+  """The run's config, checked and complete. Raises DataError."""
+  file = workdir / "config.json"
+  try:
+    config = json.loads(file.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise DataError(f"{file}: not valid JSON: {error}") from None
+  problems = schema.check(config)
+  if problems:
+    raise DataError(f"{file} is not a config of this version: " + "; ".join(map(str, problems[:5])))
+  return schema.complete(config)
+
+
+def load(path: str | Path, *, step: int | None = None, params: str | None = None, mesh: Mapping[str, int] | None = None) -> Model:
+  """The model of a run directory, ready to use.
+
+  Args:
+    path: `DIR` for its newest good step, `DIR@STEP` for another.
+    step: the same as `@STEP`.
+    params: "raw", or the name of an average of `config.ema`; None is "eval" where there is one, else raw.
+    mesh: sizes of the axes data, fsdp and tensor; None splits batches over all devices and keeps the parameters whole on each.
+
+  Raises:
+    DataError: no run directory, checkpoint or average of that name.
+  """
+  workdir, at = locate(path)
+  config = read_config(workdir)
+  average = ("eval" if "eval" in config["ema"] else "") if params is None else "" if params == RAW else params
+  values, extra, meta = checkpoint.restore_params(workdir, step=at if step is None else step, ema=average)
+  objective = build(OBJECTIVES, config["objective"])
+  tokenizer = build(TOKENIZERS, dict(name="file", path=str(workdir / "tokenizer.json")))
+  devices = parallel.make_mesh(**(mesh or {}))
+  place = lambda leaf, sharding: jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+  placed = jax.tree.map(place, values, parallel.shardings(values, devices))
+  extra = jax.tree.map(lambda leaf: place(leaf, parallel.replicated(devices)), extra) or ()
+  services = base.serve(objective.predict, config, mesh=devices, tokenizer=tokenizer, workdir=workdir)
+  report = dict(path=str(workdir), step=int(meta["step"]), params=average or RAW, objective=config["objective"]["name"],
+                parameters={group: tree.count(values[group]) for group in sorted(values)}, mesh=dict(devices.shape))
+  served = tuple(ability for ability in ABILITIES if all(name in objective.predict for name in ability.NEEDS))
+  return type("Model", served or (Model,), {})(config, placed, extra, report, tokenizer=tokenizer, services=services, mesh=devices)
