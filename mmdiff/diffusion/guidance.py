@@ -25,9 +25,9 @@ def guide(conditional: Array, unconditional: Array, scale, rescale=0.0) -> Array
 
 
 def dynamic_threshold(x0: Array, quantile: float = 0.995) -> Array:
-  """x0 [B …] clipped to ±s and divided by s, s = max(quantile of |x0|, 1) per example (Saharia 2022, https://arxiv.org/abs/2205.11487 §2.3).
+  """x0 [B …] clipped to ±s and divided by s, with s = max(quantile of |x0|, 1) per example.
 
-  For pixels only: latents have no range to clip to.
+  Saharia 2022 (https://arxiv.org/abs/2205.11487), §2.3. For pixels only: latents have no range to clip to.
   """
   bound = jnp.maximum(jnp.quantile(jnp.abs(x0), quantile, axis=_each(x0), keepdims=True), 1.0)
   return jnp.clip(x0, -bound, bound) / bound

@@ -10,14 +10,14 @@ so a sampler is a function from levels to rows of such coefficients, one row an 
 method with several evaluations a step (Heun) or with corrections (UniPC) is a few rows; one that extrapolates eps (PNDM) or
 dx/dsigma (LMS) remembers those, which are combinations of x and D.
 
-| sampler           | step                                                             | source                                                |
-|-------------------|------------------------------------------------------------------|-------------------------------------------------------|
-| `ddpm`            | the posterior q(x' | x, D), variance beta-tilde or beta            | Ho 2020, https://arxiv.org/abs/2006.11239 eq. 6, 7    |
-| `ddim`            | eq. 12 with noise eta; eta = 0 is Euler, eta = 1 is `ddpm`        | Song 2020, https://arxiv.org/abs/2010.02502           |
-| `euler`           | algorithm 2 without churn                                        | Karras 2022, https://arxiv.org/abs/2206.00364         |
-| `euler_ancestral` | Euler to sigma_down, then noise sigma_up                         | k-diffusion                                           |
-| `heun`            | algorithm 1 without churn: 2 evaluations a step but for the last | Karras 2022                                           |
-| `dpm++2m`         | second-order multistep on D; first and last step first order     | Lu 2022, https://arxiv.org/abs/2211.01095 algorithm 2 |
+| sampler           | step                                                      | source                                                |
+|-------------------|-----------------------------------------------------------|-------------------------------------------------------|
+| `ddpm`            | the posterior q(x' | x, D), variance beta-tilde or beta   | Ho 2020, https://arxiv.org/abs/2006.11239 eq. 6, 7    |
+| `ddim`            | eq. 12 with noise eta; 0 is Euler, 1 is `ddpm`            | Song 2020, https://arxiv.org/abs/2010.02502           |
+| `euler`           | algorithm 2 without churn                                 | Karras 2022, https://arxiv.org/abs/2206.00364         |
+| `euler_ancestral` | Euler to sigma_down, then noise sigma_up                  | k-diffusion, sample_euler_ancestral                   |
+| `heun`            | algorithm 1 without churn, two evaluations but for the last | Karras 2022                                         |
+| `dpm++2m`         | second-order multistep on D, first and last step first order | Lu 2022, https://arxiv.org/abs/2211.01095 alg. 2   |
 
 The first four are one formula: a step of DDIM, of Euler in sigma / alpha and of Euler on the flow's velocity is the same line.
 """
@@ -52,7 +52,7 @@ class _Options(NamedTuple):
   flow: bool
 
 
-Rows = list[dict[str, float]]           # coefficients by column; `at` = index of the level where the row evaluates, by default the row's
+Rows = list[dict[str, float]]           # coefficients by column; `at`: index of the level where the row evaluates, if not the row's own
 
 
 def _ratio(a: float, b: float) -> float:
@@ -125,7 +125,11 @@ SAMPLERS: dict[str, _Sampler] = {
   "dpm++2m_karras": _Sampler(_dpmpp_2m, spacing="karras"),
 }
 
-SPACINGS = {"discrete": ("trailing", "leading", "linspace", "karras", "exponential"), "edm": ("karras", "exponential"), "flow": ("trailing",)}
+SPACINGS = {                            # by kind of schedule; the first is "auto"
+  "discrete": ("trailing", "leading", "linspace", "karras", "exponential"),
+  "edm": ("karras", "exponential"),
+  "flow": ("trailing",),
+}
 
 
 def times(schedule: Schedule, steps: int, spacing: str = INFERRED) -> np.ndarray:

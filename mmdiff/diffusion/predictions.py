@@ -8,7 +8,7 @@
 | `flow`     | eps - x0                    | (x_t - sigma u) / (alpha + sigma)                 | ((alpha + sigma) / sigma)²         |
 | `edm`      | (x0 - c_skip x_t) / c_out   | c_skip x_t + c_out F                              | 1 / c_out²                         |
 
-v: Salimans & Ho 2022 (https://arxiv.org/abs/2202.00512), written without assuming alpha² + sigma² = 1. edm: Karras 2022, table 1, for alpha = 1.
+v: Salimans & Ho 2022 (https://arxiv.org/abs/2202.00512), without assuming alpha² + sigma² = 1. edm: Karras 2022, table 1, alpha = 1.
 Levels broadcast against x [B …] from the left: a level of shape [] or [B].
 """
 from typing import NamedTuple
@@ -69,7 +69,8 @@ def to_x0(prediction: str, output: Array, x: Array, level: Level) -> Array:
   if prediction == "edm":
     c = edm(s)
     return c.skip * x + c.out * output
-  return {"x0": lambda: output, "v": lambda: (a * x - s * output) / (a**2 + s**2), "flow": lambda: (x - s * output) / (a + s)}[prediction]()
+  return {"x0": lambda: output, "v": lambda: (a * x - s * output) / (a**2 + s**2),
+          "flow": lambda: (x - s * output) / (a + s)}[prediction]()
 
 
 def from_x0(prediction: str, x0: Array, x: Array, level: Level) -> Array:

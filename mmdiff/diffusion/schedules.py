@@ -1,18 +1,18 @@
 """Noise schedules in one form: x_t = alpha(t) x + sigma(t) eps, t in [0, 1], t = 0 is data.
 
-| name            | alpha, sigma                                        | t                          | the network's time       | source           |
-|-----------------|-----------------------------------------------------|----------------------------|--------------------------|------------------|
-| `linear`        | sqrt(abar), sqrt(1 - abar); beta 1e-4 … 0.02        | (n + 1) / 1000             | n in 0 … 999             | Ho 2020          |
-| `scaled_linear` | the same; sqrt(beta) linear, beta 0.00085 … 0.012   | (n + 1) / 1000             | n                        | Rombach 2022     |
-| `cosine`        | the same; abar cos², beta ≤ 0.999                   | (n + 1) / 1000             | n                        | Nichol 2021      |
-| `edm`           | 1, s                                                | ln s linear, 0.002 … 80    | 1000 · ln(s) / 4         | Karras 2022      |
-| `flow`          | 1 - t', t' with t' = shift t / (1 + (shift - 1) t)  | t                          | 1000 t'                  | Liu 2022, SD3    |
+| name            | alpha, sigma                                       | t                       | network's time   | source       |
+|-----------------|----------------------------------------------------|-------------------------|------------------|--------------|
+| `linear`        | sqrt(abar), sqrt(1 - abar); beta 1e-4 … 0.02       | (n + 1) / 1000          | n in 0 … 999     | Ho 2020      |
+| `scaled_linear` | the same; sqrt(beta) linear, beta 0.00085 … 0.012  | (n + 1) / 1000          | n                | Rombach 2022 |
+| `cosine`        | the same; abar cos², beta ≤ 0.999                  | (n + 1) / 1000          | n                | Nichol 2021  |
+| `edm`           | 1, s                                               | ln s linear, 0.002 … 80 | 1000 · ln(s) / 4 | Karras 2022  |
+| `flow`          | 1 - t', t' with t' = shift t / (1 + (shift - 1) t) | t                       | 1000 t'          | Liu 2022     |
 
-Ho: https://arxiv.org/abs/2006.11239, Rombach: https://arxiv.org/abs/2112.10752, Nichol: https://arxiv.org/abs/2102.09672 eq. 17, Karras:
-https://arxiv.org/abs/2206.00364, Liu: https://arxiv.org/abs/2209.03003, SD3: https://arxiv.org/abs/2403.03206 §5.3.2.
+Ho: https://arxiv.org/abs/2006.11239, Rombach: https://arxiv.org/abs/2112.10752, Nichol: https://arxiv.org/abs/2102.09672, Karras:
+https://arxiv.org/abs/2206.00364, Liu: https://arxiv.org/abs/2209.03003; the shift: https://arxiv.org/abs/2403.03206 §5.3.2.
 Every function takes numpy or JAX arrays: plans are made on the host in float64, training levels on the device in float32.
 """
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +32,7 @@ class Level(NamedTuple):
 
 class Schedule(NamedTuple):
   """`kind` says how t becomes a level: `discrete` reads `log_snr`, `edm` and `flow` have formulas."""
-  kind: Literal["discrete", "edm", "flow"]
+  kind: str                             # discrete | edm | flow
   log_snr: np.ndarray                   # float64 [T]: ln(alpha² / sigma²) of the T discrete levels, else [0]; may end in -inf
   shift: float = 1.0                    # flow: how far levels move to noise, for large pictures
 
@@ -78,7 +78,7 @@ def schedule(name: str, *, zero_terminal_snr: bool = False, shift: float = 1.0) 
   if name not in NAMES:
     raise ConfigError(f"schedule: unknown value {name!r}; known: {', '.join(NAMES)}")
   if zero_terminal_snr and name not in BETAS:
-    raise ConfigError(f"zero_terminal_snr: schedule {name!r} has no terminal betas to rescale; use one of {', '.join(BETAS)}, or leave it false")
+    raise ConfigError(f"zero_terminal_snr: schedule {name!r} has no betas to rescale; use one of {', '.join(BETAS)}, or leave it false")
   if shift != 1.0 and name != "flow":
     raise ConfigError(f"shift: only the schedule 'flow' is shifted, found schedule {name!r} with shift {shift}; leave it 1.0")
   if shift <= 0:

@@ -3,13 +3,13 @@
 A weight is defined on the error of x0 and divided by `predictions.error_scale`, so that one name means one loss whatever the network
 predicts: `loss = weight(level) · |x0_hat - x0|² = weight / error_scale · |output - target|²`.
 
-| weighting      | on the error of x0                                | source                                                        |
-|----------------|---------------------------------------------------|---------------------------------------------------------------|
-| `uniform`      | error_scale: the plain MSE of the output          | L_simple for eps, Ho 2020                                     |
-| `inverse_time` | 1 / max(sigma / (alpha + sigma), 0.1)             | between x0's and the velocity's plain MSE                     |
-| `min_snr`      | min(SNR, gamma)                                   | Hang 2023, https://arxiv.org/abs/2303.09556                   |
-| `edm`          | (sigma² + d²) / (sigma d)², sigma relative to x   | Karras 2022, table 1                                          |
-| `sigmoid`      | SNR · sigmoid(2 - ln SNR)                         | Hoogeboom 2024 (simpler diffusion), https://arxiv.org/abs/2410.19324 |
+| weighting      | on the error of x0                               | source                                              |
+|----------------|--------------------------------------------------|-----------------------------------------------------|
+| `uniform`      | error_scale: the plain MSE of the output         | L_simple for eps, Ho 2020                           |
+| `inverse_time` | 1 / max(sigma / (alpha + sigma), 0.1)            | between the plain MSE of x0 and of the velocity     |
+| `min_snr`      | min(SNR, gamma)                                  | Hang 2023, https://arxiv.org/abs/2303.09556         |
+| `edm`          | (s² + d²) / (s d)², s = sigma / alpha, d = 0.5   | Karras 2022, table 1                                |
+| `sigmoid`      | SNR · sigmoid(2 - ln SNR)                        | Hoogeboom 2024, https://arxiv.org/abs/2410.19324    |
 """
 import jax
 import jax.numpy as jnp
