@@ -88,25 +88,6 @@ def data_options(config: Mapping) -> dict[str, Any]:
   return {key: value for key, value in config["data"].items() if key not in ("source", "tokenizer")}
 
 
-def make_services(config: Mapping, workdir: Path, objective, tokenizer):
-  """What evaluators may use: predict functions, data prepared as for training but not augmented, and the way to the mesh and back."""
-  import jax
-
-  from mmdiff import parallel
-  from mmdiff.data import SOURCES, loader
-  from mmdiff.evaluators.base import Services
-  sharding = parallel.batch_sharding(parallel.make_mesh(**config["mesh"]))
-  options = data_options(config) | dict(augment=None, sidecar="", max_bad_fraction=1.0)
-  ways = sharding.mesh.shape["data"] * sharding.mesh.shape["fsdp"]
-  size = max(config["batch_size"] // ways, 1) * ways
-
-  def put(batch):
-    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), batch)
-
-  return Services(predict=objective.predict, put=put, fetch=parallel.fetch, batch_size=min(size, max(256 // ways, 1) * ways), workdir=workdir,
-                  dataset=lambda source: loader.dataset(build(SOURCES, source), tokenizer, seed=config["seed"], **options))
-
-
 def make_evaluators(config: Mapping, services) -> dict[str, Any]:
   from mmdiff.evaluators import EVALUATORS
   made = {}
@@ -136,6 +117,8 @@ def run(config: Mapping, workdir: Path, *, argv: list[str]):
   distributed.initialize()
   if not jax.config.jax_compilation_cache_dir:       # a restart compiles nothing twice
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/mmdiff/jax"))
+  from mmdiff import parallel
+  from mmdiff.evaluators.base import serve
   from mmdiff.objectives import OBJECTIVES
   from mmdiff.train import loop
   from mmdiff.train.report import write_report
@@ -143,8 +126,8 @@ def run(config: Mapping, workdir: Path, *, argv: list[str]):
   chief = jax.process_index() == 0
   objective = build(OBJECTIVES, config["objective"])
   dataset = make_dataset(config, workdir)
-  services = make_services(config, workdir, objective, dataset.tokenizer)
-  evaluators = make_evaluators(config, services)
+  evaluators = make_evaluators(config, serve(objective.predict, config, mesh=parallel.make_mesh(**config["mesh"]),
+                                             tokenizer=dataset.tokenizer, workdir=workdir))
   if chief:
     write_json(workdir / "config.json", config)
     if not (workdir / "tokenizer.json").exists():

@@ -118,7 +118,7 @@ def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: M
     paused = time.perf_counter()
     for name, evaluator in evaluators.items():
       if step % evaluator.every_steps == 0 or step == total:
-        result = evaluator.run(state.full(evaluator.params), step)
+        result = evaluator.run(state.full(evaluator.params), step, extra=state.extra)
         writer.write_scalars(step, {f"{name}/{key}": value for key, value in result.scalars.items()})
         writer.write_images(step, {f"{name}_{key}" if key else name: image for key, image in result.images.items()})
         if save_result and chief:

@@ -95,7 +95,7 @@ def test_evaluators_see_the_average_they_ask_for(tmp_path):
   class Evaluator:
     every_steps, params = 4, "eval"
 
-    def run(self, params, step):
+    def run(self, params, step, extra=()):
       seen[step] = np.asarray(params["text"]["proj"]["kernel"])
       return Result
 
