@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets
+from google.protobuf.message import DecodeError
 from tensorflow_datasets import decode, features
 
 from mmdiff.core.errors import DataError
 from mmdiff.data import indexes, records, tfrecord
 from mmdiff.data.quarantine import BadRecord
 
-CAPTIONS = ("captions", "captions/text", "caption", "text", "label")
+CAPTIONS = ("captions/text", "captions", "caption", "text", "label")     # where captions usually are, in this order
 
 
 class TFRecords:
@@ -77,21 +78,25 @@ def find(dataset: str, data_dir: str) -> str:
   return max(prepared, key=lambda folder: [int(part) if part.isdigit() else -1 for part in os.path.basename(folder).split(".")])
 
 
-def _feature(tree: Any, path: str) -> Any:
-  """The feature at "a/b", through dicts and sequences of dicts; None when there is none."""
-  for part in path.split("/"):
-    tree = tree.feature if isinstance(tree, features.Sequence) and not hasattr(tree, "keys") else tree
-    try:
-      tree = tree[part]
-    except (KeyError, TypeError, ValueError):
-      return None
+def _steps(tree: Any, path: str) -> tuple[str, ...] | None:
+  """The keys that lead to the feature at "a/b" (a key may itself hold a slash, as COCO's image/filename); None when there is none."""
+  tree = tree.feature if isinstance(tree, features.Sequence) else tree
+  if not hasattr(tree, "keys"):
+    return None
+  if path in tree.keys():
+    return (path,)
+  for at in (i for i, c in enumerate(path) if c == "/"):
+    head, tail = path[:at], path[at + 1:]
+    rest = _steps(tree[head], tail) if head in tree.keys() else None
+    if rest is not None:
+      return (head, *rest)
+  return None
+
+
+def _at(tree: Any, steps: tuple[str, ...]) -> Any:
+  for step in steps:
+    tree = tree.feature[step] if isinstance(tree, features.Sequence) else tree[step]
   return tree
-
-
-def _value(example: Any, path: str) -> Any:
-  for part in path.split("/"):
-    example = example[part]
-  return example
 
 
 def _plain(value: Any, what: str) -> Any:
@@ -116,28 +121,32 @@ class Tfds:
     described = builder.info.features
     flat = _names(described)
     self._image, self._captions = image, dict(captions) or _guess(described)
-    unknown = [path for path in [image, *self._captions.values(), *([key] if key else [])] if _feature(described, path) is None]
+    self._key = key or next((name for name in ("key", "image/filename", "image_id") if name in flat), "")
+    paths = [image, *self._captions.values(), *([self._key] if self._key else [])]
+    steps = {path: _steps(described, path) for path in paths}
+    unknown = [path for path, found in steps.items() if found is None]
     if unknown or not self._captions:
       raise DataError(f"{folder}: no feature {', '.join(unknown) or ' or '.join(CAPTIONS)}; it has {', '.join(flat)}; "
                       "set image, captions.KIND and key to their names (nested ones as captions/text)")
-    self._key = key or next((name for name in ("key", "image/filename", "image_id") if name in flat), "")
+    self._steps: dict[str, tuple[str, ...]] = {path: found for path, found in steps.items() if found is not None}
     self._name, self._split = f"{builder.info.name}/{builder.info.version}", split
     self._extras = "extras" in flat
-    found = {kind: _feature(described, path) for kind, path in self._captions.items()}
-    self._names = {kind: tuple(feature.names) for kind, feature in found.items() if isinstance(feature, features.ClassLabel)}
+    found = {kind: _at(described, self._steps[path]) for kind, path in self._captions.items()}
+    self._names = {kind: tuple(name.replace("_", " ") for name in feature.names)
+                   for kind, feature in found.items() if isinstance(feature, features.ClassLabel)}
     self.labels = next(iter(self._names.values()), ())
     decoders: Any = None
-    if isinstance(_feature(described, image), features.Image):
+    if isinstance(_at(described, self._steps[image]), features.Image):
       decoders = decode.SkipDecoding()
-      for part in reversed(image.split("/")):
-        decoders = {part: decoders}
+      for step in reversed(self._steps[image]):
+        decoders = {step: decoders}
     self._identity = [(os.path.basename(str(item.filename)), item.skip, item.take) for item in subset.file_instructions]
+    if not subset.num_examples:
+      raise DataError(f"{folder}: split {split!r} is empty; correct `split` (it has {', '.join(builder.info.splits)})")
     if builder.info.file_format == tensorflow_datasets.core.FileFormat.TFRECORD:
       self._examples: Any = TFRecords(builder.info, subset, decoders, index_dir=index_dir)
     else:
       self._examples = builder.as_data_source(split=split, decoders=decoders)
-    if not len(self):
-      raise DataError(f"{folder}: split {split!r} is empty; correct `split` (it has {', '.join(builder.info.splits)})")
 
   def __len__(self) -> int:
     return len(self._examples)
@@ -152,16 +161,18 @@ class Tfds:
       raise IndexError(f"record {i} of {len(self)}")
     try:
       example = self._examples[i]
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, DecodeError) as error:
       if isinstance(error, DataError):
         raise
       raise BadRecord("unreadable", f"{self._name} {self._split} {i}: {error}") from None
-    found = {kind: _value(example, path) for kind, path in self._captions.items()}
-    record: dict[str, Any] = {"image": _value(example, self._image)}
+    found = {kind: _at(example, self._steps[path]) for kind, path in self._captions.items()}
+    record: dict[str, Any] = {"image": _at(example, self._steps[self._image])}
     for kind, names in self._names.items():
-      record["label"], found[kind] = int(found[kind]), names[int(found[kind])].replace("_", " ")
+      label = int(found[kind])
+      found[kind] = names[label] if label >= 0 else []                    # TFDS writes -1 where a label is withheld
+      record["label"] = label
     captions = {kind: _plain(value, kind) for kind, value in found.items()}
-    record["key"] = str(_plain(_value(example, self._key), "key")) if self._key else f"{self._split}/{i:09d}"
+    record["key"] = str(_plain(_at(example, self._steps[self._key]), "key")) if self._key else f"{self._split}/{i:09d}"
     if self._extras:
       record |= json.loads(_plain(example["extras"], "extras") or "{}")
     return record | {"captions": {kind: records.caption(value, what=kind) for kind, value in captions.items() if value != []}}
@@ -169,19 +180,17 @@ class Tfds:
 
 def _names(tree: Any, prefix: str = "") -> list[str]:
   tree = tree.feature if isinstance(tree, features.Sequence) else tree
-  if not isinstance(tree, Mapping) and not hasattr(tree, "keys"):
+  if not hasattr(tree, "keys"):
     return [prefix]
   return [name for key in tree.keys() for name in _names(tree[key], f"{prefix}/{key}" if prefix else key)]
 
 
 def _guess(described: Any) -> dict[str, str]:
-  several = _feature(described, "captions")
+  several = described["captions"] if "captions" in described.keys() else None
   if hasattr(several, "keys") and not isinstance(several, features.Sequence):
     return {kind: f"captions/{kind}" for kind in several.keys()}
-  for name in ("captions/text", "captions", "caption", "text", "label"):
-    if _feature(described, name) is not None:
-      return {"original": name}
-  return {}
+  found = next((name for name in CAPTIONS if _steps(described, name)), "")
+  return {"original": found} if found else {}
 
 
 def tfds(*, dataset: str, split: str, data_dir: str = "", image: str = "image", captions: Mapping[str, str] = {},  # noqa: B006

@@ -1,0 +1,153 @@
+"""TFDS sets of both record formats, written here without TensorFlow, read by index."""
+import json
+import os
+import pickle
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets
+from tensorflow_datasets import features
+
+from mmdiff.core.errors import DataError
+from mmdiff.data.quarantine import BadRecord
+from mmdiff.data.tfds import tfds
+from tests.data.fixtures import picture
+from tests.data.test_tfrecord import frame
+
+FEATURES = features.FeaturesDict({
+  "image": features.Image(shape=(None, None, 3)), "image/filename": features.Text(), "label": features.ClassLabel(names=["red_fox", "dog"]),
+  "captions": features.Sequence({"id": np.int64, "text": features.Text()})})
+
+
+def example(i):
+  return {"image": picture(i), "image/filename": f"{i:03d}.png", "label": i % 2,
+          "captions": [{"id": 10 * i + j, "text": f"text {i} {j} é"} for j in range(1 + i % 2)]}
+
+
+class Toy(tensorflow_datasets.core.GeneratorBasedBuilder):
+  VERSION = tensorflow_datasets.core.Version("1.2.0")
+  code_path = None
+
+  def _info(self):
+    return tensorflow_datasets.core.DatasetInfo(builder=self, features=FEATURES)
+
+  def _split_generators(self, _):
+    return {"train": self._generate_examples(0, 10), "val": self._generate_examples(10, 13)}
+
+  def _generate_examples(self, first, end):
+    for i in range(first, end):
+      yield i, example(i)
+
+
+@pytest.fixture(scope="module")
+def array_record(tmp_path_factory):
+  root = tmp_path_factory.mktemp("tfds")
+  tensorflow_datasets.disable_progress_bar()
+  config = tensorflow_datasets.download.DownloadConfig(num_shards=2)
+  Toy(data_dir=root).download_and_prepare(file_format="array_record", download_config=config)
+  return root
+
+
+@pytest.fixture(scope="module")
+def tf_record(array_record, tmp_path_factory):
+  """The same set with its records framed as TFRecords, in their order."""
+  root = tmp_path_factory.mktemp("tfrecord")
+  shutil.copytree(array_record / "toy", root / "toy")
+  folder = root / "toy" / "1.2.0"
+  info = json.loads((folder / "dataset_info.json").read_text())
+  info["fileFormat"] = "tfrecord"
+  for split in info["splits"]:
+    split["filepathTemplate"] = split["filepathTemplate"].replace("array_record", "tfrecord")
+    count, first = [int(n) for n in split["shardLengths"]], {"train": 0, "val": 10}[split["name"]]
+    for number, length in enumerate(count):
+      rows = range(first + sum(count[:number]), first + sum(count[:number]) + length)
+      data = b"".join(frame(FEATURES.serialize_example(FEATURES.encode_example(example(i)))) for i in rows)
+      (folder / f"toy-{split['name']}.tfrecord-{number:05d}-of-{len(count):05d}").write_bytes(data)
+  for file in folder.glob("*.array_record*"):
+    file.unlink()
+  (folder / "dataset_info.json").write_text(json.dumps(info))
+  return root
+
+
+@pytest.fixture(params=["array_record", "tf_record"])
+def root(request):
+  return request.getfixturevalue(request.param)
+
+
+def number(record):
+  return int(record["key"].removesuffix(".png"))
+
+
+def test_records_stay_encoded_and_tensorflow_is_not_needed(root):
+  source = tfds(dataset="toy", split="train", data_dir=str(root))
+  assert len(source) == 10 and sorted(number(source[i]) for i in range(10)) == list(range(10))
+  for i in (0, 3, 9):
+    record = source[i]
+    n = number(record)
+    texts = [f"text {n} {j} é" for j in range(1 + n % 2)]
+    assert record == {"key": f"{n:03d}.png", "image": picture(n), "captions": {"original": texts if n % 2 else texts[0]}}
+  assert "tensorflow" not in sys.modules
+  with pytest.raises(IndexError):
+    source[10]
+
+
+@pytest.mark.parametrize("split, count", [("train[:30%]", 3), ("train[2:9]", 7), ("train[8:]+val", 5), ("val", 3)])
+def test_splits_in_tfds_language(root, split, count):
+  source = tfds(dataset="toy", split=split, data_dir=str(root))
+  assert len({source[i]["key"] for i in range(len(source))}) == count == len(source)
+
+
+def test_both_formats_slice_alike(tf_record):
+  source = tfds(dataset="toy", split="train[3:8]", data_dir=str(tf_record))
+  assert [number(source[i]) for i in range(5)] == [3, 4, 5, 6, 7]
+
+
+def test_class_labels_are_captions(root):
+  source = tfds(dataset="toy:1.2.0", split="val", data_dir=str(root), captions={"original": "label", "alt": "captions/text"})
+  record = source[0]
+  assert record["label"] == number(record) % 2
+  assert record["captions"]["original"] == ["red fox", "dog"][record["label"]] and "text" in str(record["captions"]["alt"])
+  assert source.labels == ("red fox", "dog")
+
+
+def test_a_folder_itself_and_its_fingerprint(root):
+  source = tfds(dataset=str(root / "toy" / "1.2.0"), split="train")
+  assert source.fingerprint() == tfds(dataset="toy", split="train", data_dir=str(root)).fingerprint()
+  assert source.fingerprint() != tfds(dataset="toy", split="train[:9]", data_dir=str(root)).fingerprint()
+
+
+def test_a_copy_reads_the_same(root):
+  source = tfds(dataset="toy", split="train", data_dir=str(root))
+  copy = pickle.loads(pickle.dumps(source))                               # noqa: S301
+  assert [copy[i] for i in range(10)] == [source[i] for i in range(10)]
+
+
+@pytest.mark.parametrize("options, said", [
+  ({"dataset": "coco"}, "no prepared dataset 'coco' .*it holds .*'toy'"), ({"dataset": "toy:2.0.0"}, "no prepared dataset"),
+  ({"split": "test"}, "train.*val.*correct `split`"), ({"image": "picture"}, "no feature picture; it has .*image"),
+  ({"captions": {"long": "captions/long"}}, "no feature captions/long"), ({"key": "id"}, "no feature id"),
+  ({"split": "train[:0]"}, "is empty")])
+def test_what_is_not_there(root, options, said):
+  with pytest.raises(DataError, match=said):
+    tfds(**{"dataset": "toy", "split": "train", "data_dir": str(root)} | options)
+
+
+def test_damaged_tfrecords(tf_record, tmp_path):
+  root = tmp_path / "copy"
+  shutil.copytree(tf_record, root)
+  file = sorted((root / "toy" / "1.2.0").glob("*train*.tfrecord-00000*[0-9]"))[0]
+  whole = bytearray(file.read_bytes())
+  whole[12:60] = os.urandom(48)                                           # the first record's data, not its frame
+  file.write_bytes(whole)
+  source = tfds(dataset="toy", split="train", data_dir=str(root))
+  with pytest.raises(BadRecord, match="unreadable"):
+    source[0]
+  assert source[1]["captions"]
+  file.write_bytes(whole[:-3])
+  with pytest.raises(DataError, match="cut short"):
+    tfds(dataset="toy", split="train", data_dir=str(root))
+  file.unlink()
+  with pytest.raises(DataError, match="are missing"):
+    tfds(dataset="toy", split="train", data_dir=str(root))
