@@ -60,7 +60,7 @@ def alt_text(scene: dict, tier: Tier, digits: Digits, noise: Noise) -> tuple[str
   claim = _claim(scene, tier, digits, noise)
   if not claim:
     return " ".join(spam), []
-  said = claim
+  said = dict(claim)
   if digits.chance(noise.foreign):
     language = digits.below(3)
     said = {what: FOREIGN[word][language] for what, word in said.items()}
