@@ -14,7 +14,7 @@ from mmdiff.data.quarantine import BadRecord
 
 MAX_CHARACTERS = 65_536       # longer ones are pages, not captions
 POLICIES = ("error", "original", "any", "replace")
-_CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f]")
+_CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f]")
 
 
 class Mix(NamedTuple):
@@ -110,8 +110,8 @@ def text_of(value, *, key: str, allow_empty: bool = False, draw_from: tuple | No
 
 def clean(text: str) -> str:
   """CLIP's cleaning: ftfy, HTML entities undone twice, white space collapsed, lower case (openai/CLIP, simple_tokenizer.py)."""
-  if "&" in text or not text.isascii():
-    import ftfy  # its tables take 50 ms to import; ASCII without entities never needs them
+  if "&" in text or not text.isascii() or _CONTROL.search(text):
+    import ftfy  # its tables take 50 ms to import; plain ASCII never needs them
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
   return " ".join(text.split()).lower()
 

@@ -3,9 +3,11 @@
 Row r of step s is position g = s * batch_size + r of an endless sequence: epoch g // N, and within it the (g mod N)-th of a permutation
 that (seed, epoch) name. So any step can be made alone, by any host, with any number of workers.
 """
+import atexit
 import dataclasses
 import functools
 import hashlib
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -155,7 +157,9 @@ class Dataset:
     """
     rows = _rows(rows, batch_size)
     parts = -(-len(rows) // CHUNK)
-    return self._joined(_Chunks(self, batch_size, start_step, np.array_split(rows, parts)), parts)
+    batches = self._joined(_Chunks(self, batch_size, start_step, np.array_split(rows, parts)), parts)
+    _OPEN.add(batches)
+    return batches
 
   def batch_at(self, step: int, *, batch_size: int, rows: Sequence[int] | None = None) -> dict[str, np.ndarray]:
     """One batch of `train_batches`, made here and now, without threads or processes."""
@@ -169,7 +173,8 @@ class Dataset:
           arrays, offences = next(stream)
           self._remember(offences)
           batch.append(arrays)
-        yield batch[0] if parts == 1 else {name: np.concatenate([part[name] for part in batch]) for name in batch[0]}
+        # Always a copy: what worker processes send lies in shared memory.
+        yield {name: np.concatenate([part[name] for part in batch]) for name in batch[0]}
 
   def _remember(self, offences: Sequence[Offence]) -> None:
     for offence in offences:
@@ -216,11 +221,13 @@ class Dataset:
     return example, {name: value for name, value in record.items() if name != "image"}
 
   def probe(self) -> None:
-    """Raises DataError when none of a few records can be used: a wrong layout is found before the first step."""
+    """Raises DataError when none of a few records can be used, whatever the caption kinds: a wrong layout shows before the first step."""
     faults, count = [], min(PROBES, len(self))
     for n in range(count):
       try:
-        self.plain_at(n * len(self) // count)
+        record = self.source[n * len(self) // count]
+        texts = record.get("captions") if isinstance(record, Mapping) else None
+        pipelines.plain(record, self.recipe, seed=self.seed, kind=next(iter(texts), "") if isinstance(texts, Mapping) else "")
         return
       except BadRecord as fault:
         faults.append(str(fault))
@@ -234,6 +241,19 @@ class Dataset:
     records = int(sum(value for name, value in totals.items() if name.startswith("caption/")))
     quarantine.check_fraction(sum(kinds.values()), records, limit=self.max_bad_fraction, kinds=kinds,
                               offenders=list(self.offenders.values())[:3])
+
+
+_OPEN: weakref.WeakSet = weakref.WeakSet()     # iterators that nobody closed yet
+
+
+@atexit.register
+def _close_all() -> None:
+  """Grain's processes and shared memory must go before the modules that clean them up."""
+  for batches in list(_OPEN):
+    try:
+      batches.close()
+    except ValueError:                         # another thread is inside it
+      continue
 
 
 def _rows(rows: Sequence[int] | None, batch_size: int) -> np.ndarray:

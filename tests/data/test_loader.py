@@ -166,6 +166,13 @@ def test_evaluation_leaves_bad_records_out_and_reads_sets_without_captions():
   assert batch["records"][0]["label"] == 2 and bare.tokenizer.decode(batch["tokens"][0]) == ""
 
 
+def test_evaluation_may_ask_for_a_kind_that_training_does_not_know():
+  ds = make(World(4, kinds=("original",)), captions={"long": 1.0}, on_missing="error")
+  assert next(iter(ds.eval_batches(batch_size=4, caption_kind="original")))["valid"].all()
+  with pytest.raises(DataError, match="no caption of kind 'long' .it has: original"):
+    ds.batch_at(0, batch_size=1)
+
+
 def test_a_tokenizer_is_trained_on_the_captions_of_the_source():
   a = make(tokenizer=tokenizers.bpe(vocab=300, sample=20))
   b = make(tokenizer=tokenizers.bpe(vocab=300, sample=20))
