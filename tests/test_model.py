@@ -1,0 +1,113 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+import mmdiff
+from mmdiff.core.errors import ConfigError, DataError
+from tests import toy_runs
+
+
+@pytest.fixture(scope="module")
+def clip_run(tmp_path_factory):
+  return toy_runs.make(tmp_path_factory.mktemp("clip"), toy_runs.clip(), steps=(2, 4))
+
+
+@pytest.fixture(scope="module")
+def clip(clip_run):
+  return mmdiff.load(clip_run)
+
+
+@pytest.fixture(scope="module")
+def t2i(tmp_path_factory):
+  return mmdiff.load(toy_runs.make(tmp_path_factory.mktemp("t2i"), toy_runs.t2i()), params="raw")
+
+
+def pictures(count, height=16, width=16):
+  return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+def test_embeddings_are_unit_vectors_that_do_not_depend_on_the_call(clip):
+  images, texts = pictures(11), [f"a red circle {i}" for i in range(11)]
+  image, text = clip.embed_image(images), clip.embed_text(texts)
+  assert image.shape == text.shape == (11, 8) and image.dtype == text.dtype == np.float32
+  np.testing.assert_allclose(np.linalg.norm(image, axis=1), 1, rtol=1e-5)
+  np.testing.assert_allclose(clip.embed_image(images[4:5]), image[4:5], atol=1e-5)
+  np.testing.assert_allclose(clip.embed_text(texts[9]), text[9:10], atol=1e-5)
+  assert clip.embed_image([]).shape == clip.embed_text([]).shape == (0, 8)
+  assert clip.logit_scale == pytest.approx(np.exp(toy_runs.SCALAR))
+
+
+def test_any_form_of_picture_is_fitted(clip):
+  array = pictures(1, 40, 24)[0]
+  expected = clip.embed_image([array])
+  assert expected.shape == (1, 8)
+  np.testing.assert_array_equal(clip.embed_image([Image.fromarray(array)]), expected)
+  mixed = clip.embed_image([array, pictures(1)[0], Image.new("L", (90, 20))])
+  np.testing.assert_allclose(mixed[:1], expected, atol=1e-5)
+  with pytest.raises(DataError, match="image 1: expected uint8 .H W 3. or a PIL image, found ndarray"):
+    clip.embed_image([array, np.zeros((4, 4, 3))])
+  with pytest.raises(DataError, match="found an array .40, 24, 3."):
+    clip.embed_image(array)
+
+
+def test_steps_and_averages_are_chosen(clip_run, clip):
+  assert clip.report["step"] == 4 and clip.report["params"] == "eval" and set(clip.report["parameters"]) == {"image", "text", "logit_scale"}
+  scale = lambda *args, **kw: mmdiff.load(*args, **kw).logit_scale
+  start = toy_runs.SCALAR
+  assert clip.logit_scale == pytest.approx(np.exp(start))                    # of the average, which stays
+  assert scale(f"{clip_run}@2", params="raw") == pytest.approx(np.exp(1.1 * start), rel=1e-5)
+  assert scale(clip_run, step=2, params="raw") == pytest.approx(np.exp(1.1 * start), rel=1e-5)
+  assert scale(clip_run, params="raw") == pytest.approx(np.exp(1.21 * start), rel=1e-5)
+  with pytest.raises(DataError, match="no checkpoint of step 3; there are 2, 4"):
+    mmdiff.load(f"{clip_run}@3")
+  with pytest.raises(DataError, match="no average named 'best'; there are eval"):
+    mmdiff.load(clip_run, params="best")
+
+
+def test_a_model_says_what_it_has(clip, t2i):
+  with pytest.raises(AttributeError, match="is a contrastive model: it has embed_image, embed_text, logit_scale, not generate"):
+    clip.generate(["a"])
+  with pytest.raises(AttributeError, match="is a diffusion model: it has generate, not embed_image"):
+    t2i.embed_image(pictures(1))
+  assert hasattr(clip, "embed_text") and not hasattr(clip, "generate") and not hasattr(clip, "nonsense")
+
+
+def test_where_there_is_no_run(tmp_path, clip_run):
+  with pytest.raises(DataError, match="no run directory .it has no config.json.; give the --workdir"):
+    mmdiff.load(tmp_path)
+  with pytest.raises(DataError, match="did you mean .*clip"):
+    mmdiff.load(clip_run.parent)
+
+
+def test_a_picture_depends_on_its_prompt_and_seed_alone(t2i):
+  draw = lambda prompts, **kw: t2i.generate(prompts, steps=2, output="float", **kw)
+  whole = draw(["a red circle", "a blue square", "a red circle"], seeds=[3, 4, 5])
+  assert whole.shape == (3, 16, 16, 3) and whole.dtype == np.float32 and np.abs(whole).max() <= 1
+  np.testing.assert_allclose(draw("a blue square", seeds=4), whole[1:2], atol=1e-5)
+  np.testing.assert_allclose(draw(["a red circle"] * 3, seeds=3)[[0, 2]], whole[[0, 2]], atol=1e-5)
+  assert np.abs(whole[0] - whole[2]).max() > 0.1
+  eight = t2i.generate("a blue square", steps=2, seeds=4)
+  assert eight.dtype == np.uint8
+  np.testing.assert_allclose(eight, (whole[1:2] + 1) * 127.5, atol=0.51)
+
+
+def test_samplers_negative_prompts_and_guidance_change_the_picture(t2i):
+  draw = lambda **kw: t2i.generate(["a red circle"], steps=3, output="float", **kw)
+  base = draw()
+  for other in (dict(sampler="heun"), dict(guidance=9.0), dict(negative_prompts="a dark picture"), dict(steps=5)):
+    assert np.abs(t2i.generate(["a red circle"], **(dict(steps=3, output="float") | other)) - base).max() > 1e-5
+  np.testing.assert_array_equal(draw(sampler="euler"), base)                  # a flow model's own
+  np.testing.assert_array_equal(draw(guidance=1.0, negative_prompts=["a dark picture"]), draw(guidance=1.0))
+
+
+def test_what_cannot_be_drawn_is_refused(t2i):
+  refused = lambda message, **kw: pytest.raises(ConfigError, match=message)
+  with refused("one for each of the 2 prompts, found 3"):
+    t2i.generate(["a", "b"], seeds=[1, 2, 3])
+  with refused("this model draws 16×16, found 32×16"):
+    t2i.generate(["a"], height=32)
+  with refused("found -1"):
+    t2i.generate(["a"], seeds=-1)
+  with refused("sampler: unknown value 'eulr'"):
+    t2i.generate(["a"], sampler="eulr")
+  assert t2i.generate([]).shape == (0, 16, 16, 3)
