@@ -70,13 +70,15 @@ def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: M
   """Trains until `config.steps`, from the newest checkpoint in `workdir` if there is one. Returns the final state.
 
   config: a mapping of the keys of `core.experiment.Experiment`. evaluators: name -> `evaluators.base.Evaluator`. save_result(name, step,
-  result) keeps what an evaluator found; on_start sees the set-up before the first step. Raises Interrupted after a signal (the state is saved), DataError when too many records are bad,
-  GaveUp when `max_bad_steps` updates in a row were not finite.
+  result) keeps what an evaluator found; on_start sees the set-up before the first step.
+
+  Raises Interrupted after a signal (the state is saved), DataError when too many records are bad, GaveUp when `max_bad_steps` updates in
+  a row were not finite.
   """
   chief, evaluators = jax.process_index() == 0, evaluators or {}
   held = lock(workdir) if chief else None
   total, every = config["steps"], config["log_every_steps"]
-  example = {key: value[0] for key, value in next(iter(dataset.train_batches(batch_size=1, start_step=0))).items()}
+  example = {key: value[0] for key, value in dataset.batch_at(0, batch_size=1).items()}
   started = time.perf_counter()
   setup = set_up(config, objective, example)
   state, flops = setup.state, objective.predict.get("flops")
@@ -86,7 +88,8 @@ def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: M
   if restored:
     state, meta = restored
     if meta["data"]["fingerprint"] != dataset.fingerprint():
-      raise DataError("the data are not those that this run began with (their fingerprint differs); restore them or choose another --workdir")
+      raise DataError("the data are not those that this run began with (their fingerprint differs); restore them or choose another "
+                      "--workdir")
     say(f"resuming at step {meta['step']}", active=chief)
   first = int(state.step)
   writer = Writer(workdir, resume_step=first, active=chief)

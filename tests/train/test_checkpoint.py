@@ -13,7 +13,7 @@ META = dict(data=dict(next_index=0, fingerprint="toy"))
 
 def start(devices=1, **changes):
   config = toys.config(**changes)
-  example = {k: v[0] for k, v in next(toys.Data().train_batches(batch_size=1, start_step=0)).items()}
+  example = {k: v[0] for k, v in toys.Data().batch_at(0, batch_size=1).items()}
   return set_up(config, toys.regression(), example, devices=jax.devices()[:devices])
 
 

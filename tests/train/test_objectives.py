@@ -27,7 +27,7 @@ def losses(name: str, mesh: str, accumulate: int, tmp: str) -> tuple[float, ...]
   overrides = [f"--config.mesh.{axis}={size}" for axis, size in zip(("data", "fsdp", "tensor"), sizes)]
   config = flags.load_config([*CONFIGS[name], *SMALL, *overrides, f"--config.accumulate={accumulate}"])
   dataset = make_dataset(config, Path(tmp))
-  example = {key: value[0] for key, value in next(iter(dataset.train_batches(batch_size=1, start_step=0))).items()}
+  example = {key: value[0] for key, value in dataset.batch_at(0, batch_size=1).items()}
   setup = set_up(config, build(OBJECTIVES, config["objective"]), example, devices=jax.devices()[:int(np.prod(sizes))])
   state, found = setup.state, []
   batches = dataset.train_batches(batch_size=config["batch_size"], start_step=0, rows=setup.rows)

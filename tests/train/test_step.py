@@ -12,7 +12,7 @@ from tests.train import toys
 def run(objective, steps=5, devices=1, **changes):
   config = toys.config(**changes)
   data = toys.Data()
-  example = {k: v[0] for k, v in next(data.train_batches(batch_size=1, start_step=0)).items()}
+  example = {k: v[0] for k, v in data.batch_at(0, batch_size=1).items()}
   setup = set_up(config, objective, example, devices=jax.devices()[:devices])
   state, losses = setup.state, []
   states = [jax.tree.map(np.asarray, (state.params, state.opt_state, dict(state.ema), state.extra))]

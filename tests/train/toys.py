@@ -42,6 +42,9 @@ class Data:
       yield dict(image=x, tokens=x.sum(1), id=ids, counts=np.stack([ids % 2, 1 - ids % 2], 1).astype(np.int32))
       step += 1
 
+  def batch_at(self, step, *, batch_size):
+    return next(Data.train_batches(self, batch_size=batch_size, start_step=step))
+
   def fingerprint(self):
     return "toy"
 
