@@ -7,7 +7,6 @@ A model has the methods that it can serve: CLIP models embed, text-to-image mode
 of any size run a few compiled programs: rows are padded to powers of two.
 """
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +15,7 @@ import jax
 import numpy as np
 
 from mmdiff import parallel
-from mmdiff.core import schema, tree
+from mmdiff.core import tree
 from mmdiff.core.build import build
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.types import Tree
@@ -24,9 +23,8 @@ from mmdiff.data import TOKENIZERS, decode, transforms
 from mmdiff.data.quarantine import BadRecord
 from mmdiff.evaluators import base
 from mmdiff.objectives import OBJECTIVES
-from mmdiff.train import checkpoint
+from mmdiff.train import checkpoint, run_directory
 
-RAW = "raw"
 ROWS = 64             # most rows of one call of the network
 
 
@@ -155,30 +153,6 @@ def _texts(texts: str | Sequence[str]) -> list[str]:
   return [texts] if isinstance(texts, str) else list(texts)
 
 
-def locate(path: str | Path) -> tuple[Path, int | None]:
-  """`DIR` or `DIR@STEP` as (run directory, step). Raises DataError with the run directories nearby."""
-  folder, at, step = str(path).rpartition("@")
-  where, step = (Path(folder), int(step)) if at and step.isdigit() and not Path(path).exists() else (Path(path), None)
-  if not (where / "config.json").is_file():
-    near = sorted(str(file.parent) for file in where.glob("*/config.json"))[:5] if where.is_dir() else []
-    raise DataError(f"{where}: no run directory (it has no config.json)" + (f"; did you mean {', '.join(near)}?" if near else
-                                                                           "; give the --workdir of `mmdiff train`"))
-  return where, step
-
-
-def read_config(workdir: Path) -> dict:
-  """The run's config, checked and complete. Raises DataError."""
-  file = workdir / "config.json"
-  try:
-    config = json.loads(file.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise DataError(f"{file}: not valid JSON: {error}") from None
-  problems = schema.check(config)
-  if problems:
-    raise DataError(f"{file} is not a config of this version: " + "; ".join(map(str, problems[:5])))
-  return schema.complete(config)
-
-
 def load(path: str | Path, *, step: int | None = None, params: str | None = None, mesh: Mapping[str, int] | None = None) -> Model:
   """The model of a run directory, ready to use.
 
@@ -191,9 +165,9 @@ def load(path: str | Path, *, step: int | None = None, params: str | None = None
   Raises:
     DataError: no run directory, checkpoint or average of that name.
   """
-  workdir, at = locate(path)
-  config = read_config(workdir)
-  average = ("eval" if "eval" in config["ema"] else "") if params is None else "" if params == RAW else params
+  workdir, at = run_directory.locate(path)
+  config = run_directory.read_config(workdir)
+  average = run_directory.average(config, params)
   values, extra, meta = checkpoint.restore_params(workdir, step=at if step is None else step, ema=average)
   objective = build(OBJECTIVES, config["objective"])
   tokenizer = build(TOKENIZERS, dict(name="file", path=str(workdir / "tokenizer.json")))
@@ -202,7 +176,7 @@ def load(path: str | Path, *, step: int | None = None, params: str | None = None
   placed = jax.tree.map(place, values, parallel.shardings(values, devices))
   extra = jax.tree.map(lambda leaf: place(leaf, parallel.replicated(devices)), extra) or ()
   services = base.serve(objective.predict, config, mesh=devices, tokenizer=tokenizer, workdir=workdir)
-  report = dict(path=str(workdir), step=int(meta["step"]), params=average or RAW, objective=config["objective"]["name"],
+  report = dict(path=str(workdir), step=int(meta["step"]), params=average or run_directory.RAW, objective=config["objective"]["name"],
                 parameters={group: tree.count(values[group]) for group in sorted(values)}, mesh=dict(devices.shape))
   served = tuple(ability for ability in ABILITIES if all(name in objective.predict for name in ability.NEEDS))
   return type("Model", served or (Model,), {})(config, placed, extra, report, tokenizer=tokenizer, services=services, mesh=devices)

@@ -28,6 +28,7 @@ class Services(NamedTuple):
   fetch: Callable[[Any], np.ndarray]         # array on the mesh -> numpy, whole on every process
   batch_size: int                            # rows of a batch; divides over the mesh
   workdir: Path
+  progress: Callable[[int, int | None], None] = lambda rows, total: None      # told of every batch: its rows, and all there are if known
 
 
 class Result(NamedTuple):
@@ -91,16 +92,24 @@ def chunks(arrays: Mapping[str, np.ndarray], size: int) -> Iterator[dict[str, np
 
 
 def streamed(services: Services, function: Callable[[Mapping], Tree], batches: Iterable[Mapping],
-             names: Sequence[str]) -> Iterator[tuple[Mapping, Tree]]:
-  """(batch, `function` of its arrays `names` on the mesh, as numpy) for every batch. The next batch is on its way before one is awaited."""
+             names: Sequence[str], *, total: int | None = None) -> Iterator[tuple[Mapping, Tree]]:
+  """(batch, `function` of its arrays `names` on the mesh, as numpy) for every batch. The next batch is on its way before one is awaited.
+
+  total: rows of all batches, for the progress line.
+  """
+  def fetched(batch, made):
+    result = jax.tree.map(services.fetch, made)
+    services.progress(len(batch[names[0]]), total)
+    return batch, result
+
   waiting = None
   for batch in batches:
     made = function(services.put({name: batch[name] for name in names}))
     if waiting:
-      yield waiting[0], jax.tree.map(services.fetch, waiting[1])
+      yield fetched(*waiting)
     waiting = (batch, made)
   if waiting:
-    yield waiting[0], jax.tree.map(services.fetch, waiting[1])
+    yield fetched(*waiting)
 
 
 def over_rows(services: Services, function: Callable[[Mapping], Tree], arrays: Mapping[str, np.ndarray], *, size: int | None = None) -> Any:
@@ -108,7 +117,7 @@ def over_rows(services: Services, function: Callable[[Mapping], Tree], arrays: M
   count = len(next(iter(arrays.values())))
   if not count:
     raise ValueError("no rows")
-  made = [out for _, out in streamed(services, function, chunks(arrays, size or services.batch_size), list(arrays))]
+  made = [out for _, out in streamed(services, function, chunks(arrays, size or services.batch_size), list(arrays), total=count)]
   return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *made)
 
 
@@ -118,10 +127,12 @@ def embed_texts(services: Services, params: Tree, tokens: np.ndarray, mask: np.n
   return over_rows(services, lambda batch: embed(params, batch["tokens"], batch["mask"], extra=extra), dict(tokens=tokens, mask=mask))
 
 
-def embed_images(services: Services, params: Tree, batches: Iterable[Mapping], *, extra: Tree = ()) -> Iterator[tuple[Mapping, np.ndarray]]:
+def embed_images(services: Services, params: Tree, batches: Iterable[Mapping], *, extra: Tree = (),
+                 total: int | None = None) -> Iterator[tuple[Mapping, np.ndarray]]:
   """(batch, embeddings float32 [n D] of its n valid rows, unit norm) for every batch of `Dataset.eval_batches`."""
   embed = jax.jit(services.predict["embed_image"])
-  for batch, made in streamed(services, lambda arrays: embed(params, arrays["image"], extra=extra), batches, ["image"]):
+  for batch, made in streamed(services, lambda arrays: embed(params, arrays["image"], extra=extra), batches, ["image"],
+                              total=total):
     yield batch, made[batch["valid"]]
 
 
@@ -148,6 +159,11 @@ def draw(services: Services, params: Tree, tokens: np.ndarray, mask: np.ndarray,
     given |= {"latents": batch["latents"]} if latents is not None else {}
     return sample(params, batch["tokens"], batch["mask"], batch["seeds"], plan, extra=extra, **given)
   return over_rows(services, run, arrays, size=size or fitting(services, len(tokens)))
+
+
+def records(dataset, limit: int | None) -> int:
+  """How many records an evaluation of the first `limit` reads."""
+  return min(len(dataset), limit or len(dataset))
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:

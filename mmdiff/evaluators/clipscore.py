@@ -8,7 +8,7 @@ import numpy as np
 
 from mmdiff.core.build import Built
 from mmdiff.core.errors import ConfigError, DataError
-from mmdiff.evaluators.base import Evaluator, Result, Services, captions_of, embed_images, embed_texts, require
+from mmdiff.evaluators.base import Evaluator, Result, Services, captions_of, embed_images, embed_texts, records, require
 
 WEIGHT = 2.5
 PREFIX = "A photo depicts "
@@ -34,7 +34,7 @@ def clipscore(services: Services, *, source: Built["mmdiff.data:SOURCES"], every
   def run(params, step, extra=()):
     images, texts, keys = [], [], []
     batches = dataset.eval_batches(batch_size=services.batch_size, limit=limit, caption_kind=caption or None)
-    for batch, made in embed_images(services, params, batches, extra=extra):
+    for batch, made in embed_images(services, params, batches, extra=extra, total=records(dataset, limit)):
       images.append(made)
       texts += [captions_of(record, caption)[0] for record in batch["records"]]
       keys += batch["keys"]

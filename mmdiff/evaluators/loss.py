@@ -4,7 +4,7 @@ import numpy as np
 
 from mmdiff.core.build import Built
 from mmdiff.core.errors import DataError
-from mmdiff.evaluators.base import Evaluator, Result, Services, require, streamed, ways
+from mmdiff.evaluators.base import Evaluator, Result, Services, records, require, streamed, ways
 
 NAMES = ("image", "tokens", "mask", "id", "valid")
 
@@ -29,11 +29,12 @@ def loss(services: Services, *, source: Built["mmdiff.data:SOURCES"], every_step
 
   def run(params, step, extra=()):
     key, totals, count = jax.random.key(seed), {}, 0
-    found = min(len(dataset), limit or len(dataset))
+    found = records(dataset, limit)
     size = min(services.batch_size, max(found // ways(), 1) * ways()) if contrastive else services.batch_size
     batches = dataset.eval_batches(batch_size=size, limit=limit, caption_kind=caption or None)
     whole = (batch for batch in batches if batch["valid"].all() or not contrastive)
-    for batch, metrics in streamed(services, lambda arrays: metrics_of(params, arrays, key, extra=extra), whole, NAMES):
+    for batch, metrics in streamed(services, lambda arrays: metrics_of(params, arrays, key, extra=extra), whole, NAMES,
+                                   total=found):
       rows = int(batch["valid"].sum())
       count += rows
       for name, value in metrics.items():

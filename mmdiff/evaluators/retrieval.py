@@ -10,7 +10,7 @@ import numpy as np
 
 from mmdiff.core.build import Built
 from mmdiff.core.errors import DataError
-from mmdiff.evaluators.base import Evaluator, Result, Services, captions_of, embed_images, embed_texts, require
+from mmdiff.evaluators.base import Evaluator, Result, Services, captions_of, embed_images, embed_texts, records, require
 
 KS = (1, 5, 10)
 ROWS = 512             # queries scored at a time: rows of the similarity matrix that exist at once
@@ -31,7 +31,7 @@ def retrieval(services: Services, *, source: Built["mmdiff.data:SOURCES"], every
   def run(params, step, extra=()):
     images, texts = [], []
     batches = dataset.eval_batches(batch_size=services.batch_size, limit=limit, caption_kind=caption or None)
-    for batch, made in embed_images(services, params, batches, extra=extra):
+    for batch, made in embed_images(services, params, batches, extra=extra, total=records(dataset, limit)):
       images.append(made)
       texts += [captions_of(record, caption)[:captions_per_image] for record in batch["records"]]
     if not images:

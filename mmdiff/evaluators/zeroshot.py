@@ -13,7 +13,7 @@ import numpy as np
 from mmdiff.core.build import Built
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.spelling import nearest
-from mmdiff.evaluators.base import Evaluator, Result, Services, embed_images, embed_texts, require
+from mmdiff.evaluators.base import Evaluator, Result, Services, embed_images, embed_texts, records, require
 from mmdiff.evaluators.retrieval import ranks
 
 # The 80 of the paper's ImageNet ensemble are 38 phrases with either article and four of their own (openai/CLIP, data/prompts.md).
@@ -57,7 +57,8 @@ def zeroshot(services: Services, *, source: Built["mmdiff.data:SOURCES"], every_
   def run(params, step, extra=()):
     weights = class_weights(lambda texts: embed_texts(services, params, *dataset.tokenize(texts), extra=extra), names, phrases)
     images, labels = [], []
-    for batch, made in embed_images(services, params, dataset.eval_batches(batch_size=services.batch_size, limit=limit), extra=extra):
+    batches = dataset.eval_batches(batch_size=services.batch_size, limit=limit)
+    for batch, made in embed_images(services, params, batches, extra=extra, total=records(dataset, limit)):
       images.append(made)
       labels += [label_of(record, names) for record in batch["records"]]
     if not images:

@@ -1,0 +1,40 @@
+"""Finding a run directory and reading its config, without importing JAX."""
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from mmdiff.core import schema
+from mmdiff.core.errors import DataError
+
+RAW = "raw"
+
+
+def locate(path: str | Path) -> tuple[Path, int | None]:
+  """`DIR` or `DIR@STEP` as (run directory, step). Raises DataError with the run directories nearby."""
+  folder, at, step = str(path).rpartition("@")
+  where, step = (Path(folder), int(step)) if at and step.isdigit() and not Path(path).exists() else (Path(path), None)
+  if not (where / "config.json").is_file():
+    near = sorted(str(file.parent) for file in where.glob("*/config.json"))[:5] if where.is_dir() else []
+    raise DataError(f"{where}: no run directory (it has no config.json)" + (f"; did you mean {', '.join(near)}?" if near else
+                                                                           "; give the --workdir of `mmdiff train`"))
+  return where, step
+
+
+def read_config(workdir: Path) -> dict:
+  """The run's config, checked and complete. Raises DataError."""
+  file = workdir / "config.json"
+  try:
+    config = json.loads(file.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise DataError(f"{file}: not valid JSON: {error}") from None
+  problems = schema.check(config)
+  if problems:
+    raise DataError(f"{file} is not a config of this version: " + "; ".join(map(str, problems[:5])))
+  return schema.complete(config)
+
+
+def average(config: Mapping, params: str | None) -> str:
+  """The average that `--params` names: "" for "raw"; by default `eval` where the run keeps one, else the raw parameters."""
+  if params is None:
+    return "eval" if "eval" in config["ema"] else ""
+  return "" if params == RAW else params
