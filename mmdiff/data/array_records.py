@@ -4,6 +4,8 @@ Features: `key` and `extras` (a JSON object: facts, scene, label, …) texts, `i
 to a list of texts, empty where a record lacks the kind.
 """
 import collections
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -42,7 +44,7 @@ def write(splits: Mapping[str, Any], out: str, *, name: str, description: str = 
   bad: collections.Counter[str] = collections.Counter()
   text = tensorflow_datasets.features.Text()
 
-  class Builder(tensorflow_datasets.core.GeneratorBasedBuilder):
+  class Written(tensorflow_datasets.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tensorflow_datasets.core.Version(version)
     code_path = None                                                      # there is no package of checksums to look for
 
@@ -57,9 +59,13 @@ def write(splits: Mapping[str, Any], out: str, *, name: str, description: str = 
 
     def _generate_examples(self, split):
       before = sum(len(source) for other, source in splits.items() if list(splits).index(other) < list(splits).index(split))
+      seen: set[str] = set()
       for i in range(len(splits[split])):
         try:
           record = splits[split][i]
+          if record["key"] in seen:
+            raise DataError(f"{name}: key {record['key']!r} comes twice; the records of a set need different keys")
+          seen.add(record["key"])
           data, _ = shards.encoded(record["image"])
           yield record["key"], {"key": record["key"], "image": data, "captions": {kind: _texts(record, kind) for kind in kinds},
                                 "extras": json.dumps(shards.plain(records.extras_of(record)))}
@@ -67,13 +73,13 @@ def write(splits: Mapping[str, Any], out: str, *, name: str, description: str = 
           bad[fault.kind] += 1
         tell(before + i + 1, total)
 
-  Builder.name = name
+  Written.name = name
   try:
     Path(out).mkdir(parents=True, exist_ok=True)
-    builder = Builder(data_dir=out)
+    builder = Written(data_dir=out)
     tensorflow_datasets.disable_progress_bar()
-    # Shards of about 64 MiB would be TFDS's choice; it needs to be told a number only where it would need TensorFlow to estimate it.
-    builder.download_and_prepare(file_format="array_record")
+    with contextlib.redirect_stdout(io.StringIO()):                       # it announces a download that there is not
+      builder.download_and_prepare(file_format="array_record")
   except OSError as error:
     raise CannotWrite(f"can't write {target}: {error}") from error
   shutil.rmtree(os.path.join(out, "downloads"), ignore_errors=True)

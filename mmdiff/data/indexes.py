@@ -37,7 +37,7 @@ def stamp(path: str) -> np.ndarray:
 def load(path: str, *, index_dir: str = "") -> Table | None:
   """The stored index of `path`, or None when there is none, it is damaged, or the file has changed since."""
   try:
-    with np.load(place(path, index_dir=index_dir), allow_pickle=False) as stored:
+    with open(place(path, index_dir=index_dir), "rb") as file, np.load(file, allow_pickle=False) as stored:
       table = {name: stored[name] for name in stored.files}
     return table if np.array_equal(table.pop("stamp"), stamp(path)) else None
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

@@ -1,0 +1,110 @@
+"""Any source as tar shards: what comes back is what went in, a stop loses nothing, and foreign shards are left alone."""
+import tarfile
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmdiff.core.errors import CannotWrite, DataError
+from mmdiff.data import decode, shards
+from mmdiff.data.quarantine import BadRecord
+from mmdiff.data.webdataset import webdataset
+from tests.data.fixtures import Rows, picture
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+KEYS = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="./\\"), min_size=1, max_size=30)
+
+
+def row(i, **more):
+  return {"key": f"k{i}", "image": picture(i), "captions": {"original": f"text {i}", "long": [f"long {i}", "other"]}} | more
+
+
+@settings(max_examples=25, deadline=None)
+@given(captions=st.dictionaries(KEYS, st.dictionaries(st.sampled_from(["original", "long"]), TEXT, min_size=1), min_size=1, max_size=5))
+def test_captions_come_back(tmp_path_factory, captions):
+  out = tmp_path_factory.mktemp("shards")
+  rows = [{"key": key, "image": picture(i), "captions": texts} for i, (key, texts) in enumerate(captions.items())]
+  shards.write(Rows(rows), str(out), per_shard=2)
+  source = webdataset(urls=str(out))
+  back = [source[i] for i in range(len(source))]
+  assert [record["key"] for record in back] == list(captions)
+  assert [record["image"] for record in back] == [record["image"] for record in rows]
+  for record, texts in zip(back, captions.values()):
+    trimmed = {kind: text.removeprefix("\ufeff").rstrip("\r\n") for kind, text in texts.items() if kind == "original"}     # a .txt file
+    assert record["captions"] == texts | trimmed
+
+
+def test_arrays_become_png_and_fields_pass_through(tmp_path):
+  pixels = np.arange(6 * 5 * 3, dtype=np.uint8).reshape(6, 5, 3)
+  scene = {"v": np.int64(1), "cell": (0, 1)}
+  shards.write(Rows([row(0, image=pixels, scene=scene, facts={"long": [["red", "disc"]]}, label=np.int64(3))]), str(tmp_path))
+  record = webdataset(urls=str(tmp_path))[0]
+  assert np.array_equal(decode.decode(record["image"]), pixels)
+  assert (record["scene"], record["facts"], record["label"]) == ({"v": 1, "cell": [0, 1]}, {"long": [["red", "disc"]]}, 3)
+
+
+@pytest.mark.parametrize("form, suffix", [
+  ("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"), ("GIF", "gif"), ("BMP", "bmp"), ("TIFF", "tif")])
+def test_the_suffix_is_that_of_the_bytes(form, suffix):
+  assert shards.encoded(picture(1, form=form)) == (picture(1, form=form), suffix)
+
+
+def test_bad_records_are_left_out_and_counted(tmp_path):
+  rows = [row(0), BadRecord("missing_key", "x"), row(2, image=b"<html>"), row(3)]
+  done = shards.write(Rows(rows), str(tmp_path), per_shard=3)
+  assert (done["count"], done["bad"], done["shards"]) == (2, {"missing_key": 1, "undecodable": 1}, 2)
+  assert len(webdataset(urls=str(tmp_path))) == 2
+
+
+def test_names_that_tar_readers_would_split_or_refuse(tmp_path):
+  shards.write(Rows([row(0) | {"key": key} for key in ("a.b", "/abs", "../up", "x\ny")]), str(tmp_path))
+  source = webdataset(urls=str(tmp_path))
+  assert [source.key(i) for i in range(4)] == ["a_b", "abs", "__/up", "x_y"]
+  with pytest.raises(DataError, match="comes twice"):
+    shards.write(Rows([row(0) | {"key": key} for key in ("a.b", "a_b")]), str(tmp_path / "twice"))
+
+
+class Stopped(Rows):
+  """Breaks off before the last record."""
+
+  def __getitem__(self, i):
+    if i == len(self) - 1:
+      raise KeyboardInterrupt
+    return super().__getitem__(i)
+
+
+def test_a_stop_leaves_whole_shards_and_the_same_call_goes_on(tmp_path):
+  rows = [row(i) for i in range(7)]
+  with pytest.raises(KeyboardInterrupt):
+    shards.write(Stopped(rows), str(tmp_path), per_shard=2)
+  assert sorted(path.name for path in tmp_path.iterdir()) == [f"0000{n}{end}" for n in range(3) for end in (".tar", "_stats.json")]
+  done = shards.write(Rows(rows), str(tmp_path), per_shard=2)
+  assert (done["kept_shards"], done["shards"], done["count"]) == (3, 4, 7)
+  shards.write(Rows(rows), str(tmp_path / "at_once"), per_shard=2)
+  for path in tmp_path.glob("*.tar"):
+    assert path.read_bytes() == (tmp_path / "at_once" / path.name).read_bytes()
+  with tarfile.open(tmp_path / "00003.tar") as tar:
+    assert tar.getnames() == ["k6.png", "k6.txt", "k6.json"]
+
+
+def test_shards_of_something_else_are_left_alone(tmp_path):
+  shards.write(Rows([row(i) for i in range(4)]), str(tmp_path), per_shard=2)
+  for source, per_shard in ((Rows([row(i) for i in range(4)], identity="other"), 2), (Rows([row(i) for i in range(4)]), 3)):
+    with pytest.raises(DataError, match="another source or another shard size"):
+      shards.write(source, str(tmp_path), per_shard=per_shard)
+  (tmp_path / "00007.tar").write_bytes(b"")
+  with pytest.raises(DataError, match="also holds 00007.tar"):
+    shards.write(Rows([row(i) for i in range(4)]), str(tmp_path), per_shard=2)
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+  (tmp_path / "taken").write_text("")
+  with pytest.raises(CannotWrite):
+    shards.write(Rows([row(0)]), str(tmp_path / "taken"))
+
+
+def test_progress_is_told(tmp_path):
+  told = []
+  shards.write(Rows([row(i) for i in range(3)]), str(tmp_path), per_shard=2, tell=lambda done, total: told.append((done, total)))
+  assert told == [(1, 3), (2, 3), (3, 3)]
