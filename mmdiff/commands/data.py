@@ -76,7 +76,10 @@ def main(argv: list[str]) -> int:
   if command == "build":
     given = flags.parse(rest, table, positional=("what",))
     return _build(given, argv, overrides)
-  given = flags.parse(rest, table, positional=("path",))
+  try:
+    given = flags.parse(rest, table, positional=("path",))
+  except ConfigError as error:
+    raise ConfigError("\n".join([str(error), *_source_problems(rest, overrides)])) from None
   problems = _bad_numbers(given) + _bad_formats(given)
   config, wrong = source_config(given, overrides)
   if problems + wrong:
@@ -94,6 +97,17 @@ def _source_flags(rest: list[str]) -> list[tuple[str, str | None]]:
       spaced = not equals and at < len(rest) and not rest[at].startswith("--")
       found.insert(0, (name, value if equals else rest.pop(at) if spaced else None))
   return found
+
+
+def _source_problems(rest: Sequence[str], overrides: Sequence[tuple[str, str | None]]) -> list[str]:
+  """What is wrong with `--source.…` when the other flags are wrong too, so that all mistakes are named at once."""
+  word = next((arg.removeprefix("--source=") for arg in rest if arg.startswith("--source=") or not arg.startswith("-")), None)
+  if not overrides or word is None:
+    return []
+  try:
+    return source_config({"path": word}, overrides)[1]
+  except DataError:
+    return []
 
 
 def _bad_numbers(given: Mapping[str, Any]) -> list[str]:

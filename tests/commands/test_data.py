@@ -1,0 +1,174 @@
+"""`mmdiff data`: what each subcommand writes and prints, exit codes, and how a source is named."""
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmdiff.__main__ import main
+from mmdiff.commands import data
+from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.data import emoji, webdataset
+from tests.data.fixtures import picture, shard, write_tar
+
+
+@pytest.fixture
+def shards(tmp_path):
+  (tmp_path / "tars").mkdir()
+  shard(tmp_path / "tars" / "00000.tar", 0, 6)
+  return tmp_path / "tars"
+
+
+def run(*argv):
+  return main(["data", *map(str, argv)])
+
+
+def test_inspect_writes_sheet_page_and_json(shards, tmp_path, capsys):
+  assert run("inspect", shards, f"--out={tmp_path / 'out'}", "--examples=3") == 0
+  told = capsys.readouterr().out
+  assert "webdataset: 6 records" in told and "caption kinds: original 3/3" in told and "alt 2" in told
+  found = json.loads((tmp_path / "out" / "inspect.json").read_text())
+  assert found["records"] == 6 and found["argv"][:2] == ["data", "inspect"] and found["source"]["name"] == "webdataset"
+  assert found["fingerprint"] == webdataset.webdataset(urls=str(shards)).fingerprint() and found["versions"]["numpy"] == np.__version__
+  assert np.asarray(Image.open(tmp_path / "out" / "sheet.png")).shape[1] == 4 * 260
+  assert "alt 2" in (tmp_path / "out" / "sheet.html").read_text()
+
+
+def test_validate_counts_and_fails_beyond_the_limit(tmp_path, capsys):
+  write_tar(tmp_path / "a.tar", [("a.png", picture(1)), ("a.txt", b"x"), ("b.png", b"<html>"), ("b.txt", b"x"), ("c.txt", b"x")])
+  out = tmp_path / "report.json"
+  assert run("validate", tmp_path / "a.tar", f"--out={out}") == 65
+  found = json.loads(out.read_text())
+  assert (found["good"], found["bad"]) == (1, {"undecodable": 1, "missing_key": 1})
+  assert [offender["key"] for offender in found["offenders"]] == ["b", "c"] and found["argv"][1] == "validate"
+  assert "2 of 3 records are bad" in capsys.readouterr().err
+  assert run("validate", tmp_path / "a.tar", "--max_bad_fraction=0.7") == 0
+  assert json.loads(capsys.readouterr().out)["good"] == 1
+
+
+def test_shard_goes_on_and_can_be_read_by_every_reader(shards, tmp_path, capsys):
+  out = tmp_path / "again"
+  argv = ("shard", shards, f"--out={out}", "--per_shard=4", "--format=webdataset,array_record", "--dataset_name=toy")
+  assert run(*argv) == 0 and run(*argv) == 0
+  assert "6 records in 2 shards (2 were there)" in capsys.readouterr().out
+  meta = json.loads((out / "meta.json").read_text())
+  assert meta["results"]["webdataset"]["train"]["count"] == 6 and list(meta["inputs"]) == ["train"]
+  for source in (str(out), f"{out / 'toy' / '1.0.0'}", f"{out / 'toy' / '1.0.0'}:train"):
+    assert run("validate", source) == 0
+    assert json.loads(capsys.readouterr().out)["good"] == 6
+
+
+def test_index_makes_the_index_files(shards, capsys):
+  assert run("index", "--source=webdataset", f"--source.urls={shards}/*.tar") == 0
+  assert "6 records, indexed" in capsys.readouterr().out
+  assert (shards / "00000.tar.mmdiff-index").exists()
+
+
+def test_tokenizer(shards, tmp_path):
+  assert run("tokenizer", shards, f"--out={tmp_path / 'new' / 'tokenizer.json'}", "--vocab=300") == 0
+  assert json.loads((tmp_path / "new" / "tokenizer.json").read_text())["model"]["type"] == "BPE"
+  assert json.loads((tmp_path / "new" / "tokenizer.meta.json").read_text())["vocab"] <= 300
+
+
+def test_build_scenes(tmp_path, capsys):
+  assert run("build", "scenes", "--tier=T16", "--count=5", "--splits=train,val_iid", f"--out={tmp_path}") == 0
+  source = webdataset.webdataset(urls=str(tmp_path / "val_iid"))
+  assert len(source) == 5 and set(source[0]["captions"]) == {"long", "short", "original"} and source[0]["scene"]["objs"]
+  assert json.loads((tmp_path / "meta.json").read_text())["source"]["train"]["tier"] == "T16"
+
+
+def test_build_emoji_or_how_to_get_the_font(tmp_path, capsys):
+  there = any(map(os.path.isfile, emoji.FONTS)) and any(map(os.path.isfile, emoji.TABLES))
+  code = run("build", "emoji", "--splits=val", "--size=32", f"--out={tmp_path}", "--format=webdataset,array_record")
+  if not there:
+    assert code == 65 and "apt-get install" in capsys.readouterr().err
+    return
+  assert code == 0
+  assert len(webdataset.webdataset(urls=str(tmp_path / "val"))) == len(emoji.emoji(split="val"))
+  assert (tmp_path / "emoji" / "1.0.0" / "dataset_info.json").exists()
+
+
+def test_build_emoji_without_the_font_is_exit_65(tmp_path, capsys):
+  assert run("build", "emoji", f"--out={tmp_path}", f"--font={tmp_path / 'none.ttf'}") == 65
+  assert "apt-get install fonts-noto-color-emoji unicode-data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text, config", [
+  ("scenes:T16", {"name": "scenes", "tier": "T16"}), ("scenes:T16:val_comp", {"name": "scenes", "tier": "T16", "split": "val_comp"}),
+  ("scenes", {"name": "scenes"}), ("/d/{00000..00041}.tar", {"name": "webdataset", "urls": "/d/{00000..00041}.tar"}),
+  ("/d/*.tar", {"name": "webdataset", "urls": "/d/*.tar"}), ("/d/pairs.csv", {"name": "folder", "path": "/d", "table": "pairs.csv"}),
+  ("coco", {"name": "coco"})])
+def test_shorthands(text, config):
+  assert data.shorthand(text) == config
+
+
+def test_shorthands_of_folders(shards, tmp_path):
+  assert data.shorthand(str(shards)) == {"name": "webdataset", "urls": str(shards)}
+  assert data.shorthand(str(tmp_path)) == {"name": "folder", "path": str(tmp_path)}
+  with pytest.raises(DataError, match="no such file or folder"):
+    data.shorthand("/nope/nothing")
+
+
+def test_a_config_names_the_source(capsys):
+  assert run("inspect", "--config=configs/clip.py:tiny", "--source.size=7") == 0
+  assert "scenes: 7 records" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argv, said", [
+  ([], "which command"), (["inspct"], "did you mean inspect"), (["inspect"], "give the source once"),
+  (["inspect", "scenes:T16", "--source=coco"], "found path, source"),
+  (["inspect", "--source=webdatset"], "did you mean 'webdataset'"),
+  (["inspect", "webdataset", "--source.url=x"], "did you mean --source.urls"),
+  (["inspect", "scenes:T17"], "T16"), (["inspect", "scenes", "--source.size=many"], "expected int"),
+  (["shard", "scenes"], "--out: required"), (["shard", "scenes", "--out=x", "--formt=y"], "did you mean --format"),
+  (["shard", "scenes", "--out=x", "--format=webdatast"], "did you mean webdataset"),
+  (["shard", "scenes", "--out=x", "--per_shard=0"], "--per_shard: expected at least 1"),
+  (["build", "emojis", "--out=x"], "did you mean emoji"), (["build", "--out=x"], "scenes or emoji"),
+  (["build", "scenes", "--out=x", "--tier=T1"], "tier"), (["build", "emoji", "--out=x", "--splits=vall"], "unknown split 'vall'"),
+  (["build", "scenes", "--out=x", "--source.size=3"], "build takes no source"), (["validate", "scenes", "--vocab=3"], "unknown flag"),
+])
+def test_bad_flags_are_named_with_the_nearest(argv, said, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ConfigError, match=said):
+    data.main(argv)
+  assert main(["data", *argv]) == 64 and not os.listdir(tmp_path)
+
+
+def test_every_mistake_at_once():
+  with pytest.raises(ConfigError) as caught:
+    data.main(["inspect", "webdataset", "--source.url=x", "--source.index_dirs=y", "--examples=0"])
+  assert len(str(caught.value).splitlines()) >= 3
+  with pytest.raises(ConfigError) as caught:
+    data.main(["inspect", "webdataset", "--source.url=x", "--exmples=3"])
+  assert all(part in str(caught.value) for part in ("--source.urls", "--examples"))
+
+
+@pytest.mark.parametrize("source", ["/nope/{00000..00003}.tar", "/nope/folder", "/nope/x.csv"])
+def test_missing_data_is_exit_65(source, capsys):
+  assert run("inspect", source) == 65
+  assert "/nope" in capsys.readouterr().err
+
+
+def test_help_lists_commands_and_flags(capsys):
+  assert run("--help") == 0
+  told = capsys.readouterr().out
+  assert all(name in told for name in (*data.TAKES, *(f"--{flag}" for flag in data.FLAGS)))
+  assert set().union(*data.TAKES.values()) == set(data.FLAGS)
+
+
+def test_caption_columns_by_flag(tmp_path, capsys):
+  (tmp_path / "a.png").write_bytes(picture(1))
+  (tmp_path / "pairs.csv").write_text("pic,alt,blip\na.png,one,two\n")
+  assert run("inspect", "folder", f"--source.path={tmp_path}", "--source.table=pairs.csv", "--source.image_column=pic",
+             "--source.captions.original=alt", "--source.captions.long=blip") == 0
+  assert "caption kinds: original 1/1, long 1/1" in capsys.readouterr().out
+
+
+def test_neither_jax_nor_tensorflow_is_imported():
+  code = ("import sys; from mmdiff.__main__ import main; assert main(['data', 'inspect', 'scenes:T16']) == 0; "
+          "assert not {'jax', 'tensorflow', 'flax'} & set(sys.modules), [m for m in sys.modules if m in ('jax', 'tensorflow', 'flax')]")
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+  assert done.returncode == 0, done.stderr
