@@ -55,8 +55,8 @@ def scenes_judge(services: Services, *, tier: Literal["T16", "T32", "T64"], ever
     seeds = (np.arange(len(texts)) + offset) % 2 ** 32
     made = to_uint8(draw(services, params, tokens, mask, seeds, sampler=sampler, steps=steps, guidance=guidance, extra=extra))
     if made.shape[1:] != (world.px, world.px, 3):
-      raise ConfigError(f"scenes_judge reads {tier} pictures of {world.px} pixels, the model draws {made.shape[1:]}; set tier or the model's "
-                        "image_size")
+      raise ConfigError(f"scenes_judge reads {tier} pictures of {world.px} pixels, the model draws {made.shape[1:]}; set tier, or the "
+                        "model's image_size")
     return made
 
   def run(params, step, extra=()):
