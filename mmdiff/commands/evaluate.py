@@ -1,0 +1,163 @@
+"""Score a trained model, or compare two results.
+
+  mmdiff evaluate --workdir=runs/clip --task=retrieval --task.source.name=scenes --task.source.split=val_iid --task.caption=long
+  mmdiff evaluate --model=runs/t2i@1600 --task=judge --task.prompts=64 --out=judge.json     the config's own entry, changed
+  mmdiff evaluate --scorer=runs/clip --task=clipscore --images=out                           what `mmdiff sample --out=out` drew
+  mmdiff evaluate --compare=a.json,b.json                                                    McNemar's test on their prompts
+
+A task is an evaluator (loss, retrieval, zeroshot, clipscore, samples, scenes_judge, hard_negatives) or the name of an entry of the run's
+`config.evals`. Its options come from that entry, or from the run's first entry of that evaluator, and --task.KEY=VALUE replaces them.
+The scores are printed, and written with the options, versions and fingerprints to --out, by default eval/evaluate_TASK_STEP.json in the
+run directory; pictures go beside it.
+"""
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmdiff.core import consistency, schema
+from mmdiff.core.build import lookup
+from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.core.spelling import nearest
+
+FLAGS = {
+  "workdir": dict(type="str", help="run directory; DIR@STEP for one of its steps"),
+  "model": dict(type="str", help="the same as --workdir"),
+  "scorer": dict(type="str", help="the same as --workdir, of a clipscore"),
+  "task": dict(type="str", help="evaluator, or entry of the run's config.evals; --task.KEY=VALUE sets its options"),
+  "images": dict(type="str", help="folder of pictures with captions, as the task's source"),
+  "params": dict(type="str", help="raw, or an average of config.ema; by default the entry's own, else eval where there is one"),
+  "batch_size": dict(type="int", help="rows of a batch; by default the run's, at most 256"),
+  "fsdp": dict(type="int", default=1, help="devices that the parameters are spread over"),
+  "out": dict(type="str", help="result file, FILE.json"),
+  "compare": dict(type="str,", help="two result files of one task, A.json,B.json"),
+  "table": dict(type="str", default="prompts", help="of --compare: the table whose rows are paired"),
+}
+BLOCK = schema.Block(table="mmdiff.evaluators:EVALUATORS")
+
+
+def main(argv: list[str]) -> int:
+  from mmdiff.commands import flags
+  words, overrides = split(argv)
+  given = flags.parse(words, FLAGS)
+  if given["compare"]:
+    return compare(given, argv)
+  paths = [given[name] for name in ("workdir", "model", "scorer") if given[name]]
+  if len(paths) != 1 or not given["task"]:
+    raise ConfigError("give one of --workdir, --model, --scorer, and --task; or --compare=A.json,B.json")
+  from mmdiff.train import run_directory
+  workdir, step = run_directory.locate(paths[0])
+  config = run_directory.read_config(workdir)
+  options = task_options(given["task"], config, overrides, images=given["images"], params=given["params"])
+  run(workdir, given, options, step=step, argv=["evaluate", *argv])
+  return 0
+
+
+def split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str | None]]]:
+  """(flags, [(dotted key, text)] of the `--task.KEY=VALUE` among them)."""
+  words, overrides, rest = [], [], list(argv)
+  while rest:
+    name, equals, text = rest[0].lstrip("-").partition("=")
+    word = rest.pop(0)
+    if word.startswith("--") and name.startswith(("task.", "notask.")):
+      value = text if equals else "false" if name.startswith("no") else rest.pop(0) if rest and not rest[0].startswith("--") else None
+      overrides.append((name.partition("task.")[2], value))
+    else:
+      words.append(word)
+  return words, overrides
+
+
+def task_options(task: str, config: Mapping, overrides: Sequence[tuple[str, str | None]], *, images: str | None = None,
+                 params: str | None = None) -> dict[str, Any]:
+  """The checked options of a task, `name` among them. Raises ConfigError with every mistake."""
+  from mmdiff.commands import flags
+  from mmdiff.train import run_directory
+  evals, known = config["evals"], schema.table(BLOCK.table)
+  entry = evals.get(task) or next((options for options in evals.values() if options["name"] == task), None)
+  if entry is None and task not in known:
+    guess = nearest(task, [*known, *evals])
+    raise ConfigError(f"--task={task}: unknown task" + (f"; did you mean {guess}?" if guess else "")
+                      + f" (evaluators: {', '.join(known)}; this run's: {', '.join(evals) or 'none'})")
+  options = dict(entry or dict(name=task, params=run_directory.average(config, None))) | dict(every_steps=1)
+  if images:
+    options["source"] = dict(name="folder", path=images)
+  if params is not None:
+    options["params"] = run_directory.average(config, params)
+  options, problems = flags.override(options, overrides, BLOCK)
+  problems += [problem for problem in schema.check(options, BLOCK) if problem.path not in {p.path for p in problems}]
+  if not problems:
+    options = schema.complete(options, BLOCK)
+    start = f"evals.{task}."
+    problems = [schema.Problem(problem.path.removeprefix(start), problem.message)
+                for problem in consistency.check({**config, "evals": {task: options}}) if problem.path.startswith(start)]
+  if problems:
+    raise ConfigError("\n".join(problem.text("--task.") for problem in problems))
+  return options
+
+
+def run(workdir: Path, given: Mapping, options: Mapping, *, step: int | None, argv: list[str]):
+  """Evaluates and writes; returns the result."""
+  import jax
+
+  import mmdiff.model
+  from mmdiff.commands import results, train
+  from mmdiff.evaluators import EVALUATORS
+  from mmdiff.train import distributed, run_directory
+  distributed.initialize()
+  results.use_compile_cache()
+  chief, task = jax.process_index() == 0, given["task"]
+  model = mmdiff.model.load(workdir, step=step, params=options.get("params") or run_directory.RAW, mesh=dict(fsdp=given["fsdp"]))
+  size = given["batch_size"] or model.services.batch_size
+  ways = model.mesh.shape["data"] * model.mesh.shape["fsdp"]
+  if size % ways or size < 1:
+    raise ConfigError(f"--batch_size: expected a multiple of the {ways} devices, found {size}")
+  opened: dict[str, str] = {}
+
+  def dataset(source):
+    made = model.services.dataset(source)
+    opened[str(dict(source))] = made.fingerprint()
+    return made
+
+  services = model.services._replace(dataset=dataset, batch_size=size, progress=results.Progress(task, active=chief))
+  at = model.report["step"]
+  with jax.set_mesh(model.mesh):
+    evaluator = lookup(EVALUATORS, options["name"])(services, **{key: value for key, value in options.items() if key != "name"})
+    result = evaluator.run(model.params, at, extra=model.extra)
+  if chief:
+    out = Path(given["out"] or workdir / "eval" / f"evaluate_{task}_{at:08}.json")
+    pictures = {key: out.with_name(out.stem + (f"_{key}" if key else "") + ".png") for key in result.images}
+    train.write_json(out, dict(name=f"evaluate_{task}", step=at, evaluator=options, scalars=result.scalars, tables=result.tables,
+                               images=[file.name for file in pictures.values()], argv=argv, model=results.model_facts(model),
+                               config=model.config, versions=train.versions(), data=opened))
+    for key, file in pictures.items():
+      results.write_png(file, result.images[key])
+    print(f"{task} of {workdir} at step {at} ({model.report['params']} parameters)")
+    print(results.table([dict(score=name, value=float(value)) for name, value in result.scalars.items()]))
+    print(f"written to {out}", file=sys.stderr)
+  return result
+
+
+def compare(given: Mapping, argv: Sequence[str]) -> int:
+  """Prints the scores of two result files side by side and, where both have the table, McNemar's test on its rows."""
+  from mmdiff.commands import results, train
+  from mmdiff.evaluators import statistics
+  if len(given["compare"]) != 2:
+    raise ConfigError(f"--compare: expected two files, A.json,B.json, found {len(given['compare'])}")
+  first, second = map(Path, given["compare"])
+  try:
+    a, b = (results.read_json(file) for file in (first, second))
+    scores = [dict(score=name, first=float(a["scalars"][name]), second=float(b["scalars"][name]),
+                   difference=float(b["scalars"][name] - a["scalars"][name])) for name in a["scalars"] if name in b["scalars"]]
+    paired = all(given["table"] in found.get("tables", {}) for found in (a, b))
+    tests = statistics.compare(first, second, table=given["table"]) if paired else {}
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise DataError(f"--compare: {type(error).__name__}: {error}; expected two result files of `mmdiff evaluate` of one task") from None
+  print(results.table(scores))
+  rows = [dict(category=name, **found._asdict()) for name, found in tests.items()]
+  if rows:
+    print(f"\nMcNemar's exact test on the rows of {given['table']}: how many only one of the two got right")
+    print(results.table(rows))
+  if given["out"]:
+    train.write_json(Path(given["out"]), dict(argv=["evaluate", *argv], files={str(file): results.digest(file) for file in (first, second)},
+                                              scores=scores, mcnemar=rows, versions=train.versions()))
+  return 0

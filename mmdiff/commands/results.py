@@ -1,0 +1,95 @@
+"""What the commands that measure or draw share: a progress line, text tables, and the facts that go beside every result."""
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mmdiff.core.errors import CannotWrite
+from mmdiff.train.progress import duration
+
+EVERY_SECONDS = 5
+
+
+class Progress:
+  """A line on stderr every few seconds with the count, the rate and the time left; silent for what is done sooner."""
+
+  def __init__(self, what: str, unit: str = "rows", *, active: bool = True):
+    self.what, self.unit, self.active = what, unit, active
+    self.total: int | None = None
+    self.restart()
+
+  def restart(self) -> None:
+    self.start = self.said = time.monotonic()
+    self.done = 0
+
+  def __call__(self, count: int, total: int | None = None) -> None:
+    """`count` more are done, of `total` in this pass; another total, or a pass beyond it, begins a new one."""
+    if total != self.total or (total and self.done >= total):
+      self.total = total
+      self.restart()
+    self.done = min(self.done + count, total) if total else self.done + count
+    now = time.monotonic()
+    if self.active and now - self.said >= EVERY_SECONDS:
+      self.said = now
+      print(self.line(now - self.start), file=sys.stderr, flush=True)
+
+  def line(self, seconds: float) -> str:
+    rate = self.done / max(seconds, 1e-9)
+    parts = [f"{self.what}: {self.done:,}" + (f" of {self.total:,}" if self.total else "") + f" {self.unit}",
+             f"{rate:,.1f}/s" if rate < 100 else f"{rate:,.0f}/s"]
+    if self.total:
+      parts.append(f"{duration((self.total - self.done) / rate)} left")
+    return " · ".join(parts)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+  """Rows of the same keys as aligned columns; numbers to the right, with four decimals."""
+  if not rows:
+    return ""
+  shown = [[f"{value:.4f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
+  names = list(rows[0])
+  widths = [max(len(name), *(len(line[i]) for line in shown)) for i, name in enumerate(names)]
+  left = [any(isinstance(row[name], str) for row in rows) for name in names]
+  lay = lambda line: "  ".join(cell.ljust(w) if is_left else cell.rjust(w) for cell, w, is_left in zip(line, widths, left)).rstrip()
+  return "\n".join([lay(names), *map(lay, shown)])
+
+
+def digest(file: Path) -> str:
+  """sha256 of a file, "" if there is none."""
+  return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+
+
+def model_facts(model) -> dict[str, Any]:
+  """The report of a loaded model, with fingerprints of its checkpoint and tokenizer."""
+  folder = Path(model.report["path"])
+  return dict(model.report) | dict(checkpoint=digest(folder / "checkpoints" / str(model.report["step"]) / "manifest.json"),
+                                   tokenizer=model.tokenizer.fingerprint())
+
+
+def read_json(file: Path) -> Any:
+  """Raises ValueError for what is not JSON, OSError for what can't be read."""
+  return json.loads(Path(file).read_text(encoding="utf-8"))
+
+
+def use_compile_cache() -> None:
+  """Keeps compiled programs between starts, unless JAX was told where already."""
+  import jax
+  if not jax.config.jax_compilation_cache_dir:
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/mmdiff/jax"))
+
+
+def write_png(file: Path, image) -> None:
+  """uint8 [H W 3] -> a PNG, whole or not at all. Raises CannotWrite."""
+  part = file.with_name(file.name + ".part")
+  try:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(part, format="PNG")
+    os.replace(part, file)
+  except OSError as error:
+    raise CannotWrite(f"cannot write {file}: {error}") from error
