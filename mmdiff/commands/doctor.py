@@ -1,0 +1,338 @@
+"""Check a machine, a config, its data and a run directory before a long run; every problem comes with what to do about it.
+
+  mmdiff doctor                                                      the machine alone
+  mmdiff doctor --config=configs/clip.py:tiny --workdir=runs/clip    and all that this run needs, down to one train step
+  mmdiff doctor --config=configs/clip.py:tiny --keys                 every key that can be set: type, value, default, meaning
+
+Nothing is written but the file of --json. Exit codes: 0 all well, 64 the config, 65 the data, 70 the machine, 73 the run directory.
+"""
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmdiff.core import schema
+from mmdiff.core.errors import EXIT_CODES, CannotWrite, ConfigError, DataError
+
+FLAGS = {
+  "config": dict(help="config file, configs/NAME.py[:args]"),
+  "workdir": dict(help="run directory that the run would use"),
+  "keys": dict(type="bool", default=False, help="list every key of the config instead"),
+  "step": dict(type="bool", default=True, help="compile and run one small train step"),
+  "json": dict(help="also write the findings to this file"),
+}
+BATCHES = 4          # timed of the data
+
+
+class Found(NamedTuple):
+  """One check: what was found, and where it is a problem the exit code and, in `text`, what to do."""
+  check: str
+  text: str
+  code: int = 0
+  details: Any = None
+  done: bool = True          # False: it needs what an earlier check could not make
+
+
+def main(argv: list[str]) -> int:
+  from mmdiff.commands import flags
+  given = flags.parse(argv, FLAGS)
+  if given["keys"]:
+    if given["config"] is None:
+      raise ConfigError("--keys: needs --config=FILE, whose blocks say which keys there are")
+    print(reference(given["config"]))
+    return 0
+  found = []
+  for one in examine(given["config"], Path(given["workdir"]) if given["workdir"] else None, step=given["step"]):
+    found.append(one)
+    print(f"{'PROBLEM' if one.code else 'ok' if one.done else '-':<8}{one.check:<13}{one.text}", flush=True)
+    if one.details:
+      print("\n".join("        " + line for line in columns(one.details)), flush=True)
+  if given["json"]:
+    from mmdiff.commands.train import versions, write_json
+    write_json(Path(given["json"]), dict(argv=["doctor", *argv], versions=versions(), config=given["config"],
+                                         checks=[one._asdict() | dict(ok=one.done and not one.code) for one in found]))
+  problems = [one for one in found if one.code]
+  print(f"{len(problems)} of {len(found)} checks found a problem" if problems else f"all {len(found)} checks passed")
+  return problems[0].code if problems else 0
+
+
+def reference(config: Mapping) -> str:
+  """A line for every key that can be set: name, type, value, default where it differs, and the comment beside it in the source."""
+  rows = []
+  for path, field, value in schema.walk(config):
+    if schema.block_of(field) is None:
+      default = {id(schema.REQUIRED): "required", id(schema.COMPUTED): "computed"}.get(id(field.default), f"default {field.default!r}")
+      shown = "" if value is schema.REQUIRED or value is schema.COMPUTED else repr(value)
+      rows.append(dict(key=f"--config.{path}", type=schema.describe(field.annotation, field.module), value=shown,
+                       default="" if default == f"default {value!r}" else default, meaning=field.comment))
+  return "\n".join(columns(rows))
+
+
+def columns(rows: Sequence[Mapping[str, Any]], widest: int = 60) -> list[str]:
+  """Rows as aligned lines; the last column is as long as it is."""
+  cells = [[str(value) for value in row.values()] for row in rows]
+  widths = [min(max(map(len, column)), widest) for column in zip(*cells)]
+  return ["  ".join([*(value.ljust(width) for value, width in zip(row[:-1], widths)), row[-1]]).rstrip() for row in cells]
+
+
+def examine(config: Mapping | None, workdir: Path | None, *, step: bool = True) -> Iterator[Found]:
+  """Every check in turn."""
+  made: dict[str, Any] = {}
+  checks: list[tuple[str, tuple[str, ...], Callable]] = [("versions", (), check_versions), ("devices", (), check_devices),
+                                                         ("memory", (), check_memory), ("compile", ("devices",), check_compile)]
+  if workdir is not None:
+    checks.append(("workdir", (), lambda made: check_workdir(config, workdir)))
+  if config is not None:
+    checks += [
+      ("mesh", ("devices",), lambda made: check_mesh(config)),
+      ("data", (), lambda made: check_data(config, workdir)),
+      ("throughput", ("data",), lambda made: check_throughput(config, made["data"])),
+      ("model", ("mesh", "data"), lambda made: check_model(config, made["mesh"], made["data"])),
+      ("parameters", ("model",), lambda made: check_parameters(made["model"])),
+      ("sharding", ("model",), lambda made: check_sharding(made["model"])),
+      ("disk", ("model",), lambda made: check_disk(config, made["model"], workdir or Path.cwd())),
+    ]
+    checks += [(f"eval {name}", ("model",), lambda made, name=name: check_eval(config, name, made, workdir)) for name in config["evals"]]
+    checks += [("one step", ("model", "throughput"), lambda made: check_step(config, made))] if step else []
+  for name, needs, check in checks:
+    lacking = [need for need in needs if need not in made]
+    if lacking:
+      yield Found(name, f"not checked: needs {' and '.join(lacking)}", done=False)
+      continue
+    try:
+      text, made[name], details = check(made)
+      yield Found(name, text, 0, details)
+    except Exception as error:       # whatever a check meets is its finding
+      code = next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 70)
+      yield Found(name, str(error) if code != 70 else f"{type(error).__name__}: {error}", code)
+
+
+# The machine
+
+def check_versions(made):
+  from mmdiff.commands.train import versions
+  found = versions()
+  newest = tuple(map(int, found["jax"].split(".")[:2]))
+  if not (0, 10) <= newest < (0, 13):
+    raise RuntimeError(f"jax {found['jax']} is not among the versions tested, 0.10 to 0.12; pip install 'jax>=0.10,<0.13'")
+  return ", ".join(f"{name} {version}" for name, version in found.items()), found, None
+
+
+def check_devices(made):
+  import jax
+  devices = jax.devices()
+  kind = f"{len(devices)} × {devices[0].device_kind} ({devices[0].platform}), {jax.process_count()} process(es)"
+  if devices[0].platform == "cpu" and os.environ.get("JAX_PLATFORMS") != "cpu" and Path("/dev/nvidia0").exists():
+    raise RuntimeError(f"{kind}, but this machine has an NVIDIA GPU; pip install 'mmdiff[cuda]', or set JAX_PLATFORMS=cpu to mean the CPU")
+  return kind, devices, None
+
+
+def size(count: float) -> str:
+  """Bytes in words: 5_000_000 -> "4.8 MiB"."""
+  for unit in ("B", "KiB", "MiB", "GiB"):
+    if count < 1_024:
+      return f"{count:.{0 if unit == 'B' else 1}f} {unit}"
+    count /= 1_024
+  return f"{count:.1f} TiB"
+
+
+def host_memory() -> tuple[float, float]:
+  """(available, total) bytes of this host."""
+  lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines()) if Path("/proc/meminfo").exists() else {}
+  read = lambda key: int(lines[key].split()[0]) * 1_024 if key in lines else float("inf")
+  return read("MemAvailable"), read("MemTotal")
+
+
+def check_memory(made):
+  free, total = host_memory()
+  parts = [f"host {size(free)} of {size(total)} free, {os.cpu_count()} CPU cores"]
+  stats = made["devices"][0].memory_stats() if "devices" in made else None
+  if stats and "bytes_limit" in stats:
+    parts.append(f"device {size(stats['bytes_limit'] - stats.get('bytes_in_use', 0))} of {size(stats['bytes_limit'])} free")
+  return ", ".join(parts), stats or {}, None
+
+
+def check_compile(made):
+  import jax
+  import jax.numpy as jnp
+  start = time.perf_counter()
+  a = jnp.ones((256, 256), jnp.bfloat16)
+  value = float(jax.jit(lambda a: (a @ a).astype(jnp.float32).sum())(a))
+  if value != 256.0 ** 3:
+    raise RuntimeError(f"a product of ones sums to {value}, not {256.0 ** 3}; the device or its driver is broken")
+  return f"a bfloat16 product compiled and ran in {time.perf_counter() - start:.2f} s", True, None
+
+
+# The run directory
+
+def check_workdir(config: Mapping | None, workdir: Path):
+  from mmdiff.commands.train import check_drift
+  where = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+  try:
+    if not where.is_dir():
+      raise NotADirectoryError(20, "not a folder")
+    with tempfile.TemporaryFile(dir=where) as file:
+      file.write(b"x" * 4_096)
+  except OSError as error:
+    raise CannotWrite(f"cannot write in {where}: {error.strerror}; choose another --workdir or mend its permissions") from None
+  if config is not None:
+    check_drift(config, workdir)
+  state = "holds a run to go on with" if (workdir / "config.json").exists() else "exists" if workdir.exists() else "will be made"
+  return f"{workdir} {state}; writable", where, None
+
+
+# The config, its data and its model
+
+def check_mesh(config: Mapping):
+  from mmdiff import parallel
+  mesh = parallel.make_mesh(**config["mesh"])
+  parallel.process_rows(parallel.batch_sharding(mesh), config["batch_size"])
+  return f"{dict(mesh.shape)}, {config['batch_size'] // (mesh.shape['data'] * mesh.shape['fsdp'])} rows of the batch a device", mesh, None
+
+
+def check_data(config: Mapping, workdir: Path | None):
+  from mmdiff.commands.train import make_dataset
+  try:
+    dataset = make_dataset(config, workdir or Path("no run directory"))
+  except FileNotFoundError as error:
+    raise DataError(f"{error}; set --config.data.source or fetch the data") from None
+  name = config["data"]["source"]["name"]
+  return f"{len(dataset):,} records of {name}, {dataset.tokenizer.vocab_size} tokens in the vocabulary", dataset, None
+
+
+def check_throughput(config: Mapping, dataset):
+  rows = min(config["batch_size"], 256)
+  batches = dataset.train_batches(batch_size=rows, start_step=0)
+  first = next(batches)
+  start, counts = time.perf_counter(), first["counts"].sum(0)
+  for _ in range(BATCHES):
+    counts = counts + next(batches)["counts"].sum(0)
+  rate = BATCHES * rows / (time.perf_counter() - start)
+  batches.close()
+  totals = {name: int(value) for name, value in zip(dataset.count_names, counts) if value}
+  dataset.check_counts(dict(zip(dataset.count_names, map(int, counts))))
+  return f"{rate:,.0f} images/s read and prepared; " + ", ".join(f"{name} {value}" for name, value in totals.items()), first, None
+
+
+class Plan(NamedTuple):
+  """A run without its arrays."""
+  objective: Any
+  state: Any             # abstract TrainState
+  shardings: Any
+
+
+def check_model(config: Mapping, mesh, dataset):
+  import functools
+
+  import jax
+
+  from mmdiff import optim, parallel
+  from mmdiff.commands.train import check_vocabulary
+  from mmdiff.core import tree
+  from mmdiff.core.build import build
+  from mmdiff.objectives import OBJECTIVES
+  from mmdiff.train.state import init_state
+  objective = build(OBJECTIVES, config["objective"])
+  side, length, key = config["data"]["image_size"], config["data"]["text_len"], jax.random.key(config["seed"])
+  blank = dict(image=np.zeros((2, side, side, 3), np.uint8), tokens=np.zeros((2, length), np.int32), mask=np.ones((2, length), bool),
+               id=np.zeros(2, np.uint32))
+  params = jax.eval_shape(lambda k: objective.init(k, blank).params, key)
+  try:
+    trained, _ = tree.partition(params, config["freeze"])
+  except ValueError as error:
+    raise ConfigError(f"--config.freeze: {error}") from None
+  tx, _ = optim.make(config["optim"], config["steps"], tuple(name for name, group in trained.items() if jax.tree.leaves(group)))
+  init = functools.partial(init_state, objective, tx, tuple(config["freeze"]), tuple(config["ema"]), len(dataset.count_names))
+  with jax.set_mesh(mesh):
+    state = jax.eval_shape(init, key, blank)
+    shardings = parallel.shardings(state, mesh, config["sharding"])
+  check_vocabulary(tree.merge(state.params, state.frozen), dataset.tokenizer)
+  flops = objective.predict.get("flops")
+  cost = f", {flops(1) / 1e9:.2f} GFLOP an example to train" if flops else ""
+  text = f"{tree.count(state.params):,} parameters trained, {tree.count(state.frozen):,} frozen{cost}"
+  return text, Plan(objective, state, shardings), None
+
+
+def nbytes(leaf, sharding=None) -> int:
+  """Bytes of an abstract leaf, or of its part on one device."""
+  return int(np.prod(sharding.shard_shape(leaf.shape) if sharding else leaf.shape, dtype=np.int64)) * leaf.dtype.itemsize
+
+
+def check_parameters(plan: Plan):
+  """Parameters by their first two path parts."""
+  import jax
+
+  from mmdiff.core import tree
+  rows: dict[str, dict] = {}
+  for held, part in (("trained", plan.state.params), ("frozen", plan.state.frozen)):
+    for path, leaf in zip(tree.paths(part), jax.tree.leaves(part)):
+      row = rows.setdefault("/".join(path.split("/")[:2]), dict(group="", parameters=0, dtype=str(leaf.dtype), held=held))
+      row["parameters"] += int(np.prod(leaf.shape, dtype=np.int64))
+  table = [row | dict(group=name, parameters=f"{row['parameters']:,}") for name, row in rows.items()]
+  return f"{len({name.split('/')[0] for name in rows})} top-level groups", table, table
+
+
+def check_sharding(plan: Plan):
+  """Where the largest parameters live and what the whole state takes on one device."""
+  import jax
+
+  from mmdiff.core import tree
+  leaves, shardings = jax.tree.leaves(plan.state), jax.tree.leaves(plan.shardings)
+  here = sum(nbytes(leaf, sharding) for leaf, sharding in zip(leaves, shardings))
+  whole = sum(map(nbytes, leaves))
+  full, spread = tree.merge(plan.state.params, plan.state.frozen), tree.merge(plan.shardings.params, plan.shardings.frozen)
+  rows = sorted(zip(tree.paths(full), jax.tree.leaves(full), jax.tree.leaves(spread)), key=lambda row: -nbytes(row[1]))
+  split = sum(not sharding.is_fully_replicated for _, _, sharding in rows)
+  table = [dict(path=path, shape=str(list(leaf.shape)), layout=str(sharding.spec), bytes=size(nbytes(leaf, sharding)) + " a device")
+           for path, leaf, sharding in rows[:12]]
+  limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit") or host_memory()[0] / max(jax.local_device_count(), 1)
+  if here > limit:
+    raise ConfigError(f"the state takes {size(here)} a device and there are {size(limit)}; raise --config.mesh.fsdp or shrink the model")
+  return f"state {size(whole)}, {size(here)} a device; {split} of {len(rows)} parameters split", here, table
+
+
+def check_disk(config: Mapping, plan: Plan, workdir: Path):
+  import jax
+  where = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+  frozen = sum(map(nbytes, jax.tree.leaves(plan.state.frozen)))
+  each = sum(map(nbytes, jax.tree.leaves(plan.state))) - frozen
+  need, free = each * (config["checkpoint"]["keep"] + 1) + frozen, shutil.disk_usage(where).free
+  text = f"{size(need)} for {config['checkpoint']['keep']} checkpoints and one in the making, {size(free)} free"
+  if need > free:
+    raise CannotWrite(f"{text}; free space, choose another --workdir, or lower --config.checkpoint.keep")
+  return text, need, None
+
+
+def check_eval(config: Mapping, name: str, made: Mapping, workdir: Path | None):
+  """Builds the evaluator, which finds its data and what it needs of the objective."""
+  from mmdiff.commands.train import make_evaluators
+  from mmdiff.evaluators.base import serve
+  services = serve(made["model"].objective.predict, config, mesh=made["mesh"], tokenizer=made["data"].tokenizer,
+                   workdir=workdir or Path.cwd())
+  evaluator = make_evaluators(dict(config, evals={name: config["evals"][name]}), services)[name]
+  return f"every {evaluator.every_steps} steps, on {evaluator.params or 'the raw parameters'}", evaluator, None
+
+
+def check_step(config: Mapping, made: Mapping):
+  """One optimiser step on a few real records."""
+  import jax
+
+  from mmdiff.train.setup import set_up
+  ways = made["mesh"].shape["data"] * made["mesh"].shape["fsdp"]
+  unit = ways * config["accumulate"]
+  rows = max(8 // unit, 1) * unit
+  batch = {key: np.resize(value, (rows, *value.shape[1:])) for key, value in made["throughput"].items()}
+  start = time.perf_counter()
+  setup = set_up(dict(config, batch_size=rows), made["model"].objective, {key: value[0] for key, value in batch.items()})
+  with jax.set_mesh(setup.mesh):
+    compiled = time.perf_counter() - start
+    _, metrics = setup.step(setup.state, setup.put({key: value[setup.rows] for key, value in batch.items()}))
+    loss, skipped = float(metrics["loss"]), int(metrics["skipped"])
+  if skipped or not np.isfinite(loss):
+    raise ConfigError(f"the first step on {rows} records gave the loss {loss} and was skipped; look at the data and the model's dtype")
+  return f"loss {loss:.4f} on {rows} records, compiled in {compiled:.1f} s", loss, None
