@@ -5,7 +5,6 @@ In the manner of Winoground (Thrush et al. 2022) and SugarCrepe (Hsieh et al. 20
 a bag of words is right half of the time. `count` and `background` change one word.
 """
 import copy
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from mmdiff.data.scenes import captions
@@ -27,8 +26,8 @@ class Pair(NamedTuple):
 def pairs(scene: dict[str, Any], tier: Tier) -> list[Pair]:
   """One pair per kind of fact that the scene allows, a function of the scene alone.
 
-  The wrong caption is the long one of a scene with two objects' attributes exchanged, in the same wording; none that is true of the
-  picture after all (a colour swap of two equal shapes in one size and texture is not: their places are said) is kept.
+  The wrong caption is the long one, in the same wording, of a scene in which two objects have exchanged an attribute; `relation` is one
+  sentence about two objects. A pair whose wrong caption would be true of the picture too is left out.
   """
   found = []
   for kind in KINDS:
@@ -55,7 +54,7 @@ def _long(scene: dict, tier: Tier, kind: str, digits: Digits) -> Pair | None:
       turn_a, turn_b = a.pop("rot", None), b.pop("rot", None)
       a.update({"rot": turn_b} if turn_b else {})
       b.update({"rot": turn_a} if turn_a else {})
-  say: Callable = lambda told: captions.long(told, tier, Digits(scene["id"], "swap wording", kind), plain=True)
+  say = lambda told: captions.long(told, tier, Digits(scene["id"], "swap wording", kind), plain=True)
   right, _ = say(scene)
   text, facts = say(wrong)
   if kind == "count":
