@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
   found = []
   for one in examine(given["config"], Path(given["workdir"]) if given["workdir"] else None, step=given["step"]):
     found.append(one)
-    print(f"{'PROBLEM' if one.code else 'ok' if one.done else '-':<8}{one.check:<13}{one.text}", flush=True)
+    print(f"{'PROBLEM' if one.code else 'ok' if one.done else '-':<8}{one.check:<16} {one.text}", flush=True)
     if one.details:
       print("\n".join("        " + line for line in columns(one.details)), flush=True)
   if given["json"]:

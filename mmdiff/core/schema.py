@@ -1,9 +1,9 @@
 """What a config may say, read from the code it configures, without importing that code.
 
 Every block of a config names a factory in a literal table (`name="clip"`), and the factory's keyword-only parameters *are* the block's
-keys: their annotations are the types, their defaults the defaults. This module reads those signatures with `ast`, so that a
-wrong config is refused within a second and before JAX is imported, and so that a new objective, model, source or evaluator needs no
-second description anywhere.
+keys: their annotations are the types, their defaults the defaults. `signatures` reads them with `ast`, so that a wrong config is
+refused within a second and before JAX is imported, and so that a new objective, model, source or evaluator needs no second
+description anywhere.
 
 Annotations understood: int, float, str, bool, `X | Y`, None, `Literal[…]`, `tuple[X, ...]`, `Mapping[str, X]`, a class of annotated
 fields (a nested block), `Built["module:TABLE"]` (a nested block built by name), `OneOf["module:TABLE"]` (a key of a literal dict), and
@@ -11,29 +11,11 @@ names for any of these defined in or imported into the module.
 """
 import ast
 import dataclasses
-import functools
-import importlib.util
-import io
-import re
-import tokenize
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmdiff.core.signatures import COMPUTED, REQUIRED, SCALARS, Field, Syntax, definition, fields, literal, table
 from mmdiff.core.spelling import nearest, nearest_path
-
-REQUIRED = object()      # the default of a key that has none
-COMPUTED = object()      # a default that is no literal: the factory itself fills it in
-Syntax = Any             # an annotation as `ast` nodes
-SCALARS = {"int": int, "float": float, "str": str, "bool": bool}
-
-
-class Field(NamedTuple):
-  """One key of a block: its annotation as syntax and the module that it was read in."""
-  annotation: Syntax
-  default: Any              # a value, REQUIRED or COMPUTED
-  module: str
-  comment: str = ""         # from the same line of the source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,99 +42,13 @@ class Block(NamedTuple):
 EXPERIMENT = Block(spec="mmdiff.core.experiment:Experiment")
 
 
-# Reading source
-
-@functools.cache
-def _source(module: str) -> str:
-  spec = importlib.util.find_spec(module)
-  if spec is None or spec.origin is None:
-    raise ModuleNotFoundError(f"no module {module!r}")
-  return Path(spec.origin).read_text(encoding="utf-8")
-
-
-@functools.cache
-def _module_tree(module: str) -> ast.Module:
-  return ast.parse(_source(module))
-
-
-@functools.cache
-def _comments(module: str) -> dict[int, str]:
-  tokens = tokenize.generate_tokens(io.StringIO(_source(module)).readline)
-  return {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
-
-
-@functools.cache
-def _definition(name: str, module: str) -> tuple[Any, str] | None:
-  """(class, function or assigned expression, module) that a name stands for at module level, through imports of this project."""
-  for node in _module_tree(module).body:
-    if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
-      return node, module
-    if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
-      targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-      if any(isinstance(t, ast.Name) and t.id == name for t in targets):
-        return node.value, module
-    if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == module.split(".")[0]:
-      for alias in node.names:
-        if (alias.asname or alias.name) == name:
-          return _definition(alias.name, node.module)
-  return None
-
-
-def _literal(node) -> Any:
-  try:
-    return ast.literal_eval(node)
-  except (ValueError, TypeError, SyntaxError):
-    return None
-
-
-def _default(node: ast.expr | None, module: str) -> Any:
-  if node is None:
-    return REQUIRED
-  if isinstance(node, ast.Name) and (found := _definition(node.id, module)) and isinstance(found[0], ast.expr):
-    return _default(*found)
-  try:
-    return ast.literal_eval(node)
-  except (ValueError, TypeError):
-    return COMPUTED
-
-
-def table(spec: str) -> dict[str, Any]:
-  """The literal dict at "module:NAME"; values that are no literals come back as None."""
-  module, name = spec.split(":")
-  found = _definition(name, module)
-  if found is None or not isinstance(found[0], ast.Dict):
-    raise KeyError(f"{module} has no literal dict {name}")
-  return {_literal(key): _literal(value) for key, value in zip(found[0].keys, found[0].values)}
-
-
-@functools.cache
-def fields(spec: str) -> dict[str, Field]:
-  """The keys of the block at "module:name": keyword-only parameters of a function, or the annotated fields of a class."""
-  module, name = spec.split(":")
-  found = _definition(name, module)
-  if found is None or not isinstance(found[0], (ast.FunctionDef, ast.ClassDef)):
-    raise KeyError(f"{module} has no function or class {name}")
-  node, module = found
-  if isinstance(node, ast.FunctionDef):
-    parts = [(a.arg, a.annotation, d, (d or a).end_lineno) for a, d in zip(node.args.kwonlyargs, node.args.kw_defaults) if a.annotation]
-  else:
-    parts = [(item.target.id, item.annotation, item.value, item.end_lineno)
-             for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)]
-  lines = [line for *_, line in parts]
-  comments, doc = _comments(module), ast.get_docstring(node) or ""
-  def comment(key, line):
-    said = re.search(rf"^\s*`?{key}`?: (.+)", doc, re.MULTILINE)
-    return comments.get(line, "") if lines.count(line) == 1 and line in comments else said.group(1) if said else ""
-  return {key: Field(annotation, _default(default, module), module, comment(key, line)) for key, annotation, default, line in parts}
-
-
 # Annotations
 
 def _expand(annotation: Syntax, module: str) -> tuple[Syntax, str]:
   """A quoted annotation or a name for one -> the annotation itself."""
   if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
     return _expand(ast.parse(annotation.value, mode="eval").body, module)
-  if isinstance(annotation, ast.Name) and annotation.id not in SCALARS and (found := _definition(annotation.id, module)):
+  if isinstance(annotation, ast.Name) and annotation.id not in SCALARS and (found := definition(annotation.id, module)):
     return _expand(*found) if isinstance(found[0], ast.expr) else (annotation, found[1])
   return annotation, module
 
@@ -168,8 +64,8 @@ def _inner(annotation: Syntax) -> list[Syntax]:
 def _choices(annotation: Syntax, module: str) -> list:
   """The values that `Literal[…]` or `OneOf[…]` allows."""
   if _generic(annotation) == "Literal":
-    return [_literal(element) for element in _inner(annotation)]
-  spec = _literal(annotation.slice)
+    return [literal(element) for element in _inner(annotation)]
+  spec = literal(annotation.slice)
   return list(table(spec if ":" in spec else f"{module}:{spec}"))
 
 
@@ -180,10 +76,10 @@ def block_of(field: Field) -> Block | None:
     return block_of(field._replace(annotation=annotation.left, module=module)) or \
       block_of(field._replace(annotation=annotation.right, module=module))
   if _generic(annotation) == "Built":
-    return Block(table=_literal(annotation.slice))
+    return Block(table=literal(annotation.slice))
   if _generic(annotation) in ("Mapping", "dict"):
     return Block(values=_inner(annotation)[1], module=module)
-  if isinstance(annotation, ast.Name) and (found := _definition(annotation.id, module)) and isinstance(found[0], ast.ClassDef):
+  if isinstance(annotation, ast.Name) and (found := definition(annotation.id, module)) and isinstance(found[0], ast.ClassDef):
     return Block(spec=f"{found[1]}:{found[0].name}")
   return None
 
@@ -205,7 +101,7 @@ def describe(annotation: Syntax, module: str) -> str:
   if _generic(annotation) in ("Mapping", "dict"):
     return f"mapping of names to {describe(_inner(annotation)[1], module)}"
   if _generic(annotation) == "Built":
-    return "block named " + ", ".join(map(repr, table(_literal(annotation.slice))))
+    return "block named " + ", ".join(map(repr, table(literal(annotation.slice))))
   return ast.unparse(annotation)
 
 
@@ -255,12 +151,20 @@ def parse_text(field: Field, text: str) -> Any:
   return _parse(field.annotation, text, field.module)
 
 
+def _greed(annotation: Syntax, text: str) -> int:
+  """The order in which the sides of a union try to read a text: a str takes anything, a tuple anything but what its brackets exclude."""
+  if isinstance(annotation, ast.BinOp):
+    return max(_greed(annotation.left, text), _greed(annotation.right, text))
+  if _generic(annotation) in ("tuple", "Sequence", "list"):
+    return 0 if text.strip()[:1] in ("(", "[") else 3
+  return 2 if isinstance(annotation, ast.Name) and annotation.id == "str" else 0
+
+
 def _parse(annotation: Syntax, text: str, module: str) -> Any:
   annotation, module = _expand(annotation, module)
   said = ValueError(f"expected {describe(annotation, module)}, found {text!r}")
   if isinstance(annotation, ast.BinOp):
-    sides = sorted((annotation.left, annotation.right), key=lambda side: not (isinstance(side, ast.Constant) and side.value is None))
-    for side in sides:                        # None first: "none" would pass for a str
+    for side in sorted((annotation.left, annotation.right), key=lambda side: _greed(side, text)):
       try:
         return _parse(side, text, module)
       except ValueError:
@@ -279,7 +183,7 @@ def _parse(annotation: Syntax, text: str, module: str) -> Any:
   if _generic(annotation) in ("tuple", "Sequence", "list"):
     inner, bare = _inner(annotation)[0], text.strip()
     if bare[:1] in ("(", "["):
-      value = _literal(bare)
+      value = literal(bare)
       value = value if isinstance(value, (tuple, list)) else (value,) if value is not None else None
       if value is None or _wrong(annotation, value, module):
         raise said

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from mmdiff.core import schema
+from mmdiff.core import schema, signatures
 from mmdiff.core.schema import Block, check, complete, describe, dotted_keys, fields, parse_text
 
 TOY = {
@@ -25,10 +25,13 @@ VARIANTS = {"tiny": dict(width=8), "big": dict(width=64)}
 MODELS = {"net": "toyproject.parts:net", "other": "toyproject.parts:other"}
 
 def net(given, *, variant: OneOf["VARIANTS"] = "tiny", width: int | None = None, dtype: Dtype = "float32", mean: tuple[float, ...] = MEAN,
-        note: str = "", rate: float = 2 ** 3, steps: int | float = 1, last: "int" = 2):   # two on a line
+        note: str = "", rate: float = 2 ** 3, steps: int | float = 1, last: "int" = 2,
+        urls: str | tuple[str, ...] | None = None):   # two on a line
   """A net.
 
-  width: channels; None takes the variant's
+  width: channels; None takes
+    the variant's
+  rate, steps: how often
   """
 
 def other(given, *, depth: int):
@@ -55,7 +58,7 @@ def toy(tmp_path, monkeypatch):
   monkeypatch.syspath_prepend(tmp_path)
   yield
   sys.modules.pop("toyproject", None)
-  for cached in (schema._source, schema._module_tree, schema._comments, schema._definition, fields):
+  for cached in (signatures._source, signatures._module_tree, signatures._comments, signatures.definition, fields):
     cached.cache_clear()
 
 
@@ -117,7 +120,7 @@ def test_defaults_and_comments_come_from_the_source():
   assert net["mean"].default == (0.5, 0.25)
   assert net["rate"].default is schema.COMPUTED
   assert net["width"].comment == "channels; None takes the variant's"
-  assert net["last"].comment == ""
+  assert net["last"].comment == "" and net["rate"].comment == net["steps"].comment == "how often"
   assert fields("toyproject.parts:Root")["seed"].comment == "of everything"
   assert "given" not in net
 
@@ -125,7 +128,8 @@ def test_defaults_and_comments_come_from_the_source():
 def test_complete_fills_in_and_is_stable():
   whole = complete(config(lr=1, models=dict(a=dict(name="other", depth=2)), inner=dict(size=1)), ROOT)
   assert whole["lr"] == 1.0 and isinstance(whole["lr"], float)
-  assert whole["model"] == dict(name="net", variant="tiny", width=None, dtype="float32", mean=(0.5, 0.25), note="", steps=1, last=2)
+  assert whole["model"] == dict(name="net", variant="tiny", width=None, dtype="float32", mean=(0.5, 0.25), note="", steps=1, last=2,
+                                urls=None)
   assert whole["inner"] == dict(size=1, flip=False) and whole["names"] == () and whole["shares"] == {}
   saved = json.loads(json.dumps(whole))
   assert check(saved, ROOT) == []
@@ -140,8 +144,9 @@ def test_settable_keys_include_those_left_out():
 
 @pytest.mark.parametrize("key,text,value", [
   ("width", "3", 3), ("width", "none", None), ("note", "none", "none"), ("note", "", ""), ("mean", "3,4.5", (3.0, 4.5)),
-  ("mean", "", ()), ("mean", "(1,)", (1,)), ("mean", "[1, 2]", (1, 2)), ("dtype", "bfloat16", "bfloat16"), ("steps", "2", 2),
-  ("steps", "2.5", 2.5), ("last", "1_000", 1000),
+  ("mean", "", ()), ("mean", "(1,)", (1,)), ("mean", "[1, 2]", (1, 2)), ("dtype", "bfloat16", "bfloat16"),
+  ("steps", "2", 2), ("steps", "2.5", 2.5), ("urls", "a,b", "a,b"), ("urls", "('a', 'b')", ("a", "b")),
+  ("urls", "none", None), ("last", "1_000", 1000),
 ])
 def test_text_is_read_by_type(key, text, value):
   assert parse_text(fields("toyproject.parts:net")[key], text) == value
