@@ -114,7 +114,7 @@ class Draws(Model):
     Picture i depends on prompt i, seed i and the other options, not on the batch that it is drawn in.
 
     Args:
-      negative_prompts: what guidance points away from, one for all or one each; None = the empty prompt.
+      negative_prompts: what guidance points away from, one for all or one each; None and "" are no caption, as in training.
       steps, guidance, sampler: of the sampler; None is the model's own, `mmdiff.diffusion.plans.SAMPLERS` has the others.
       seeds: one each, or the first of consecutive ones.
       height, width: the model's own or None.
@@ -141,9 +141,15 @@ class Draws(Model):
       return np.zeros((0, size, size, 3), np.uint8 if output == "uint8" else np.float32)
     with jax.set_mesh(self.mesh):
       made = base.draw(self.services, self.params, *self.tokenize(prompts), seeds, sampler=sampler, steps=steps, guidance=guidance,
-                       negative=None if negative_prompts is None else self.tokenize(negative_prompts), latents=latents, extra=self.extra,
-                       size=self._size(len(prompts)))
+                       negative=None if negative_prompts is None else self._negative(negative_prompts), latents=latents,
+                       extra=self.extra, size=self._size(len(prompts)))
     return base.to_uint8(made) if output == "uint8" else made
+
+  def _negative(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and mask; "" has no tokens at all, as the captions that training drops."""
+    tokens, mask = self.tokenize(texts)
+    said = np.asarray([bool(text.strip()) for text in texts])[:, None]
+    return np.where(said, tokens, 0), mask & said
 
 
 ABILITIES = (Embeds, Draws)

@@ -97,6 +97,7 @@ def test_samplers_negative_prompts_and_guidance_change_the_picture(t2i):
   for other in (dict(sampler="heun"), dict(guidance=9.0), dict(negative_prompts="a dark picture"), dict(steps=5)):
     assert np.abs(t2i.generate(["a red circle"], **(dict(steps=3, output="float") | other)) - base).max() > 1e-5
   np.testing.assert_array_equal(draw(sampler="euler"), base)                  # a flow model's own
+  np.testing.assert_allclose(draw(negative_prompts=""), base, atol=1e-6)
   np.testing.assert_array_equal(draw(guidance=1.0, negative_prompts=["a dark picture"]), draw(guidance=1.0))
 
 

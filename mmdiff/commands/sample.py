@@ -1,0 +1,250 @@
+"""Make pictures from prompts with a trained text-to-image model.
+
+  mmdiff sample --model=runs/t2i --prompts="a red circle on a blue background" --out=out --per_prompt=4
+  mmdiff sample --model=runs/t2i@1600 --prompts=prompts.jsonl --out=out --steps=50 --guidance=4 --sampler=heun --rank_with=runs/clip
+
+Prompts are one text, or a file: .txt with one on each line; .jsonl with {"prompt": …, "negative": …, "seed": …} on each; .csv or .tsv with
+a column `prompt`, `caption` or `text`. Picture IIIII_JJ.png is copy J of prompt I, from seed --seed + I × per_prompt + J (or the prompt's
+own seed + J); it depends on its prompt, its seed and the settings alone. --out gets the pictures, metadata.jsonl (which `mmdiff evaluate
+--images` reads), grid.png, index.html and sample.json. Stopped half-way, the same command draws what is missing.
+"""
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmdiff.core.errors import CannotWrite, ConfigError, DataError
+
+FLAGS = {
+  "model": dict(type="str", required=True, help="run directory; DIR@STEP for one of its steps"),
+  "prompts": dict(type="str", required=True, help="a prompt, or a file of them: .txt, .jsonl, .csv, .tsv"),
+  "out": dict(type="str", required=True, help="folder for the pictures"),
+  "steps": dict(type="int", default=20, help="sampling steps"),
+  "guidance": dict(type="float", default=2.0, help="guidance scale; 1 is none"),
+  "sampler": dict(type="str", help="by default the model's own"),
+  "seed": dict(type="int", default=0, help="of the first picture"),
+  "per_prompt": dict(type="int", default=1, help="pictures of each prompt"),
+  "negative": dict(type="str", help="prompt that guidance points away from; a prompt's own comes first"),
+  "batch_size": dict(type="int", default=16, help="pictures drawn at a time"),
+  "params": dict(type="str", help="raw, or an average of config.ema; by default eval where there is one"),
+  "fsdp": dict(type="int", default=1, help="devices that the parameters are spread over"),
+  "rank_with": dict(type="str", help="run directory of a CLIP model that scores the pictures; the best of each prompt comes first"),
+}
+FILES = (".txt", ".jsonl", ".csv", ".tsv")
+COLUMNS = ("prompt", "caption", "text")
+SHOWN = 400            # most pictures in index.html and grid.png
+
+
+class Job(NamedTuple):
+  """One picture to draw."""
+  file: str
+  prompt: str
+  seed: int
+  negative: str
+
+
+def main(argv: list[str]) -> int:
+  from mmdiff.commands import flags
+  given = flags.parse(argv, FLAGS)
+  wrong = [f"--{name}: expected at least {least}, found {given[name]}" for name, least in
+           (("steps", 1), ("per_prompt", 1), ("batch_size", 1), ("seed", 0), ("fsdp", 1)) if given[name] < least]
+  if wrong:
+    raise ConfigError("\n".join(wrong))
+  jobs = jobs_of(read_prompts(given["prompts"]), seed=given["seed"], per_prompt=given["per_prompt"], negative=given["negative"] or "")
+  run(given, jobs, argv=["sample", *argv])
+  return 0
+
+
+def read_prompts(prompts: str) -> list[dict[str, Any]]:
+  """Rows with `prompt` and perhaps `negative` and `seed`, of a text or a file. Raises DataError that names the line."""
+  file = Path(prompts)
+  if file.suffix.lower() not in FILES or "\n" in prompts:
+    return [dict(prompt=prompts)]
+  try:
+    text = file.read_text(encoding="utf-8-sig")
+  except (OSError, ValueError) as error:
+    raise DataError(f"--prompts={prompts}: cannot be read: {error}") from None
+  if file.suffix.lower() == ".txt":
+    rows: list[Any] = [dict(prompt=line.strip()) for line in text.splitlines() if line.strip()]
+  elif file.suffix.lower() == ".jsonl":
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+      try:
+        rows += [json.loads(line)] if line.strip() else []
+      except ValueError as error:
+        raise DataError(f"{file}:{number}: not valid JSON: {error}") from None
+  else:
+    rows = list(csv.DictReader(io.StringIO(text), delimiter="\t" if file.suffix.lower() == ".tsv" else ","))
+  found = [_row(row, f"{file}, prompt {number}") for number, row in enumerate(rows, 1)]
+  if not found:
+    raise DataError(f"--prompts={prompts}: the file has no prompts")
+  return found
+
+
+def _row(row: Any, where: str) -> dict[str, Any]:
+  if isinstance(row, str):
+    return dict(prompt=row)
+  named = {str(key).lower(): value for key, value in row.items()} if isinstance(row, Mapping) else {}
+  prompt = next((named[column] for column in COLUMNS if isinstance(named.get(column), str)), None)
+  seed = named.get("seed")
+  if prompt is None or not isinstance(named.get("negative") or "", str):
+    raise DataError(f"{where}: expected a text under {', '.join(COLUMNS)}, found {row!r:.80}")
+  if seed not in (None, "") and not str(seed).isdigit():
+    raise DataError(f"{where}: seed: expected a whole number, found {seed!r}")
+  return dict(prompt=prompt, negative=named.get("negative") or "") | ({} if seed in (None, "") else dict(seed=int(seed)))
+
+
+def jobs_of(rows: Sequence[Mapping], *, seed: int, per_prompt: int, negative: str) -> list[Job]:
+  """Every picture of every prompt, in order."""
+  return [Job(f"{i:05}_{j:02}.png", row["prompt"], (row.get("seed", seed + i * per_prompt) + j) % 2 ** 32, row.get("negative") or negative)
+          for i, row in enumerate(rows) for j in range(per_prompt)]
+
+
+def run(given: Mapping, jobs: Sequence[Job], *, argv: list[str]) -> None:
+  """Draws what is missing of `jobs` and writes the pages."""
+  import jax
+  from jax.experimental import multihost_utils
+
+  import mmdiff.model
+  from mmdiff.commands import results, train
+  from mmdiff.train import distributed
+  distributed.initialize()
+  results.use_compile_cache()
+  chief, out = jax.process_index() == 0, Path(given["out"])
+  model = mmdiff.model.load(given["model"], params=given["params"], mesh=dict(fsdp=given["fsdp"]))
+  about = results.model_facts(model)
+  settings = dict(steps=given["steps"], guidance=given["guidance"], sampler=given["sampler"] or "", step=about["step"],
+                  params=about["params"], checkpoint=about["checkpoint"], tokenizer=about["tokenizer"])
+  check_settings(out, settings)
+  draw = ability(model, "generate")
+  scorer = mmdiff.model.load(given["rank_with"]) if given["rank_with"] else None
+  if scorer:
+    ability(scorer, "embed_image")
+  facts = dict(argv=argv, settings=settings, model=about, config=model.config, versions=train.versions(), pictures=len(jobs),
+               prompts=results.digest(Path(given["prompts"])) if Path(given["prompts"]).suffix in FILES else given["prompts"])
+  if chief:
+    train.write_json(out / "sample.json", facts | dict(complete=False))
+  done = finished(out, jobs)
+  missing = [job for job in jobs if job not in done]
+  progress = results.Progress("sample", "pictures", active=chief)
+  options = {name: given[name] for name in ("steps", "guidance", "sampler")}
+  for start in range(0, len(missing), given["batch_size"]):
+    part = missing[start:start + given["batch_size"]]
+    rows = part + part[-1:] * (given["batch_size"] - len(part))          # one shape: no second program, and the same pixels after a resume
+    negative = [job.negative for job in rows] if any(job.negative for job in rows) else None
+    made = draw([job.prompt for job in rows], negative, seeds=[job.seed for job in rows], **options)
+    if chief:
+      for job, image in zip(part, made):
+        results.write_png(out / job.file, image)
+      append(out / "metadata.jsonl", part)
+    progress(len(part), len(missing))
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices("pictures are written")
+  scores = rank(scorer, out, jobs) if scorer else {}
+  if chief:
+    write_pages(out, jobs, scores, per_prompt=given["per_prompt"])
+    train.write_json(out / "sample.json", facts | dict(complete=True, scores=scores))
+    print(f"{len(jobs)} pictures in {out}, {len(missing)} of them drawn now; look at {out / 'index.html'}")
+
+
+def ability(model, name: str):
+  """A method of the model. Raises DataError that says what it has instead."""
+  try:
+    return getattr(model, name)
+  except AttributeError as error:
+    raise DataError(str(error)) from None
+
+
+def check_settings(out: Path, settings: Mapping) -> None:
+  """Raises ConfigError when `out` holds pictures of other settings or of another model."""
+  try:
+    before = json.loads((out / "sample.json").read_text(encoding="utf-8"))["settings"]
+  except FileNotFoundError:
+    return
+  except (OSError, ValueError, KeyError) as error:
+    raise DataError(f"{out / 'sample.json'}: cannot be read ({error}); remove it, or choose another --out") from None
+  changed = [f"{key} was {before.get(key)!r}, now {value!r}" for key, value in settings.items() if before.get(key) != value]
+  if changed:
+    raise ConfigError(f"--out={out} holds pictures of other settings: {'; '.join(changed)}; choose another folder")
+
+
+def finished(out: Path, jobs: Sequence[Job]) -> set[Job]:
+  """The jobs that the manifest lists and whose pictures are there. A line that a crash cut short does not count."""
+  wanted, found = set(jobs), set()
+  for line in _lines(out / "metadata.jsonl"):
+    job = Job(line.get("file_name", ""), line.get("caption", ""), line.get("seed", -1), line.get("negative", ""))
+    if job in wanted and (out / job.file).is_file():
+      found.add(job)
+  return found
+
+
+def _lines(file: Path) -> Iterator[dict]:
+  for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+    try:
+      yield json.loads(line)
+    except ValueError:
+      continue
+
+
+def append(file: Path, jobs: Sequence[Job]) -> None:
+  """Adds finished pictures to the manifest; it is written last, so what it lists is whole."""
+  try:
+    with open(file, "a+b") as manifest:
+      if manifest.tell() and (manifest.seek(-1, os.SEEK_END), manifest.read())[1] != b"\n":
+        manifest.write(b"\n")
+      manifest.write("".join(_line(job) for job in jobs).encode())
+  except OSError as error:
+    raise CannotWrite(f"cannot write {file}: {error}") from error
+
+
+def _line(job: Job, **more) -> str:
+  return json.dumps(dict(file_name=job.file, key=Path(job.file).stem, caption=job.prompt, seed=job.seed, negative=job.negative) | more,
+                    ensure_ascii=False) + "\n"
+
+
+def rank(scorer, out: Path, jobs: Sequence[Job], *, rows: int = 64) -> dict[str, float]:
+  """{file: 100 · cosine of picture and prompt under a CLIP model}, `rows` pictures at a time."""
+  import numpy as np
+  from PIL import Image
+
+  from mmdiff.evaluators.clipscore import cosines
+  scores: dict[str, float] = {}
+  for start in range(0, len(jobs), rows):
+    part = jobs[start:start + rows]
+    images = scorer.embed_image([np.asarray(Image.open(out / job.file).convert("RGB")) for job in part])
+    scores |= {job.file: 100 * float(value) for job, value in zip(part, cosines(images, scorer.embed_text([job.prompt for job in part])))}
+  return scores
+
+
+def write_pages(out: Path, jobs: Sequence[Job], scores: Mapping[str, float], *, per_prompt: int) -> None:
+  """Rewrites metadata.jsonl in order, and writes grid.png and index.html; the best picture of each prompt first where there are scores."""
+  import numpy as np
+  from PIL import Image
+
+  from mmdiff.commands import results
+  from mmdiff.evaluators.base import grid
+  from mmdiff.train.page import data_url, page, text
+  groups = [sorted(jobs[i:i + per_prompt], key=lambda job: -scores.get(job.file, 0.0)) for i in range(0, len(jobs), per_prompt)]
+  ordered = [job for group in groups for job in group]
+  shown, cards = ordered[:SHOWN], []
+  pictures = [Image.open(out / job.file).convert("RGB") for job in shown]
+  columns = per_prompt if per_prompt > 1 else max(1, int(len(shown) ** 0.5 + 0.999))
+  results.write_png(out / "grid.png", grid(np.stack([np.asarray(picture) for picture in pictures]), columns))
+  for job, picture in zip(shown, pictures):
+    score = f"<br>CLIP {scores[job.file]:.2f}" if job.file in scores else ""
+    cards.append(f'<figure class="card"><img src="{data_url(picture, 512)}" alt=""><figcaption>{text(job.prompt)}'
+                 f"<br><small>{text(job.file)} · seed {job.seed}{score}</small></figcaption></figure>")
+  more = f"<p>{len(jobs) - len(shown):,} more are listed in metadata.jsonl.</p>" if len(jobs) > len(shown) else ""
+  body = f'<h1>{text(out.name)}</h1><p class="soft">{len(jobs):,} pictures</p><div class="cards">{"".join(cards)}</div>{more}'
+  ranked = {job.file: place for group in groups for place, job in enumerate(group, 1)} if scores else {}
+  lines = [_line(job, **(dict(clip_similarity=scores[job.file], rank=ranked[job.file]) if job.file in scores else {})) for job in jobs]
+  for name, content in (("index.html", page(out.name, body)), ("metadata.jsonl", "".join(lines))):
+    part = out / f"{name}.part"
+    try:
+      part.write_text(content, encoding="utf-8")
+      os.replace(part, out / name)
+    except OSError as error:
+      raise CannotWrite(f"cannot write {out / name}: {error}") from error

@@ -1,0 +1,109 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import mmdiff
+from mmdiff.commands import evaluate
+from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.evaluators import retrieval
+from mmdiff.train import distributed
+from tests import toy_runs
+
+HELD_OUT = dict(name="scenes", tier="T16", split="val_iid", size=20)
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+  """The test's process used JAX already, which is too late to join others."""
+  monkeypatch.setattr(distributed, "initialize", lambda: None)
+
+
+@pytest.fixture(scope="module")
+def clip_run(tmp_path_factory):
+  evals = dict(held_out=dict(name="retrieval", source=HELD_OUT, caption="long", every_steps=100, limit=10))
+  return toy_runs.make(tmp_path_factory.mktemp("clip"), toy_runs.clip() | dict(evals=evals), steps=(2, 4))
+
+
+@pytest.fixture(scope="module")
+def t2i_run(tmp_path_factory):
+  return toy_runs.make(tmp_path_factory.mktemp("t2i"), toy_runs.t2i())
+
+
+def test_an_entry_of_the_config_is_changed_by_flags_and_written(clip_run, capsys):
+  assert evaluate.main([f"--workdir={clip_run}@2", "--task=held_out", "--task.limit=7", "--task.captions_per_image", "1",
+                        "--params=raw"]) == 0
+  found = json.loads((clip_run / "eval" / "evaluate_held_out_00000002.json").read_text())
+  model = mmdiff.load(clip_run, step=2, params="raw")
+  data = model.services.dataset(HELD_OUT)
+  records = [data.source[i] for i in range(7)]
+  expected = retrieval.scores(model.embed_image([record["image"] for record in records]),
+                              model.embed_text([record["captions"]["long"] for record in records]), np.arange(7))
+  assert found["scalars"] == pytest.approx(expected, abs=1e-6)
+  assert found["evaluator"]["limit"] == 7 and found["evaluator"]["params"] == "" and found["step"] == 2
+  assert found["model"]["checkpoint"] and list(found["data"].values()) == [data.fingerprint()]
+  assert found["argv"][0] == "evaluate" and found["versions"]["jax"] and found["config"]["seed"] == 0
+  shown = capsys.readouterr().out
+  assert "at step 2 (raw parameters)" in shown and "image_to_text/recall_at_1" in shown
+
+
+def test_a_task_without_an_entry_takes_all_from_flags(clip_run, tmp_path):
+  out = tmp_path / "loss.json"
+  evaluate.main([f"--model={clip_run}", "--task=loss", "--task.source.name=scenes", "--task.source.tier=T16", "--task.source.size=16",
+                 f"--out={out}"])
+  found = json.loads(out.read_text())
+  assert found["scalars"]["records"] == 16 and found["evaluator"]["params"] == "eval" and found["model"]["step"] == 4
+
+
+def test_clip_score_of_a_folder_of_pictures(clip_run, tmp_path):
+  for i in range(3):
+    Image.fromarray(np.full((20, 30, 3), 60 * i, np.uint8)).save(tmp_path / f"{i}.png")
+  lines = [json.dumps(dict(file_name=f"{i}.png", caption=f"a red circle {i}")) for i in range(3)]
+  (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+  out = tmp_path / "score.json"
+  evaluate.main([f"--scorer={clip_run}", "--task=clipscore", f"--images={tmp_path}", f"--out={out}"])
+  found, model = json.loads(out.read_text()), mmdiff.load(clip_run)
+  images = model.embed_image([Image.open(tmp_path / f"{i}.png") for i in range(3)])
+  cosines = np.sum(images * model.embed_text([f"a red circle {i}" for i in range(3)]), 1)
+  assert found["scalars"]["clip_similarity"] == pytest.approx(100 * cosines.mean(), abs=1e-3)
+  assert found["tables"]["protocol"][0]["params"] == "eval" and found["tables"]["protocol"][0]["step"] == 4
+
+
+def test_samples_come_with_their_picture(t2i_run, tmp_path):
+  out = tmp_path / "s.json"
+  evaluate.main([f"--model={t2i_run}", "--task=samples", "--task.source.name=scenes", "--task.source.tier=T16", "--task.count=3",
+                 "--task.columns=3", "--task.steps=2", f"--out={out}"])
+  assert json.loads(out.read_text())["images"] == ["s.png"]
+  assert np.asarray(Image.open(tmp_path / "s.png")).shape == (16, 3 * 18 - 2, 3)
+
+
+def test_every_mistake_is_named_before_the_model_is_read(clip_run):
+  def said(*flags):
+    with pytest.raises(ConfigError) as error:
+      evaluate.main([f"--workdir={clip_run}", *flags])
+    return str(error.value)
+  assert "--task=retrieva: unknown task; did you mean retrieval?" in said("--task=retrieva")
+  assert said("--task=retrieval", "--task.limt=3", "--task.captions_per_image=x") == (
+    "--task.limt: unknown key; did you mean --task.limit?\n--task.captions_per_image: expected int or None, found 'x'")
+  assert "--task.source: missing" in said("--task=loss")
+  assert "--task.limit: expected at least 1, found 0" in said("--task=held_out", "--task.limit=0")
+  assert "--task.params: no average is called 'best'" in said("--task=held_out", "--params=best")
+  assert "give one of --workdir" in said("--task=loss", f"--model={clip_run}")
+  assert "needs the predict functions sample, plan" in said("--task=samples", "--task.source.name=scenes")
+  with pytest.raises(DataError, match="no run directory"):
+    evaluate.main(["--workdir=nowhere", "--task=loss"])
+
+
+def test_two_results_are_compared(tmp_path, capsys):
+  for name, right in (("a", [1, 1, 1, 0]), ("b", [0, 1, 0, 0])):
+    rows = [dict(category="spatial", prompt=f"p{i}", seed=i, right=bool(r)) for i, r in enumerate(right)]
+    (tmp_path / f"{name}.json").write_text(json.dumps(dict(scalars=dict(all_facts=sum(right) / 4), tables=dict(prompts=rows))))
+  files = f"{tmp_path / 'a.json'},{tmp_path / 'b.json'}"
+  assert evaluate.main([f"--compare={files}", f"--out={tmp_path / 'c.json'}"]) == 0
+  found = json.loads((tmp_path / "c.json").read_text())
+  assert found["scores"] == [dict(score="all_facts", first=0.75, second=0.25, difference=-0.5)]
+  assert found["mcnemar"][0] == dict(category="all", first_only=2, second_only=0, p=0.5)
+  assert "McNemar" in capsys.readouterr().out
+  with pytest.raises(DataError, match="FileNotFoundError"):
+    evaluate.main(["--compare=a.json,none.json"])
