@@ -25,47 +25,55 @@ class Ring(NamedTuple):
   size: int = 1
 
 
-def softmax(image: Array, text: Array, scale: Array, *, chunk: int = 0) -> tuple[Array, dict[str, Array]]:
+def softmax(image: Array, text: Array, scale: Array, *, chunk: int = 0, valid: Array | None = None) -> tuple[Array, dict[str, Array]]:
   """½ (cross-entropy over texts + cross-entropy over images), averaged over the B pairs.
 
   Args:
     image, text: float32 [B D], unit norm; row i of one belongs to row i of the other.
     scale: [], what the cosine is multiplied by.
     chunk: rows of similarities at once per device; 0 = all at once. The largest divisor of the rows per device that is not above it.
+    valid: bool [B], false for pairs that only fill the batch up; for evaluation, and only without chunks.
 
   Returns:
     The loss [], and metrics: in-batch accuracy both ways (a tie counts as a miss).
   """
   if not chunk:
     logits = scale * (image @ text.T)                                                         # [B B]
+    counted = logits if valid is None else jnp.where(valid[:, None] & valid[None], logits, -jnp.inf)
     right = jnp.diagonal(logits)
-    by_image, by_text = jax.nn.logsumexp(logits, axis=1), jax.nn.logsumexp(logits, axis=0)
-    loss = jnp.mean(0.5 * (by_image + by_text) - right)
-    others = jnp.where(jnp.eye(len(right), dtype=bool), -jnp.inf, jax.lax.stop_gradient(logits))
-    return loss, accuracies(right, others.max(axis=1), others.max(axis=0))
+    by_image, by_text = jax.nn.logsumexp(counted, axis=1), jax.nn.logsumexp(counted, axis=0)
+    loss = jnp.mean(0.5 * (by_image + by_text) - right, where=valid)
+    return loss, accuracies(right, counted, valid)
   ring = ring_of(image.shape[0])
   return _softmax(image, text, scale, divisor(image.shape[0] // ring.size, chunk), ring)
 
 
-def sigmoid(image: Array, text: Array, scale: Array, bias: Array, *, chunk: int = 0) -> tuple[Array, dict[str, Array]]:
+def sigmoid(image: Array, text: Array, scale: Array, bias: Array, *, chunk: int = 0,
+            valid: Array | None = None) -> tuple[Array, dict[str, Array]]:
   """−1/B Σ_ij log σ(z_ij (scale · cos_ij + bias)), z = 1 on the diagonal and −1 elsewhere; arguments as for `softmax`.
 
   Normalised by the number of positives, not of pairs (the paper's algorithm 1).
   """
   if not chunk:
     logits = scale * (image @ text.T) + bias
-    diagonal = jnp.eye(image.shape[0], dtype=bool)
-    loss = jnp.sum(jax.nn.softplus(jnp.where(diagonal, -logits, logits))) / image.shape[0]
-    others = jnp.where(diagonal, -jnp.inf, jax.lax.stop_gradient(logits))
-    return loss, accuracies(jnp.diagonal(logits), others.max(axis=1), others.max(axis=0))
+    signed = jnp.where(jnp.eye(image.shape[0], dtype=bool), -logits, logits)
+    counted = None if valid is None else valid[:, None] & valid[None]
+    loss = jnp.sum(jax.nn.softplus(signed), where=counted) / (image.shape[0] if valid is None else valid.sum())
+    return loss, accuracies(jnp.diagonal(logits), logits if valid is None else jnp.where(counted, logits, -jnp.inf), valid)
   ring = ring_of(image.shape[0])
   return _sigmoid(image, text, scale, bias, divisor(image.shape[0] // ring.size, chunk), ring)
 
 
-def accuracies(right: Array, best_text: Array, best_image: Array) -> dict[str, Array]:
-  """From the logits [B] of the pairs and of the best wrong text and image."""
-  return {"accuracy_image_to_text": jnp.mean(right > best_text, dtype=jnp.float32),
-          "accuracy_text_to_image": jnp.mean(right > best_image, dtype=jnp.float32)}
+def accuracies(right: Array, logits: Array, valid: Array | None) -> dict[str, Array]:
+  """From the logits of the true pairs [B] and all of them [B B]."""
+  wrong = at_pairs(jax.lax.stop_gradient(logits), jnp.zeros((), jnp.int32), True, -jnp.inf)
+  return shares(right, wrong.max(axis=1), wrong.max(axis=0), valid)
+
+
+def shares(right: Array, best_text: Array, best_image: Array, valid: Array | None = None) -> dict[str, Array]:
+  """From the logits [B] of the true pairs and of the best wrong text and image."""
+  return {"accuracy_image_to_text": jnp.mean(right > best_text, dtype=jnp.float32, where=valid),
+          "accuracy_text_to_image": jnp.mean(right > best_image, dtype=jnp.float32, where=valid)}
 
 
 def ring_of(rows: int) -> Ring:
@@ -152,7 +160,7 @@ def _softmax_forward(image, text, scale, chunk, ring):
     (by_image, best_text), (_, by_text, best_image) = around(ring, hop, (nothing, nothing), (text, nothing, nothing))
     count = image.shape[0] * ring.size
     loss = total(ring, jnp.sum(0.5 * (by_image + by_text) - right)) / count
-    metrics = jax.tree.map(lambda mean: total(ring, mean) / ring.size, accuracies(right, best_text, best_image))
+    metrics = jax.tree.map(lambda mean: total(ring, mean) / ring.size, shares(right, best_text, best_image))
     return by_image, by_text, loss, metrics
 
   by_image, by_text, loss, metrics = on_ring(ring, local, 2, 1, 2, 2)(image, text, scale)
@@ -228,7 +236,7 @@ def _sigmoid_forward(image, text, scale, bias, chunk, ring):
     nothing = jnp.full(image.shape[:1], -jnp.inf)
     right = scale * jnp.sum(image * text, axis=1) + bias
     (loss, best_text), (_, best_image) = around(ring, hop, (jnp.zeros(()), nothing), (text, nothing))
-    metrics = jax.tree.map(lambda mean: total(ring, mean) / ring.size, accuracies(right, best_text, best_image))
+    metrics = jax.tree.map(lambda mean: total(ring, mean) / ring.size, shares(right, best_text, best_image))
     return total(ring, loss) / (image.shape[0] * ring.size), metrics
 
   loss, metrics = on_ring(ring, local, 2, 2, 0, 2)(image, text, scale, bias)

@@ -56,17 +56,17 @@ def contrastive(*, model: Built["mmdiff.models:MODELS"], loss: Literal["softmax"
     image, text = in_chunks(lambda rows: jax.tree.map(unit, model.apply({"params": params}, **rows)), inputs, chunks)
     return image, text, extra
 
-  def score(params: Tree, image: Array, text: Array) -> tuple[Array, dict[str, Array]]:
+  def score(params: Tree, image: Array, text: Array, *, chunk: int, valid: Array | None = None) -> tuple[Array, dict[str, Array]]:
     scale = jnp.exp(at_most(params["logit_scale"], math.log(MAX_SCALE)))
     if loss == "sigmoid":
-      value, metrics = losses.sigmoid(image, text, scale, params["logit_bias"], chunk=chunk)
+      value, metrics = losses.sigmoid(image, text, scale, params["logit_bias"], chunk=chunk, valid=valid)
       return value, metrics | {"logit_scale": scale, "logit_bias": params["logit_bias"]}
-    value, metrics = losses.softmax(image, text, scale, chunk=chunk)
+    value, metrics = losses.softmax(image, text, scale, chunk=chunk, valid=valid)
     return value, metrics | {"logit_scale": scale}
 
   def loss_fn(params: Tree, context: Context, batch: Batch) -> tuple[Array, Aux]:
     image, text, extra = embed(params, context.extra, batch, context.microbatches)
-    value, metrics = score(params, image, text)
+    value, metrics = score(params, image, text, chunk=chunk)
     return value, Aux(metrics, extra)
 
   def embed_image(params: Tree, image: Array, *, extra: Tree = ()) -> Array:
@@ -82,8 +82,10 @@ def contrastive(*, model: Built["mmdiff.models:MODELS"], loss: Literal["softmax"
     return jnp.minimum(jnp.exp(params["logit_scale"]), MAX_SCALE)
 
   def evaluate(params: Tree, batch: Batch, key: Key, *, extra: Tree = ()) -> dict[str, Array]:
-    """The loss and its metrics on one batch, with running batch statistics."""
-    value, metrics = score(params, embed_image(params, batch["image"], extra=extra), embed_text(params, batch["tokens"], batch["mask"]))
+    """The loss and its metrics on one batch, with running batch statistics; `valid` bool [B] leaves out padding."""
+    image = embed_image(params, batch["image"], extra=extra)
+    text = embed_text(params, batch["tokens"], batch["mask"], extra=extra)
+    value, metrics = score(params, image, text, chunk=0 if "valid" in batch else chunk, valid=batch.get("valid"))
     return metrics | {"loss": value}
 
   predict = {"embed_image": embed_image, "embed_text": embed_text, "logit_scale": logit_scale, "loss": evaluate}

@@ -1,0 +1,39 @@
+"""Analytic FLOPs against the published figures and against the compiler's own count of the unrolled program."""
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mmdiff.models import flops
+from mmdiff.models.clip import clip
+
+# Forward GFLOPs of one pair, OpenCLIP's model_profile.csv. Its ResNet figures also count the norms and pools, about 3 %.
+PUBLISHED = {"RN50": 18.2, "RN101": 25.5, "RN50x4": 51.8, "RN50x16": 162.7, "RN50x64": 552.7, "ViT-B/32": 14.8, "ViT-B/16": 41.1,
+             "ViT-L/14": 175.3, "ViT-L/14@336": 395.2}
+
+
+@pytest.mark.parametrize("variant", PUBLISHED)
+def test_published_sizes(variant):
+  got = flops.clip(clip(variant=variant)) / 1e9
+  if variant.startswith("RN"):
+    assert 0.96 * PUBLISHED[variant] <= got <= PUBLISHED[variant]
+  else:
+    assert abs(got - PUBLISHED[variant]) <= 0.05
+
+
+WIDE = dict(image_size=64, text_width=256, text_depth=2, text_heads=4)
+
+
+@pytest.mark.parametrize("options", [
+  dict(variant="tiny", image_width=256, image_depth=2, image_heads=4, act="silu"),
+  dict(variant="siglip-tiny", image_width=256, image_depth=2, image_heads=4, embed_dim=256),
+  dict(variant="tiny-rn"),
+], ids=lambda options: options["variant"])
+def test_compilers_count(options):
+  """Every layer is unrolled, since a scanned body is counted once. The rest of the compiler's figure is norms, activations, softmax."""
+  model = clip(**WIDE, **options, unroll=True, attention="xla")
+  shape = jax.ShapeDtypeStruct
+  size, length = model.image_size, model.text.length
+  inputs = shape((2, size, size, 3), jnp.float32), shape((2, length), jnp.int32), shape((2, length), bool)
+  params = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+  counted = jax.jit(model.apply).lower(params, *inputs).cost_analysis()["flops"] / 2
+  assert 0.9 * counted <= flops.clip(model) <= counted

@@ -1,0 +1,28 @@
+"""Pooling by explicit masks."""
+import jax
+import jax.numpy as jnp
+
+from mmdiff.nn import pool
+
+X = jax.random.normal(jax.random.key(0), (3, 4, 8))
+MASK = jnp.array([[1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]], bool)
+
+
+def test_at_end_takes_the_last_true_position():
+  assert pool.lengths_of(MASK).tolist() == [2, 4, 0]
+  out = pool.at_end(X, MASK)
+  assert jnp.array_equal(out[0], X[0, 1]) and jnp.array_equal(out[1], X[1, 3])
+
+
+def test_average_ignores_padding():
+  out = pool.average(X, MASK)
+  assert jnp.abs(out[0] - X[0, :2].mean(0)).max() <= 1e-6 and jnp.all(out[2] == 0)
+  assert jnp.abs(pool.average(X)[1] - out[1]).max() <= 1e-6
+
+
+def test_attention_pool_sees_a_set():
+  layer = pool.MapPool(2, 16)
+  params = layer.init(jax.random.key(1), X)
+  assert params["params"]["probe"].shape == (1, 8)
+  out = layer.apply(params, X)
+  assert out.shape == (3, 8) and jnp.abs(out - layer.apply(params, X[:, ::-1])).max() <= 1e-5

@@ -1,0 +1,133 @@
+"""The contrastive objective: one global-batch loss however the batch is divided, and what predictions return."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mmdiff.core.errors import ConfigError
+from mmdiff.core.objective import Context
+from mmdiff.models.clip import clip
+from mmdiff.objectives.contrastive import at_most, contrastive
+
+KEY = jax.random.key(2)
+
+
+def tiny(variant="tiny", **options):
+  small = dict(text_len=6, text_width=16, text_depth=1, text_heads=2, embed_dim=16, vocab=32)
+  shape = {} if variant.endswith("rn") else dict(image_size=8, patch=4, image_width=16, image_depth=1, image_heads=2)
+  return clip(**(dict(variant=variant) | small | shape | options))
+
+
+def batch_of(model, rows, seed=0):
+  r = np.random.default_rng(seed)
+  size, length = model.image_size, model.text.length
+  return dict(image=jnp.asarray(r.integers(0, 256, (rows, size, size, 3), dtype=np.uint8)),
+              tokens=jnp.asarray(r.integers(0, 32, (rows, length), dtype=np.int32)),
+              mask=jnp.asarray(np.arange(length)[None] < r.integers(1, length + 1, (rows, 1))),
+              id=jnp.arange(rows, dtype=jnp.uint32))
+
+
+def context(extra=(), microbatches=1):
+  return Context(extra, {}, jnp.int32(0), KEY, microbatches)
+
+
+def value_and_grads(objective, params, batch, microbatches=1):
+  fn = lambda params, batch: objective.loss(params, context(microbatches=microbatches), batch)
+  (loss, aux), grads = jax.jit(jax.value_and_grad(fn, has_aux=True))(params, batch)
+  return loss, grads, dict(aux.metrics)
+
+
+def assert_close(got, expected):
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+    assert np.abs(np.asarray(a) - np.asarray(b)).max() <= 1e-5 * max(1.0, np.abs(np.asarray(b)).max())
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_1024_pairs_are_the_same_step_however_they_are_divided(loss):
+  """1 × 1024 = 4 microbatches of 256 = 8 devices × 128, and chunked = dense, in the loss and every gradient."""
+  model = tiny("siglip-tiny" if loss == "sigmoid" else "tiny")
+  dense, chunked = (contrastive(model=model, loss=loss, chunk=chunk) for chunk in (0, 64))
+  batch = batch_of(model, 1024)
+  params = jax.jit(dense.init)(jax.random.key(1), batch).params
+  expected = value_and_grads(dense, params, batch)
+  assert_close(value_and_grads(chunked, params, batch, microbatches=4), expected)
+
+  mesh = jax.make_mesh((4, 2, 1), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+  with jax.set_mesh(mesh):
+    placed = jax.device_put(batch, NamedSharding(mesh, P(("data", "fsdp"))))
+    whole = jax.device_put(params, NamedSharding(mesh, P()))
+    assert_close(value_and_grads(chunked, whole, placed), expected)
+    assert_close(value_and_grads(dense, whole, placed, microbatches=4), expected)
+
+
+def test_microbatches_hold_one_chunk_of_activations():
+  model = tiny()
+  objective = contrastive(model=model, chunk=64)
+  batch = batch_of(model, 1024)
+  params = jax.eval_shape(objective.init, KEY, batch).params
+
+  def temporaries(microbatches):
+    fn = jax.grad(lambda params, batch: objective.loss(params, context(microbatches=microbatches), batch)[0])
+    return jax.jit(fn).lower(params, batch).compile().memory_analysis().temp_size_in_bytes
+  assert temporaries(8) < 0.4 * temporaries(1)
+
+
+def test_losses_bring_their_own_start():
+  model = tiny()
+  batch = batch_of(model, 4)
+  softmax, sigmoid = contrastive(model=model), contrastive(model=model, loss="sigmoid")
+  params = softmax.init(KEY, batch).params
+  assert "logit_bias" not in params and abs(softmax.predict["logit_scale"](params) - 1 / 0.07) <= 1e-4
+  params = sigmoid.init(KEY, batch).params
+  assert params["logit_bias"] == -10 and abs(sigmoid.predict["logit_scale"](params) - 10) <= 1e-4
+  assert {"accuracy_image_to_text", "accuracy_text_to_image", "logit_scale", "logit_bias"} == set(value_and_grads(sigmoid, params, batch)[2])
+
+
+def test_scale_stops_at_100_and_can_come_back():
+  limit = float(np.log(100))
+  assert at_most(jnp.float32(5.0), limit) == jnp.float32(limit)
+  assert jax.grad(lambda x: at_most(x, limit))(5.0) == 1 and jax.grad(lambda x: -at_most(x, limit))(5.0) == 0
+  assert jax.grad(lambda x: -at_most(x, limit))(1.0) == -1
+  model = tiny()
+  objective = contrastive(model=model)
+  params = objective.init(KEY, batch_of(model, 4)).params | {"logit_scale": jnp.float32(7.0)}
+  assert value_and_grads(objective, params, batch_of(model, 4))[2]["logit_scale"] <= 100.001
+  assert objective.predict["logit_scale"](params) == 100
+
+
+def test_predictions_are_unit_vectors_and_agree_with_the_loss():
+  model = tiny()
+  objective = contrastive(model=model, chunk=2)
+  batch = batch_of(model, 6)
+  params = objective.init(KEY, batch).params
+  image, text = objective.predict["embed_image"](params, batch["image"]), objective.predict["embed_text"](params, batch["tokens"], batch["mask"])
+  assert jnp.abs(jnp.linalg.norm(image, axis=-1) - 1).max() <= 1e-5 and image.shape == text.shape == (6, 16)
+  metrics = objective.predict["loss"](params, batch, KEY)
+  assert abs(metrics["loss"] - objective.loss(params, context(), batch)[0]) <= 1e-5
+  padded = jax.tree.map(lambda x: jnp.concatenate([x, x[:2]]), batch) | {"valid": jnp.arange(8) < 6}
+  assert abs(objective.predict["loss"](params, padded, KEY)["loss"] - metrics["loss"]) <= 1e-5
+
+
+def test_resnet_statistics_go_through_extra_and_refuse_microbatches():
+  model = tiny("tiny-rn")
+  objective = contrastive(model=model)
+  batch = batch_of(model, 4)
+  params, extra = jax.jit(objective.init)(KEY, batch)
+  loss = jax.jit(lambda params, extra, batch: objective.loss(params, context(extra), batch))
+  _, aux = loss(params, extra, batch)
+  assert jax.tree.structure(aux.extra) == jax.tree.structure(extra)
+  moved = [bool(jnp.any(a != b)) for a, b in zip(jax.tree.leaves(aux.extra), jax.tree.leaves(extra))]
+  assert all(moved)
+  embed = jax.jit(lambda params, image, extra: objective.predict["embed_image"](params, image, extra=extra))
+  assert jnp.any(embed(params, batch["image"], extra) != embed(params, batch["image"], aux.extra))
+  with pytest.raises(ConfigError, match="accumulate > 1 is not exact with batch statistics"):
+    objective.loss(params, context(extra, microbatches=2), batch)
+
+
+def test_options_that_mean_nothing_are_refused():
+  with pytest.raises(ConfigError, match="bias_init"):
+    contrastive(model=tiny(), bias_init=-10.0)
+  with pytest.raises(ConfigError, match="chunk"):
+    contrastive(model=tiny(), chunk=-1)
