@@ -37,7 +37,7 @@ nav a { margin-right: 16px }
 .tile, .chart, .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; margin: 0; padding: 10px 12px;
   min-width: 0 }
 .tile b { display: block; font-size: 21px; font-weight: 600; font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
-.tile span { color: var(--soft); font-size: 13px }
+.tile span { color: var(--soft); font-size: 13px; overflow-wrap: anywhere }
 .card { padding: 6px; font-size: 12px; line-height: 1.35; overflow-wrap: anywhere }
 .card img, .sheet img { width: 100%; display: block; border-radius: 4px; margin-bottom: 5px; image-rendering: pixelated }
 .sheet { max-width: 560px; margin: 12px 0 }
@@ -53,7 +53,7 @@ nav a { margin-right: 16px }
 polyline { fill: none; stroke-width: 1.8; stroke-linejoin: round }
 .raw { opacity: .3; stroke-width: 1 }
 .wide { overflow-x: auto }
-table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums }
+table { border-collapse: collapse; margin-bottom: 12px; font-size: 14px; font-variant-numeric: tabular-nums }
 th { text-align: left; color: var(--soft); font-weight: 500 }
 td, th { padding: 4px 18px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top }
 td { overflow-wrap: anywhere }
@@ -125,7 +125,9 @@ def cell(value: Any) -> str:
     return value
   if isinstance(value, bool):
     return '<span class="yes">✓</span>' if value else '<span class="no">✗</span>'
-  return text(number(value)) if isinstance(value, (int, float)) else text(value if isinstance(value, str) else json.dumps(value))
+  if isinstance(value, int):
+    return f"{value:,}"
+  return text(number(value)) if isinstance(value, float) else text(value if isinstance(value, str) else json.dumps(value))
 
 
 def pictures(file: Path, rows: Sequence[Mapping]) -> str:

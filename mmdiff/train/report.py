@@ -64,7 +64,7 @@ def write_report(workdir: Path | str, *, out: Path | str | None = None, runs: Ma
   if len(found) > 1:
     body.append("<nav>" + "".join(f'<a href="#run{i}">{text(run.name)}</a>' for i, run in enumerate(found)) + "</nav>")
   if summary:
-    body.append(tiles(flat(summary)))
+    body.append(tiles({key.replace(".", " · ").replace("_", " "): value for key, value in flat(summary).items()}))
   body.append(compared(found))
   for i, run in enumerate(found):
     body += [f'<h2 id="run{i}">{text(run.name)}</h2>' if len(found) > 1 else "", run_section(run)]
@@ -191,7 +191,7 @@ def accounting(run: Run) -> str:
   other = [{"event": key, "records": value, "share": f"{value / records:.2e}"} for key, value in counts.items()
            if not key.startswith("caption/") and value]
   faults = table(other) if other else '<p class="soft">No bad record, none replaced.</p>'
-  skipped = f"<p class='soft'>{number(last(run, 'skipped', 0))} steps skipped as not finite.</p>"
+  skipped = f"<p class='soft'>Steps skipped as not finite: {number(last(run, 'skipped', 0))}.</p>"
   return f"<h3>Data: {records:,} records seen</h3>{table(drawn)}{faults}{skipped}"
 
 
@@ -215,7 +215,7 @@ def settings(run: Run) -> str:
     default = defaults.get(key, schema.REQUIRED)
     known = default is not schema.REQUIRED and default is not schema.COMPUTED
     same = known and json.dumps(default) == json.dumps(value)
-    rows.append(f"<tr><td><code>{text(key)}</code></td><td class='{'t' if same else 'changed'}'><code>{text(json.dumps(value))}</code></td>"
+    rows.append(f"<tr><td><code>{text(key)}</code></td><td class='{'changed' if known and not same else 't'}'><code>{text(json.dumps(value))}</code></td>"
                 f"<td class='soft'>{text(json.dumps(default)) if known and not same else ''}</td></tr>")
   argv = " ".join(map(str, run.about.get("argv", ())))
   lines = [f"<p><code>mmdiff {text(argv)}</code></p>"] if argv else []

@@ -102,7 +102,7 @@ def test_page_is_whole_and_self_contained(tmp_path):
   assert page.tags.count("polyline") > 8 and page.tags.count("figure") > 16
   words = " ".join(page.words)
   for expected in ("400 of 400", "31.0 %", "1:20", "learning rate", "bad/undecodable", "optim.default.lr", "--config.seed=1", "TPU v5e",
-                   "val_comp", "40 further rows", "1 steps skipped", "mse/x0"):
+                   "val_comp", "40 further rows", "not finite: 1", "mse/x0"):
     assert expected in words, expected
 
 
@@ -151,7 +151,7 @@ def test_runs_side_by_side(tmp_path):
   runs = {name: make_run(tmp_path / name, seed=i) for i, name in enumerate(["long95", "original"])}
   path = write_report(tmp_path, runs=runs, title="caption mix", summary=dict(clip=dict(recall=0.5)), out=tmp_path / "all" / "page.html")
   words = " ".join(Page(path.read_text()).words)
-  assert path == tmp_path / "all" / "page.html" and "Side by side" in words and "clip.recall" in words and "original" in words
+  assert path == tmp_path / "all" / "page.html" and "Side by side" in words and "clip · recall" in words and "original" in words
 
 
 def test_unwritable_place_is_said(tmp_path):
