@@ -215,8 +215,9 @@ def settings(run: Run) -> str:
     default = defaults.get(key, schema.REQUIRED)
     known = default is not schema.REQUIRED and default is not schema.COMPUTED
     same = known and json.dumps(default) == json.dumps(value)
-    rows.append(f"<tr><td><code>{text(key)}</code></td><td class='{'changed' if known and not same else 't'}'><code>{text(json.dumps(value))}</code></td>"
-                f"<td class='soft'>{text(json.dumps(default)) if known and not same else ''}</td></tr>")
+    kind, was = ("changed", json.dumps(default)) if known and not same else ("t", "")
+    rows.append(f"<tr><td><code>{text(key)}</code></td><td class='{kind}'><code>{text(json.dumps(value))}</code></td>"
+                f"<td class='soft'>{text(was)}</td></tr>")
   argv = " ".join(map(str, run.about.get("argv", ())))
   lines = [f"<p><code>mmdiff {text(argv)}</code></p>"] if argv else []
   lines.append(f"<p class='soft'>{text(', '.join(f'{k} {v}' for k, v in run.about.get('versions', {}).items()))}</p>")
