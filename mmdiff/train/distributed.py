@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 
@@ -27,7 +28,7 @@ def initialize() -> None:
   if jax.distributed.is_initialized():
     return
   env = os.environ
-  timeouts = dict(heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=SHUTDOWN_SECONDS)
+  timeouts: dict[str, Any] = dict(heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=SHUTDOWN_SECONDS)
   explicit = explicit_arguments(env)
   if explicit:
     jax.distributed.initialize(**explicit, **timeouts, cluster_detection_method="deactivate")

@@ -7,7 +7,8 @@ from mmdiff.commands import bench, flags
 from mmdiff.core.errors import ConfigError
 from mmdiff.core.objective import Aux, Objective, Variables
 
-TINY = ["--config=configs/clip.py:tiny", "--config.evals={}", "--config.objective.model.image_depth=1", "--config.objective.model.text_depth=1"]
+TINY = ["--config=configs/clip.py:tiny", "--config.evals={}", "--config.objective.model.image_depth=1",
+        "--config.objective.model.text_depth=1"]
 
 
 def test_measure_repeats_after_warming_up_and_counts_cpu_time():
@@ -97,7 +98,8 @@ def test_a_matmul_has_a_rate():
   assert found["matmul_flops_per_second"] > 1e8 and found["matmul_flops_per_cpu_second"] > 1e8
 
 
-@pytest.mark.parametrize("value, text", [(1234567, "1,234,567"), (0.5, "0.5"), (12345.678, "12,345.7"), (3.2e12, "3.200e+12"), (None, "not known"),
-                                         ([1.0, 2.0], "1, 2"), (True, "True")])
+@pytest.mark.parametrize("value, text", [
+  (1234567, "1,234,567"), (0.5, "0.5"), (12345.678, "12,345.7"), (3.2e12, "3.200e+12"), (None, "not known"), ([1.0, 2.0], "1, 2"),
+  (True, "True")])
 def test_readable(value, text):
   assert bench.readable(value) == text

@@ -30,13 +30,13 @@ def peer_model(model, vocab: int):
   """transformers' CLIPModel with the shape of our `CLIP` module."""
   from transformers import CLIPConfig, CLIPModel
   image, text = model.image, model.text
+  tower = lambda part: dict(hidden_size=part.width, intermediate_size=part.mlp_dim, num_hidden_layers=part.depth,
+                            num_attention_heads=part.heads, hidden_act=part.act, layer_norm_eps=part.eps)
   config = CLIPConfig(
     projection_dim=text.embed_dim,
-    vision_config=dict(hidden_size=image.width, intermediate_size=image.mlp_dim, num_hidden_layers=image.depth, num_attention_heads=image.heads,
-                       image_size=model.image_size, patch_size=image.patch, hidden_act=image.act, layer_norm_eps=image.eps),
-    text_config=dict(hidden_size=text.width, intermediate_size=text.mlp_dim, num_hidden_layers=text.depth, num_attention_heads=text.heads,
-                     vocab_size=vocab, max_position_embeddings=text.length, hidden_act=text.act, layer_norm_eps=text.eps,
-                     eos_token_id=vocab - 1, bos_token_id=vocab - 2, pad_token_id=0))
+    vision_config=dict(image_size=model.image_size, patch_size=image.patch, **tower(image)),
+    text_config=dict(vocab_size=vocab, max_position_embeddings=text.length, eos_token_id=vocab - 1, bos_token_id=vocab - 2, pad_token_id=0,
+                     **tower(text)))
   config._attn_implementation = "sdpa"
   return CLIPModel(config)
 
@@ -62,9 +62,10 @@ def our_params(peer) -> dict:
     import jax
     return jax.tree.map(lambda *layers: np.stack(layers), *(block(f"{prefix}.{i}") for i in range(depth)))
 
-  patch = weights["vision_model.embeddings.patch_embedding.weight"]                    # [D C P P]
+  vision = "vision_model.embeddings"
+  patch = weights[f"{vision}.patch_embedding.weight"]                    # [D C P P]
   image = dict(patchify=dict(kernel=patch.transpose(2, 3, 1, 0).reshape(-1, patch.shape[0])),
-               class_token=weights["vision_model.embeddings.class_embedding"], position=weights["vision_model.embeddings.position_embedding.weight"],
+               class_token=weights[f"{vision}.class_embedding"], position=weights[f"{vision}.position_embedding.weight"],
                norm_pre=norm("vision_model.pre_layrnorm"), norm_post=norm("vision_model.post_layernorm"),
                stack=stack("vision_model.encoder.layers", peer.config.vision_config.num_hidden_layers),
                projection=dense("visual_projection", bias=False))
