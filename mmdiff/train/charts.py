@@ -35,6 +35,14 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
   return [i * step for i in range(first, int(math.floor(high / step + 1e-9)) + 1)]
 
 
+def decades(low: float, high: float) -> list[float]:
+  """Powers of ten in [low, high], with their threefold where there are few."""
+  powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+  marks = [m * 10.0 ** power for power in powers for m in ((1, 3) if len(powers) < 5 else (1,))]
+  marks = [mark for mark in marks if low <= mark <= high]
+  return marks[::math.ceil(len(marks) / 5)] if marks else [low]
+
+
 def thin(series: Series) -> list[tuple[float, float]]:
   """At most `POINTS` points; the last one is kept as it is."""
   if len(series) <= POINTS:
@@ -66,11 +74,14 @@ def line_chart(title: str, lines: Mapping[str, Series], *, smooth: bool = False)
   at_x = lambda x: LEFT + (WIDTH - LEFT - RIGHT) * ((x - x0) / (x1 - x0) if x1 > x0 else 0.5)
   at_y = lambda y: HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (scale(y) - low) / (high - low)
   parts = []
-  marks = [10 ** t for t in ticks(low, high)] if log else ticks(low, high)
-  for mark in marks:
+  marks = decades(10 ** low, 10 ** high) if log else ticks(low, high)
+  labels = [number(mark) for mark in marks]
+  if len(set(labels)) < len(labels):          # a narrow range far from zero
+    labels = [f"{mark:.7g}" for mark in marks]
+  for mark, label in zip(marks, labels):
     y = at_y(mark)
     parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-                 f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{number(mark)}</text>')
+                 f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{label}</text>')
   for mark in ticks(x0, x1) if x1 > x0 else [x0]:
     parts.append(f'<text class="tick" x="{at_x(mark):.1f}" y="{HEIGHT - 6}" text-anchor="middle">{number(mark)}</text>')
   for i, (name, series) in enumerate(clean.items()):

@@ -144,10 +144,6 @@ def eval_section(run: Run, name: str, results: Sequence[Mapping]) -> str:
                    if isinstance(value, (int, float, str)) and key not in ("name", "every_steps") and value != "")
   parts = [f'<h3>{text(name)} <small>at step {newest["step"]:,}{" · " + text(said) if said else ""}</small></h3>']
   parts.append(scalar_table(scalars))
-  steps = dict.fromkeys(key for result in results for key in result.get("scalars", {}) if not key.endswith(("_low", "_high")))
-  if len(results) > 1:
-    over = {key: [(r["step"], float(r["scalars"][key])) for r in results if key in r.get("scalars", {})] for key in list(steps)[:12]}
-    parts.append('<div class="charts">' + "".join(line_chart(f"{name}/{key}", {key: points}) for key, points in over.items()) + "</div>")
   captions: Sequence[Mapping] = next((rows for rows in newest.get("tables", {}).values() if rows and caption_of(rows[0])), [])
   for i, image in enumerate(newest.get("images", ())):
     parts.append(pictures(run.samples / Path(str(image)).name, captions if i == 0 else []))
@@ -156,6 +152,10 @@ def eval_section(run: Run, name: str, results: Sequence[Mapping]) -> str:
   if earlier:
     sheets = "".join(f"<h4>step {step:,}</h4>{pictures(file, [])}" for step, file in earlier[-6:])
     parts.append(f"<details><summary>the same at earlier steps</summary>{sheets}</details>")
+  steps = dict.fromkeys(key for result in results for key in result.get("scalars", {}) if not key.endswith(("_low", "_high")))
+  if len(results) > 1:
+    over = {key: [(r["step"], float(r["scalars"][key])) for r in results if key in r.get("scalars", {})] for key in list(steps)[:12]}
+    parts.append('<div class="charts">' + "".join(line_chart(f"{name}/{key}", {key: points}) for key, points in over.items()) + "</div>")
   for title, rows in newest.get("tables", {}).items():
     long = len(rows) > 20 or rows is captions
     rest = f"<p class='soft'>{len(rows) - ROWS} further rows are in eval/.</p>" if len(rows) > ROWS else ""

@@ -212,3 +212,15 @@ def test_page_of_a_long_run_stays_small(tmp_path):
       writer.write_scalars(step, {"loss": 1 / step, "grad_norm": 1.0})
   assert write_report(run).stat().st_size < 400_000
   assert re.search(r'points="[^"]{100,}"', (run / "report.html").read_text())
+
+
+@pytest.mark.parametrize("low,high", [(0.004, 0.4), (1e-9, 1e3), (1, 60), (2e-5, 9e-4)])
+def test_decades_are_inside(low, high):
+  made = charts.decades(low, high)
+  assert 1 <= len(made) <= 5 and all(low <= mark <= high for mark in made)
+
+
+def test_ticks_of_a_narrow_range_differ():
+  made = charts.line_chart("x", {"x": [(1, 127.2001), (2, 127.2009)]})
+  labels = [node.text for node in ElementTree.fromstring(made).iter("text") if node.get("text-anchor") == "end"]
+  assert len(labels) > 1 and len(set(labels)) == len(labels)
