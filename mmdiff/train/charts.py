@@ -24,7 +24,7 @@ def number(value: float) -> str:
   return f"{value:.1e}" if abs(value) < 1e-4 else f"{value:.4g}"
 
 
-def ticks(low: float, high: float, count: int = 4) -> list[float]:
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
   """Round numbers in [low, high], about `count` of them."""
   span = high - low
   if span <= 0:
@@ -95,8 +95,8 @@ def line_chart(title: str, lines: Mapping[str, Series], *, smooth: bool = False)
     if len(series) <= 60:
       parts += [f'<circle class="dot {hue}" cx="{at_x(x):.1f}" cy="{at_y(y):.1f}" r="2.4"><title>'
                 f'{html.escape(name)} · step {number(x)}: {number(y)}</title></circle>' for x, y in series]
-  label = lambda name: html.escape(name) if len(clean) > 1 else ""
-  last = " ".join(f'<span class="key"><i class="k{i % 6}"></i>{label(name)} <b>{number(series[-1][1])}</b></span>'
+  named = lambda name: html.escape(name) if len(clean) > 1 else ""
+  last = " ".join(f'<span class="key"><i class="k{i % 6}"></i>{named(name)} <b>{number(series[-1][1])}</b></span>'
                   for i, (name, series) in enumerate(clean.items()))
   return (f'<figure class="chart"><figcaption><span>{html.escape(title)}{" (log)" if log else ""}</span>{last}</figcaption>'
           f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)} by step">{"".join(parts)}</svg></figure>')

@@ -181,7 +181,7 @@ def test_intervals_stand_beside_their_value():
 def test_ticks_are_few_round_and_inside(low, high):
   made = charts.ticks(low, high)
   span = high - low
-  assert 1 <= len(made) <= 5 and all(low - 1e-9 * span <= t <= high + 1e-9 * span for t in made)
+  assert 1 <= len(made) <= 6 and all(low - 1e-9 * span <= t <= high + 1e-9 * span for t in made)
 
 
 @pytest.mark.parametrize("values", [[1.0], [2.0, 2.0], [1e-6, 1.0, 1e3], [0.0, 1.0], [-1.0, 1.0], list(range(5_000)),
