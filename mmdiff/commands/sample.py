@@ -116,10 +116,13 @@ def run(given: Mapping, jobs: Sequence[Job], *, argv: list[str]) -> None:
   chief, out = jax.process_index() == 0, Path(given["out"])
   model = mmdiff.model.load(given["model"], params=given["params"], mesh=dict(fsdp=given["fsdp"]))
   about = results.model_facts(model)
+  options = {name: given[name] for name in ("steps", "guidance", "sampler")}
+  draw = ability(model, "generate")
+  model.services.predict["plan"](**options)               # refuses what it does not know before anything is written
   settings = dict(steps=given["steps"], guidance=given["guidance"], sampler=given["sampler"] or "", step=about["step"],
                   params=about["params"], checkpoint=about["checkpoint"], tokenizer=about["tokenizer"])
   check_settings(out, settings)
-  draw = ability(model, "generate")
+  done = finished(out, jobs)
   scorer = mmdiff.model.load(given["rank_with"]) if given["rank_with"] else None
   if scorer:
     ability(scorer, "embed_image")
@@ -127,13 +130,12 @@ def run(given: Mapping, jobs: Sequence[Job], *, argv: list[str]) -> None:
                prompts=results.digest(Path(given["prompts"])) if Path(given["prompts"]).suffix in FILES else given["prompts"])
   if chief:
     train.write_json(out / "sample.json", facts | dict(complete=False))
-  done = finished(out, jobs)
   missing = [job for job in jobs if job not in done]
   progress = results.Progress("sample", "pictures", active=chief)
-  options = {name: given[name] for name in ("steps", "guidance", "sampler")}
-  for start in range(0, len(missing), given["batch_size"]):
-    part = missing[start:start + given["batch_size"]]
-    rows = part + part[-1:] * (given["batch_size"] - len(part))          # one shape: no second program, and the same pixels after a resume
+  size = min(given["batch_size"], len(jobs))
+  for start in range(0, len(missing), size):
+    part = missing[start:start + size]
+    rows = part + part[-1:] * (size - len(part))          # one shape: no second program, and the same pixels after a resume
     negative = [job.negative for job in rows] if any(job.negative for job in rows) else None
     made = draw([job.prompt for job in rows], negative, seeds=[job.seed for job in rows], **options)
     if chief:
@@ -160,24 +162,33 @@ def ability(model, name: str):
 
 def check_settings(out: Path, settings: Mapping) -> None:
   """Raises ConfigError when `out` holds pictures of other settings or of another model."""
+  if not any(_lines(out / "metadata.jsonl")):
+    return
   try:
     before = json.loads((out / "sample.json").read_text(encoding="utf-8"))["settings"]
-  except FileNotFoundError:
-    return
   except (OSError, ValueError, KeyError) as error:
-    raise DataError(f"{out / 'sample.json'}: cannot be read ({error}); remove it, or choose another --out") from None
+    raise DataError(f"{out / 'sample.json'}: cannot be read ({error}), so nobody knows how the pictures there were drawn; "
+                    "choose another --out") from None
   changed = [f"{key} was {before.get(key)!r}, now {value!r}" for key, value in settings.items() if before.get(key) != value]
   if changed:
     raise ConfigError(f"--out={out} holds pictures of other settings: {'; '.join(changed)}; choose another folder")
 
 
 def finished(out: Path, jobs: Sequence[Job]) -> set[Job]:
-  """The jobs that the manifest lists and whose pictures are there. A line that a crash cut short does not count."""
-  wanted, found = set(jobs), set()
+  """The jobs that the manifest lists and whose pictures are there. A line that a crash cut short does not count.
+
+  Raises ConfigError if a picture of that name was drawn for another prompt or seed.
+  """
+  wanted, found = {job.file: job for job in jobs}, set()
   for line in _lines(out / "metadata.jsonl"):
-    job = Job(line.get("file_name", ""), line.get("caption", ""), line.get("seed", -1), line.get("negative", ""))
-    if job in wanted and (out / job.file).is_file():
-      found.add(job)
+    before = Job(line.get("file_name", ""), line.get("caption", ""), line.get("seed", -1), line.get("negative", ""))
+    job = wanted.get(before.file)
+    if job is None or not (out / job.file).is_file():
+      continue
+    if job != before:
+      raise ConfigError(f"--out={out} holds other pictures: {job.file} is of {before.prompt!r} from seed {before.seed}, asked for is "
+                        f"{job.prompt!r} from seed {job.seed}; choose another folder")
+    found.add(job)
   return found
 
 

@@ -97,10 +97,12 @@ def test_a_second_start_draws_what_is_missing_and_nothing_else(t2i_run, tmp_path
   assert kept == {"00000_00.png", "00001_00.png", "00003_00.png"} and len(manifest(out)) == 6
 
 
-def test_a_folder_of_other_settings_is_left_alone(t2i_run, tmp_path):
+def test_a_folder_of_other_pictures_is_left_alone(t2i_run, tmp_path):
   draw(t2i_run, tmp_path / "out")
   with pytest.raises(ConfigError, match="guidance was 2.0, now 5.0; choose another folder"):
     draw(t2i_run, tmp_path / "out", "--guidance=5")
+  with pytest.raises(ConfigError, match="00000_00.png is of 'a red circle' from seed 0, asked for is 'a blue square' from seed 0"):
+    draw(t2i_run, tmp_path / "out", prompts="a blue square")
 
 
 def test_ranking_puts_the_best_of_each_prompt_first(t2i_run, clip_run, tmp_path):
@@ -125,4 +127,6 @@ def test_what_cannot_be_done_is_said_first(t2i_run, clip_run, tmp_path):
     draw(clip_run, tmp_path / "out")
   with pytest.raises(DataError, match="it has generate, not embed_image"):
     draw(t2i_run, tmp_path / "out", f"--rank_with={t2i_run}")
+  with pytest.raises(ConfigError, match="unknown value 'eulr'"):
+    draw(t2i_run, tmp_path / "out", "--sampler=eulr")
   assert not (tmp_path / "out").exists()
