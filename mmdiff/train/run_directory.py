@@ -11,8 +11,8 @@ RAW = "raw"
 
 def locate(path: str | Path) -> tuple[Path, int | None]:
   """`DIR` or `DIR@STEP` as (run directory, step). Raises DataError with the run directories nearby."""
-  folder, at, step = str(path).rpartition("@")
-  where, step = (Path(folder), int(step)) if at and step.isdigit() and not Path(path).exists() else (Path(path), None)
+  folder, _, number = str(path).rpartition("@")
+  where, step = (Path(folder), int(number)) if folder and number.isdigit() and not Path(path).exists() else (Path(path), None)
   if not (where / "config.json").is_file():
     near = sorted(str(file.parent) for file in where.glob("*/config.json"))[:5] if where.is_dir() else []
     raise DataError(f"{where}: no run directory (it has no config.json)" + (f"; did you mean {', '.join(near)}?" if near else
