@@ -29,11 +29,12 @@ WIDE = dict(image_size=64, text_width=256, text_depth=2, text_heads=4)
   dict(variant="tiny-rn"),
 ], ids=lambda options: options["variant"])
 def test_compilers_count(options):
-  """Every layer is unrolled, since a scanned body is counted once. The rest of the compiler's figure is norms, activations, softmax."""
+  """Unrolled, since a scanned body is counted once. The compiler adds norms, activations and softmax, and leaves out what a
+  convolution multiplies by its zero padding."""
   model = clip(**WIDE, **options, unroll=True, attention="xla")
   shape = jax.ShapeDtypeStruct
   size, length = model.image_size, model.text.length
   inputs = shape((2, size, size, 3), jnp.float32), shape((2, length), jnp.int32), shape((2, length), bool)
   params = jax.eval_shape(model.init, jax.random.key(0), *inputs)
   counted = jax.jit(model.apply).lower(params, *inputs).cost_analysis()["flops"] / 2
-  assert 0.9 * counted <= flops.clip(model) <= counted
+  assert 0.9 * counted <= flops.clip(model) <= 1.01 * counted

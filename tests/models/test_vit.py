@@ -12,8 +12,8 @@ IMAGE = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
 @pytest.mark.parametrize("pool", ["cls", "map", "avg"])
 def test_pooling_forms(pool):
   model = ViT(width=16, depth=1, heads=2, mlp_dim=32, patch=8, pool=pool, embed_dim=None if pool == "map" else 6)
-  params = model.init(jax.random.key(1), IMAGE)
-  out = model.apply(params, IMAGE)
+  params = jax.jit(model.init)(jax.random.key(1), IMAGE)
+  out = jax.jit(model.apply)(params, IMAGE)
   assert out.shape == (2, 16 if pool == "map" else 6) and out.dtype == jnp.float32
   assert params["params"]["position"].shape == (5 if pool == "cls" else 4, 16)
   assert ("class_token" in params["params"]) == ("norm_pre" in params["params"]) == (pool == "cls")
@@ -21,7 +21,7 @@ def test_pooling_forms(pool):
 
 def test_without_positions_an_averaged_vit_sees_a_bag_of_patches():
   model = ViT(width=16, depth=1, heads=2, mlp_dim=32, patch=8, pool="avg")
-  params = model.init(jax.random.key(1), IMAGE)["params"]
+  params = jax.jit(model.init)(jax.random.key(1), IMAGE)["params"]
   mirrored = IMAGE.reshape(2, 2, 8, 16, 3)[:, ::-1].reshape(IMAGE.shape)
   apply = lambda params, x: model.apply({"params": params}, x)
   blind = params | {"position": jnp.zeros_like(params["position"])}

@@ -93,7 +93,7 @@ def test_padding_to_even_lengths_changes_nothing():
 def test_cross_attention_takes_another_width():
   x, kv = jax.random.normal(jax.random.key(0), (2, 3, 8)), jax.random.normal(jax.random.key(1), (2, 5, 12))
   layer = Attention(2, use_bias=False, out_dim=6)
-  params = layer.init(jax.random.key(2), x, kv)
+  params = jax.jit(layer.init)(jax.random.key(2), x, kv)
   shapes = {name: leaf["kernel"].shape for name, leaf in params["params"].items()}
   assert shapes == {"query": (8, 8), "key": (12, 8), "value": (12, 8), "out": (8, 6)}
   assert layer.apply(params, x, kv, lengths=jnp.array([1, 5])).shape == (2, 3, 6)

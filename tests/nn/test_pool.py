@@ -22,7 +22,7 @@ def test_average_ignores_padding():
 
 def test_attention_pool_sees_a_set():
   layer = pool.MapPool(2, 16)
-  params = layer.init(jax.random.key(1), X)
+  params = jax.jit(layer.init)(jax.random.key(1), X)
   assert params["params"]["probe"].shape == (1, 8)
-  out = layer.apply(params, X)
+  out = jax.jit(layer.apply)(params, X)
   assert out.shape == (3, 8) and jnp.abs(out - layer.apply(params, X[:, ::-1])).max() <= 1e-5
