@@ -31,6 +31,9 @@ def environment(process: int, *, processes: int, devices: int, port: int, platfo
              JAX_PLATFORMS=platform, PYTHONUNBUFFERED="1")
   if platform == "cpu":
     env["JAX_NUM_CPU_DEVICES"] = str(devices)
+    # XLA's thread pool is as large as NPROC says, else as there are devices or cores. Independent collectives of one program wait in it at
+    # the same time, one thread per device each; a pool without spare threads deadlocks.
+    env.setdefault("NPROC", str(4 * devices))
   else:
     env["CUDA_VISIBLE_DEVICES"] = ",".join(str(process * devices + i) for i in range(devices))
   return env
