@@ -15,8 +15,14 @@ def check(argv: Sequence[str]) -> None:
   """Raises ConfigError for a command line that `mmdiff` would refuse."""
   if not argv or argv[0] not in COMMANDS:
     raise ConfigError(f"unknown command {argv[0] if argv else ''!r} (known: {', '.join(COMMANDS)})")
-  command = importlib.import_module(f"mmdiff.commands.{argv[0]}")
-  flags.parse(argv[1:], command.FLAGS)
+  command, rest = importlib.import_module(f"mmdiff.commands.{argv[0]}"), list(argv[1:])
+  known, words = command.FLAGS, ()
+  if hasattr(command, "TAKES"):                     # a command of commands: each takes some of the flags
+    if not rest or rest[0] not in command.TAKES:
+      raise ConfigError(f"mmdiff {argv[0]}: unknown command {rest[0] if rest else ''!r} (known: {', '.join(command.TAKES)})")
+    known, words = {name: known[name] for name in command.TAKES[rest.pop(0)]}, ("path",)
+  # The keys of a source or a task depend on what it names: the command itself checks them, as early.
+  flags.parse([arg for arg in rest if not arg.startswith(("--source.", "--task."))], known, positional=words)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

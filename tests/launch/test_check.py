@@ -1,6 +1,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from launch import check
 
 GOOD = ["train", "--config=configs/clip.py:tiny", "--workdir=runs/x"]
@@ -19,6 +21,13 @@ def test_all_mistakes_are_said(capsys):
 def test_unknown_command(capsys):
   assert check.main(["trian"]) == 64
   assert "trian" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv, code", [
+  (["data", "build", "emoji", "--out=x"], 0), (["data", "inspect", "scenes:T32", "--source.split=val_iid"], 0), (["data", "biuld"], 64),
+  (["data", "index", "x.tar", "--vocab=3"], 64), (["evaluate", "--workdir=x", "--task=retrieval", "--task.limit=3"], 0)])
+def test_commands_of_commands(argv, code):
+  assert check.main(argv) == code
 
 
 def test_jax_is_not_imported():

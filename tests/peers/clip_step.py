@@ -117,7 +117,7 @@ def compare(options) -> dict:
 
   from mmdiff.commands import bench, flags
   from mmdiff.core.build import build
-  from mmdiff.models import MODELS
+  from mmdiff.models import MODELS, flops
   from mmdiff.objectives import OBJECTIVES
   torch.set_num_threads(options.cores)
   config = flags.load_config([
@@ -151,12 +151,15 @@ def compare(options) -> dict:
       more = bench.measure(fn, warmup=1, repeats=options.steps)
       times.wall.extend(more.wall)
       times.cpu.extend(more.cpu)
+  work = flops.TRAIN * options.batch_size * flops.clip(model)
+  probe = bench.matmul_rates(options.dtype)
   ours_rates, peer_rates = bench.rates(mine, options.batch_size), bench.rates(theirs, options.batch_size)
   return dict(
     vars(options), forward_errors=errors, first_losses=losses, mmdiff=ours_rates, peer=peer_rates,
     ratio_cpu_seconds=ours_rates["images_per_cpu_second"] / peer_rates["images_per_cpu_second"],
-    ratio_wall=ours_rates["images_per_second"] / peer_rates["images_per_second"], flops_per_step=case.flops,
-    probe=bench.matmul_rates(options.dtype), compile_seconds=case.compile_seconds, load=os.getloadavg(),
+    ratio_wall=ours_rates["images_per_second"] / peer_rates["images_per_second"], flops_per_step=work,
+    share_of_matmul_cpu_rate=work / ours_rates["cpu_seconds_per_step"] / probe["matmul_flops_per_cpu_second"], probe=probe,
+    times=dict(mmdiff=mine._asdict(), peer=theirs._asdict()), compile_seconds=case.compile_seconds, load=os.getloadavg(),
     versions=dict(jax=jax.__version__, torch=torch.__version__, transformers=transformers.__version__, python=sys.version.split()[0]))
 
 
