@@ -6,7 +6,7 @@ VENV ?= .venv
 PEERS := .venv-peers
 EXTRAS ?=
 PYTEST_ARGS ?=
-BENCH ?= --config=configs/clip.py:variant=ViT-B/32 --batch_size=32
+BENCH ?= --config=configs/clip.py:variant=ViT-B/32 --batch_size=32 --config.objective.model.dtype=float32 --config.objective.model.remat=none
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SCRIPTS := launch/*.sh launch/slurm.sbatch .ci/run .ci/python
 
