@@ -102,14 +102,17 @@ def diffusion(*, denoiser: Built["mmdiff.models:DENOISERS"], text: Built["mmdiff
 
   def evaluate(params: Tree, batch: Batch, key: Key, extra: Tree = ()) -> dict[str, Array]:
     """The loss with all captions, and the output's error in each quarter of t; `valid` bool [B] leaves out padding."""
-    k_time, k_noise, k_part = example_keys(key, batch["id"])
+    k_time, k_noise, _ = example_keys(key, batch["id"])
     valid = batch["valid"].astype(jnp.float32) if "valid" in batch else jnp.ones(batch["id"].shape, jnp.float32)
     over = lambda values: (values * valid).sum() / jnp.maximum(valid.sum(), 1.0)
     keep = jnp.ones(batch["id"].shape, bool)
     weighted, error = errors(params, batch, k_noise, draw_times(k_time), keep)
-    part = jax.vmap(jax.random.uniform)(k_part)
-    quarter = lambda q: over(errors(params, batch, k_noise, (q + part) / QUARTERS, keep)[1])
-    by_quarter = jax.lax.map(quarter, jnp.arange(QUARTERS, dtype=jnp.float32))
+
+    def quarter(q: Array) -> Array:
+      k_time, k_noise, _ = example_keys(jax.random.fold_in(key, q), batch["id"])
+      t = (q + jax.vmap(jax.random.uniform)(k_time)) / QUARTERS
+      return over(errors(params, batch, k_noise, t, keep)[1])
+    by_quarter = jax.lax.map(quarter, jnp.arange(QUARTERS))
     return {"loss": over(weighted), "mse": over(error)} | {f"mse_quarter_{q + 1}": by_quarter[q] for q in range(QUARTERS)}
 
   def denoise(params: Tree, x: Array, t: Array, tokens: Array, mask: Array, extra: Tree = ()) -> Array:
@@ -125,10 +128,11 @@ def diffusion(*, denoiser: Built["mmdiff.models:DENOISERS"], text: Built["mmdiff
     return plans.plan(sampler or AUTO_SAMPLER[levels.kind], levels, **(dict(clip=1.0) | options))
 
   def sample(params: Tree, tokens: Array, mask: Array, seeds: Array, plan: Plan, *, negative: tuple[Array, Array] | None = None,
-             extra: Tree = ()) -> Array:
+             latents: Array | None = None, extra: Tree = ()) -> Array:
     """Pictures float32 [B H W 3] in [-1, 1] for tokens [B L], mask [B L], seeds uint32 [B].
 
-    negative: (tokens, mask) of what guidance points away from; None = the empty caption. Captions are encoded once. Rows with
+    negative: (tokens, mask) of what guidance points away from; None = the empty caption. latents: unit noise [B H W 3] to start from
+    instead of the seeds'. Captions are encoded once. Rows with
     guidance 1 run the network on the prompts alone.
     """
     prompt = encode_text(params, tokens, mask)
@@ -141,7 +145,8 @@ def diffusion(*, denoiser: Built["mmdiff.models:DENOISERS"], text: Built["mmdiff
       return predictions.to_x0(prediction, jax.lax.cond(scale == 1.0, one, two), x, level)
 
     keys = samplers.picture_keys(seeds)
-    x = plan.start_scale * samplers.start_noise(keys, (denoiser.image_size, denoiser.image_size, denoiser.channels))
+    shape = (denoiser.image_size, denoiser.image_size, denoiser.channels)
+    x = plan.start_scale * (samplers.start_noise(keys, shape) if latents is None else latents)
     return jnp.clip(samplers.sample(guided, x, plan, keys), -1.0, 1.0)
 
   return Objective(init, loss, {"denoise": denoise, "sample": sample, "plan": plan, "loss": evaluate})

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec as P
+from jax.sharding import NamedSharding, PartitionSpec
 
 from mmdiff.diffusion import plans, samplers
 from mmdiff.diffusion.plans import COLUMN, Plan, plan
@@ -68,7 +68,7 @@ def test_a_picture_depends_on_its_seed_alone(name):
   np.testing.assert_allclose(draw_gaussian(SEEDS[::-1], made), whole[::-1], atol=1e-6)
   mesh = make_mesh(data=4, fsdp=2)
   with jax.set_mesh(mesh):
-    spread = draw_gaussian(jax.device_put(SEEDS, NamedSharding(mesh, P(("data", "fsdp")))), made)
+    spread = draw_gaussian(jax.device_put(SEEDS, NamedSharding(mesh, PartitionSpec(("data", "fsdp")))), made)
   np.testing.assert_allclose(spread, whole, atol=1e-6)
   assert len(np.unique(np.asarray(whole)[:, 0, 0])) == 8
 
