@@ -35,7 +35,7 @@ def get_config(arg=""):
   config.optim = dict(default=common.adamw(lr=RATES.get(arg.variant, 5e-4), warmup_steps=2_000, weight_decay=0.2, b2=b2, eps=eps))
   config.evals = dict(
     coco=dict(name="retrieval", every_steps=10_000, params="",
-              source=dict(name="tfds", dataset="coco_captions", split="val", caption="captions/text")),
+              source=dict(name="tfds", dataset="coco_captions", split="val", captions=dict(original="captions/text"))),
   )
   return config
 
@@ -48,9 +48,9 @@ def small(arg):
                attention="auto"),
   )
   if arg.emoji:
-    config.data = common.data(dict(name="webdataset", urls="data/emoji/webdataset/train-*.tar"), image_size=32, text_len=64,
+    config.data = common.data(dict(name="webdataset", urls="data/emoji/train/*.tar"), image_size=32, text_len=64,
                               captions=dict(long=0.5, short=0.5), tokenizer=common.bpe(1_024))
-    held_out = dict(name="webdataset", urls="data/emoji/webdataset/val-*.tar")
+    held_out = dict(name="webdataset", urls="data/emoji/val/*.tar")
   else:
     config.data = common.data(common.scenes("T32"), image_size=32, text_len=64, captions=dict(long=0.95, original=0.05),
                               tokenizer=common.bpe(512))

@@ -28,6 +28,6 @@ def get_config(arg=""):
     config.optim = dict(default=dict(name="adafactor", lr=1e-3, warmup_steps=20_000, decay="rsqrt", b1=0.9, b2_cap=0.95, weight_decay=1e-4,
                                      clip=1.0))
     config.evals = dict(coco=dict(name="retrieval", every_steps=10_000, params="",
-                                  source=dict(name="tfds", dataset="coco_captions", split="val", caption="captions/text")))
+                                  source=dict(name="tfds", dataset="coco_captions", split="val", captions=dict(original="captions/text"))))
   config.objective = dict(name="contrastive", loss="sigmoid", chunk=0 if arg.tiny else 2_048, model=model)
   return config

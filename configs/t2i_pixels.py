@@ -25,7 +25,7 @@ def get_config(arg=""):
   vocab = 1_024 if arg.emoji else 512
   if arg.emoji:
     size, text_len = 32, 64
-    source = dict(name="webdataset", urls="data/emoji/webdataset/train-*.tar")
+    source = dict(name="webdataset", urls="data/emoji/train/*.tar")
     captions = dict(long=0.5, short=0.5)
   else:
     source, captions = common.scenes(tier), dict(long=0.95, original=0.05)

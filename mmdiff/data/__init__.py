@@ -5,6 +5,7 @@ SOURCES = {
   "folder": "mmdiff.data.files:folder",
   "coco": "mmdiff.data.files:coco",
   "tfds": "mmdiff.data.tfds:tfds",
+  "emoji": "mmdiff.data.emoji:emoji",
 }
 TOKENIZERS = {
   "file": "mmdiff.data.tokenizers:file",

@@ -67,7 +67,7 @@ def _hash(*parts: str) -> int:
 def split_of(emoji: Emoji) -> str:
   """The split of a sequence, a function of its code points alone.
 
-  val_comp: of every second role that comes in five skin tones, one tone. val: one in twenty of the sequences without a tone. train: the
+  val_comp: of every second role that comes in five skin tones, one tone. val: one in six of the sequences without a tone. train: the
   rest, with everything that the font draws twice: territories' flags, families, the snowboarder.
   """
   tones = [ord(c) for c in emoji.text if ord(c) in TONES]
@@ -77,7 +77,7 @@ def split_of(emoji: Emoji) -> str:
     role = "".join(c for c in emoji.text if ord(c) not in TONES)
     held = sorted(TONES)[_hash("tone", role) % len(TONES)]
     return "val_comp" if _hash("role", role) % 2 == 0 and tones[0] == held else "train"
-  return "val" if not tones and _hash("val", emoji.text) % 20 == 0 else "train"
+  return "val" if not tones and _hash("val", emoji.text) % 6 == 0 else "train"
 
 
 def colour_name(red: int, green: int, blue: int) -> str:

@@ -159,9 +159,10 @@ def to_pixels(image: Array) -> Array:
 
 def noise(key: Key, shape: tuple[int, ...], offset: float) -> Array:
   """Unit normal noise [H W C], with `offset` times a constant per channel if that is not 0."""
+  if not offset:
+    return jax.random.normal(key, shape)
   k_pixel, k_channel = jax.random.split(key)
-  eps = jax.random.normal(k_pixel, shape)
-  return eps + offset * jax.random.normal(k_channel, (1, 1, shape[-1])) if offset else eps
+  return jax.random.normal(k_pixel, shape) + offset * jax.random.normal(k_channel, (1, 1, shape[-1]))
 
 
 def example_keys(key: Key, ids: Array) -> tuple[Key, Key, Key]:

@@ -6,6 +6,7 @@ and `meta` (JSON): step, data position, and a fingerprint of every leaf, compute
 """
 import hashlib
 import json
+import logging
 import os
 import shutil
 import sys
@@ -286,6 +287,7 @@ def restore_params(workdir: Path, *, step: int | None = None, ema: str = "") -> 
 
 def _read(folder: Path, only: str = "") -> dict[str, np.ndarray]:
   """The arrays of one item, on the host; `only` keeps the names with that prefix."""
+  logging.getLogger("absl").setLevel(logging.ERROR)        # Orbax warns that one item alone is not a whole checkpoint
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     names = checkpointer.metadata(folder).item_metadata.tree
     wanted = {name: 0 for name in names if name.startswith(only)}

@@ -38,8 +38,9 @@ def initialize() -> None:
   check_gpu_tasks(env)
   try:
     jax.distributed.initialize(local_device_ids=local_devices(env), **timeouts)
-  except ValueError as error:
-    if "coordinator_address" not in str(error):
+  except (ValueError, RuntimeError) as error:
+    # No cluster found; or JAX is in use already, as in a second run of one process, which can't be one of several then.
+    if not re.search(r"coordinator_address|before any JAX c", str(error)):
       raise
     check_alone(env)
 

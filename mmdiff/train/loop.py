@@ -147,10 +147,10 @@ def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: M
         if late and (evaluating or stopping or step == total):
           report(*late)
           late = None
-        if evaluating and not stopping:
-          evaluate(step, state)
         if step % config["checkpoint"]["every_steps"] == 0 or step == total or stopping:
           save(state, wait=stopping or step == total)
+        if evaluating:                          # after the save: a run that is killed meanwhile has lost nothing
+          evaluate(step, state)
         if stopping and step < total:
           raise Interrupted(f"stopped at step {step}, saved; the same command goes on from there")
     finally:
