@@ -74,4 +74,4 @@ def test_discrete_times_are_levels_and_cover_all():
 def test_a_time_depends_on_its_own_key_only():
   keys = lambda seeds: jax.vmap(jax.random.key)(jnp.asarray(seeds))
   draw = lambda seeds: sample_time("logit_normal", SD, keys(seeds), mean=0.0, std=1.0)
-  np.testing.assert_array_equal(draw([0, 1, 2, 3])[2:3], draw([2]))
+  np.testing.assert_allclose(draw([0, 1, 2, 3])[2:3], draw([2]), rtol=1e-6)
