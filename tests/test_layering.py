@@ -166,11 +166,22 @@ def test_the_table_of_exceptions_is_current():
     assert set(pair) <= set(FLOORS)
 
 
-# Modules without behaviour of their own to test, and where they are used by tests.
+# Modules whose tests stand in another file than their own: a description alone, or a part that is tested with its only user.
 TESTED_ELSEWHERE = {
-  "mmdiff/core/types.py": "tests/core",
-  "mmdiff/core/errors.py": "tests/commands",
-  "mmdiff/core/experiment.py": "tests/configs",
+  "mmdiff/core/types.py": "tests/core/test_objective.py",
+  "mmdiff/core/errors.py": "tests/test_main.py",
+  "mmdiff/core/experiment.py": "tests/configs/test_mistakes.py",
+  "mmdiff/core/signatures.py": "tests/core/test_schema.py",
+  "mmdiff/data/scenes/alt_text.py": "tests/data/scenes/test_captions.py",
+  "mmdiff/data/scenes/parse.py": "tests/data/scenes/test_captions.py",
+  "mmdiff/data/scenes/wording.py": "tests/data/scenes/test_captions.py",
+  "mmdiff/data/scenes/render.py": "tests/data/scenes/test_world.py",
+  "mmdiff/data/scenes/tiers.py": "tests/data/scenes/test_world.py",
+  "mmdiff/data/scenes/tfds_builder/mmdiff_scenes.py": "tests/data/scenes/test_tfds_builder.py",
+  "mmdiff/train/charts.py": "tests/train/test_report.py",
+  "mmdiff/train/page.py": "tests/train/test_report.py",
+  "mmdiff/train/setup.py": "tests/train/test_step.py",
+  "mmdiff/train/state.py": "tests/train/test_step.py",
 }
 
 
