@@ -56,10 +56,10 @@ def sigmoid(image: Array, text: Array, scale: Array, bias: Array, *, chunk: int 
   """
   if not chunk:
     logits = scale * (image @ text.T) + bias
+    counted = jnp.ones_like(logits, bool) if valid is None else valid[:, None] & valid[None]
     signed = jnp.where(jnp.eye(image.shape[0], dtype=bool), -logits, logits)
-    counted = None if valid is None else valid[:, None] & valid[None]
     loss = jnp.sum(jax.nn.softplus(signed), where=counted) / (image.shape[0] if valid is None else valid.sum())
-    return loss, accuracies(jnp.diagonal(logits), logits if valid is None else jnp.where(counted, logits, -jnp.inf), valid)
+    return loss, accuracies(jnp.diagonal(logits), jnp.where(counted, logits, -jnp.inf), valid)
   ring = ring_of(image.shape[0])
   return _sigmoid(image, text, scale, bias, divisor(image.shape[0] // ring.size, chunk), ring)
 
