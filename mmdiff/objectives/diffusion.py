@@ -132,8 +132,7 @@ def diffusion(*, denoiser: Built["mmdiff.models:DENOISERS"], text: Built["mmdiff
     """Pictures float32 [B H W 3] in [-1, 1] for tokens [B L], mask [B L], seeds uint32 [B].
 
     negative: (tokens, mask) of what guidance points away from; None = the empty caption. latents: unit noise [B H W 3] to start from
-    instead of the seeds'. Captions are encoded once. Rows with
-    guidance 1 run the network on the prompts alone.
+    instead of the seeds'. Captions are encoded once. Rows with guidance 1 run the network on the prompts alone.
     """
     prompt = encode_text(params, tokens, mask)
     other = encode_text(params, *(negative or drop_captions(tokens, mask, jnp.zeros(mask.shape[0], bool))))

@@ -80,6 +80,13 @@ def test_it_starts_by_predicting_zero():
   assert out.shape == X.shape and out.dtype == jnp.float32 and not np.asarray(out).any()
 
 
+@pytest.mark.parametrize("start", [0.0, 1.0])
+def test_gates_start_where_they_are_told(start):
+  model = small(gate_init=start)
+  bias = jax.jit(model.init)(jax.random.key(0), X, TIME, text_of())["params"]["stack"]["modulation"]["bias"]
+  np.testing.assert_array_equal(bias.reshape(2, 6, 16)[:, :, 0], [[0, 0, start, 0, 0, start]] * 2)
+
+
 @pytest.mark.parametrize("kind", ["joint", "cross"])
 def test_text_and_time_reach_every_pixel(kind):
   params, apply = trained(text=kind)

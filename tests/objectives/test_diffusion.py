@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from mmdiff.core.build import build
 from mmdiff.core.errors import ConfigError
 from mmdiff.core.objective import Context
+from mmdiff.diffusion.samplers import picture_keys, start_noise
 from mmdiff.models import DENOISERS, TEXT_ENCODERS
 from mmdiff.models.text import causal_text
 from mmdiff.objectives import OBJECTIVES
@@ -200,6 +201,15 @@ def test_guidance_one_ignores_the_negative_and_the_empty_negative_is_the_default
   np.testing.assert_allclose(run(1.0, other), run(1.0, None), atol=1e-5)
   np.testing.assert_allclose(run(3.0, empty), run(3.0, None), atol=1e-5)
   assert np.abs(run(3.0, other) - run(3.0, None)).max() > 1e-4
+
+
+def test_given_latents_replace_the_seeds_noise():
+  made, params = trained()
+  batch = make_batch(4)[0]
+  seeds, plan = jnp.arange(4, dtype=jnp.uint32), made.predict["plan"](steps=3, guidance=2.0)
+  own = start_noise(picture_keys(seeds), (8, 8, 3))
+  run = lambda seeds, latents: sampler()(params, batch["tokens"], batch["mask"], seeds, plan, latents=latents)
+  np.testing.assert_allclose(run(seeds + 9, own), run(seeds, None), atol=1e-5)
 
 
 def test_denoise_is_what_sampling_starts_from():
