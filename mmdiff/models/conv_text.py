@@ -23,6 +23,7 @@ class ConvText(nn.Module):
   width: int
   layers: int
   kernel: int
+  embed_std: float
   position_std: float
   dtype: Any = jnp.float32
 
@@ -31,7 +32,8 @@ class ConvText(nn.Module):
     if tokens.shape[1] > self.text_len:
       raise ValueError(f"captions of {tokens.shape[1]} tokens, but the text encoder has positions for {self.text_len}; set text_len alike")
     real = mask[..., None]
-    x = nn.Embed(self.vocab, self.width, dtype=self.dtype, name="embed")(tokens)                               # [B L D]
+    x = nn.Embed(self.vocab, self.width, embedding_init=nn.initializers.normal(self.embed_std), dtype=self.dtype,
+                 name="embed")(tokens)                                                                         # [B L D]
     position = self.param("position", nn.initializers.normal(self.position_std), (self.text_len, self.width))
     x = pin(jnp.where(real, x + position[None, :tokens.shape[1]].astype(self.dtype), 0), BATCH)
     for i in range(self.layers):
@@ -46,7 +48,10 @@ class ConvText(nn.Module):
             "pooled": jnp.where(empty[:, None], null.astype(jnp.float32), pooled).astype(self.dtype)}
 
 
-def conv_text(*, vocab: int, text_len: int, width: int = 128, layers: int = 2, kernel: int = 5, position_std: float = 0.1,
-              dtype: Literal["float32", "bfloat16"] = "float32") -> ConvText:
-  """The encoder; `vocab` and `text_len` are the tokenizer's size and the data's caption length."""
-  return ConvText(vocab, text_len, width, layers, kernel, position_std, jnp.dtype(dtype))
+def conv_text(*, vocab: int, text_len: int, width: int = 128, layers: int = 2, kernel: int = 5, embed_std: float = 1.0,
+              position_std: float = 0.1, dtype: Literal["float32", "bfloat16"] = "float32") -> ConvText:
+  """The encoder; `vocab` and `text_len` are the tokenizer's size and the data's caption length.
+
+  The words start much larger than their positions (`embed_std`, `position_std`), so that the convolutions see what is said before where.
+  """
+  return ConvText(vocab, text_len, width, layers, kernel, embed_std, position_std, jnp.dtype(dtype))

@@ -77,11 +77,13 @@ class Modulated(nn.Module):
     return (normed * (1 + scale[:, None].astype(jnp.float32)) + shift[:, None].astype(jnp.float32)).astype(self.dtype)
 
 
-def modulation(module_dtype: Any, condition: Array, parts: int, width: int) -> list[Array]:
-  """`parts` arrays [B D] from silu(condition), zero at the start of training, so that every block starts as the identity."""
-  dense = nn.Dense(parts * width, dtype=module_dtype, kernel_init=nn.initializers.zeros, name="modulation")
+def modulation(module_dtype: Any, condition: Array, parts: str, width: int, gate_init: float = 0.0) -> list[Array]:
+  """An array [B D] from silu(condition) per letter of `parts`: (s)hift and (c) scale start at zero, a (g)ate at `gate_init`."""
+  starts = np.repeat([gate_init if part == "g" else 0.0 for part in parts], width)
+  dense = nn.Dense(len(parts) * width, dtype=module_dtype, kernel_init=nn.initializers.zeros, name="modulation",
+                   bias_init=lambda key, shape, dtype: jnp.asarray(starts, dtype))
   # Without the pin GSPMD splits these by feature and exchanges them in every block.
-  return jnp.split(pin(dense(condition), BATCH), parts, -1)
+  return jnp.split(pin(dense(condition), BATCH), len(parts), -1)
 
 
 class CrossAttention(nn.Module):
@@ -101,6 +103,7 @@ class DiTBlock(nn.Module):
   heads: int
   mlp_dim: int
   joint: bool
+  gate_init: float = 0.0
   implementation: str = "auto"
   dtype: Any = jnp.float32
 
@@ -108,7 +111,7 @@ class DiTBlock(nn.Module):
   def __call__(self, x: Array, condition: Array, text: Array, lengths: Array) -> tuple[Array, None]:
     """x [B L D], condition [B D] after silu, text [B S D] of which `lengths` [B] are real -> ([B L D], None)."""
     x = pin(x, BATCH)
-    shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation(self.dtype, condition, 6, x.shape[-1])
+    shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation(self.dtype, condition, "scgscg", x.shape[-1], self.gate_init)
     attend = Attention(self.heads, implementation=self.implementation, dtype=self.dtype, name="attention")
     h = Modulated(self.dtype, name="norm_attention")(x, shift, scale)
     h = attend(h, jnp.concatenate([h, text], 1), lengths=x.shape[1] + lengths) if self.joint else attend(h)
@@ -131,6 +134,8 @@ class DiT(nn.Module):
   joint: bool
   position: str
   position_std: float
+  patch_std: float | None = None
+  gate_init: float = 0.0
   remat: str = "none"
   unroll: int = 1
   implementation: str = "auto"
@@ -148,10 +153,10 @@ class DiT(nn.Module):
     tokens = dense(self.width, "project_text")(layer_norm("norm_text", dtype=self.dtype, eps=EPS)(text["tokens"]))    # [B S D]
     lengths = text["mask"].sum(1, dtype=jnp.int32)
 
-    h = dense(self.width, "patchify")(patchify(x.astype(self.dtype), self.patch))                                     # [B L D]
+    h = dense(self.width, "patchify", self.patch_std)(patchify(x.astype(self.dtype), self.patch))                     # [B L D]
     h = pin(h + self.positions(height, width)[None].astype(self.dtype), BATCH)
     blocks = stack(DiTBlock, self.depth, remat=self.remat, unroll=self.unroll, heads=self.heads, mlp_dim=4 * self.width, joint=self.joint,
-                   implementation=self.implementation, dtype=self.dtype)
+                   gate_init=self.gate_init, implementation=self.implementation, dtype=self.dtype)
     h, _ = blocks(h, condition, pin(tokens, BATCH), lengths)
     out = Final(self.patch**2 * self.channels, self.dtype, name="final")(h, condition)
     return unpatchify(out, height, width, self.patch)
@@ -173,7 +178,7 @@ class Final(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, condition: Array) -> Array:
-    shift, scale = modulation(self.dtype, condition, 2, x.shape[-1])
+    shift, scale = modulation(self.dtype, condition, "sc", x.shape[-1])
     x = Modulated(self.dtype, name="norm")(x, shift, scale)
     return nn.Dense(self.values, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="project_values")(x).astype(jnp.float32)
 
@@ -181,8 +186,8 @@ class Final(nn.Module):
 def dit(*, variant: OneOf["PRESETS"], image_size: int, channels: int = 3, patch: int | None = None, width: int | None = None,
         depth: int | None = None, heads: int | None = None, text: Literal["joint", "cross"] = "joint",
         position: Literal["learned", "sincos"] | None = None, position_std: float = 0.4,
-        dtype: Literal["float32", "bfloat16"] = "float32", remat: Literal["none", "full", "dots", "names"] = "none",
-        unroll: int = 1, attention: Literal["auto", "xla", "cudnn", "cpu"] = "auto") -> DiT:
+        patch_std: float | None = None, gate_init: float = 0.0, dtype: Literal["float32", "bfloat16"] = "float32",
+        remat: Literal["none", "full", "dots", "names"] = "none", unroll: int = 1, attention: Literal["auto", "xla", "cudnn", "cpu"] = "auto") -> DiT:
   """The denoiser of a preset; what is None is the preset's.
 
   Args:
@@ -192,6 +197,8 @@ def dit(*, variant: OneOf["PRESETS"], image_size: int, channels: int = 3, patch:
     text: how text tokens reach the picture, see the module.
     position: `learned` (normal, `position_std`) or fixed `sincos`. Small models learn where things are much sooner from a large
       `position_std`, since it is all that tells patches apart at the start.
+    patch_std: of the patch projection's kernel; None is Xavier's. A small one lets positions speak before pixels, which noise fills.
+    gate_init: of every residual branch; 0 is adaLN-Zero, which steadies deep models, 1 lets shallow ones start at once.
     remat: what the backward pass recomputes, see `nn.transformer.stack`.
     unroll: layers per iteration of the scan.
   """
@@ -204,4 +211,4 @@ def dit(*, variant: OneOf["PRESETS"], image_size: int, channels: int = 3, patch:
   if width % (heads or own_heads) or width % 4:
     raise ConfigError(f"denoiser.width: {width} does not divide into {heads or own_heads} heads, or by 4 for sin-cos positions")
   return DiT(depth or own_depth, width, heads or own_heads, patch, image_size, channels, text == "joint", position or own_position,
-             position_std, remat, unroll, attention, jnp.dtype(dtype))
+             position_std, patch_std, gate_init, remat, unroll, attention, jnp.dtype(dtype))
