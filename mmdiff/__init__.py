@@ -4,5 +4,5 @@ __version__ = "0.1.0"
 
 def load(path, **options):
   """Loads a trained model: `mmdiff.load("runs/clip").embed_text(["a red circle"])`. See `mmdiff.model.load`."""
-  from mmdiff.model import load as _load       # importing JAX takes a second: only those who load a model pay it
+  from mmdiff.model import load as _load  # importing JAX takes a second: only those who load a model pay it
   return _load(path, **options)

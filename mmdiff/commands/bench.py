@@ -139,7 +139,7 @@ def train_case(config: Mapping, *, params: Any = None, batch: Mapping[str, np.nd
     float(metrics["param_norm"])          # of the updated parameters: nothing of the step can be outstanding once it is here
     return float(metrics["loss"])
 
-  return Case(step, setup, int(count(config["batch_size"])) if count else None, compile_seconds)
+  return Case(step, setup, int(count(config["batch_size"], config["data"]["text_len"])) if count else None, compile_seconds)
 
 
 def compute_dtype(config: Mapping) -> str:

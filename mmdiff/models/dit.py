@@ -187,7 +187,8 @@ def dit(*, variant: OneOf["PRESETS"], image_size: int, channels: int = 3, patch:
         depth: int | None = None, heads: int | None = None, text: Literal["joint", "cross"] = "joint",
         position: Literal["learned", "sincos"] | None = None, position_std: float = 0.4,
         patch_std: float | None = None, gate_init: float = 0.0, dtype: Literal["float32", "bfloat16"] = "float32",
-        remat: Literal["none", "full", "dots", "names"] = "none", unroll: int = 1, attention: Literal["auto", "xla", "cudnn", "cpu"] = "auto") -> DiT:
+        remat: Literal["none", "full", "dots", "names"] = "none", unroll: int = 1,
+        attention: Literal["auto", "xla", "cudnn", "cpu"] = "auto") -> DiT:
   """The denoiser of a preset; what is None is the preset's.
 
   Args:

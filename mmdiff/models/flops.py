@@ -3,6 +3,8 @@
 A training step costs three forward passes (https://arxiv.org/abs/2001.08361 §2.1); what rematerialisation recomputes is not counted.
 """
 from mmdiff.models.clip import CLIP
+from mmdiff.models.conv_text import ConvText
+from mmdiff.models.dit import TIME_WIDTH, DiT
 from mmdiff.models.resnet import ResNet
 from mmdiff.models.text import TextTransformer
 from mmdiff.models.vit import ViT
@@ -66,3 +68,26 @@ def clip(model: CLIP, *, text_len: int | None = None) -> int:
   """The forward pass of one image and one text; `text_len` = None is the model's longest. The loss's B × D per pair is left out."""
   image = resnet(model.image, model.image_size) if isinstance(model.image, ResNet) else vit(model.image, model.image_size)
   return image + text(model.text, text_len or model.text.length)
+
+
+def conv_text(model: ConvText, text_len: int) -> int:
+  """One text of `text_len` positions."""
+  return model.layers * dense(text_len, model.kernel * model.width, model.width)
+
+
+def dit(model: DiT, *, text_len: int, text_width: int) -> int:
+  """One picture's forward pass, given its encoded text."""
+  width, length, values = model.width, (model.image_size // model.patch) ** 2, model.patch**2 * model.channels
+  block = dense(1, width, 6 * width) + mlp(length, width, 4 * width)
+  if model.joint:
+    block += attention(length, length + text_len, width)
+  else:
+    block += attention(length, length, width) + attention(length, text_len, width)
+  condition = dense(1, TIME_WIDTH, width) + dense(1, width, width) + dense(1, text_width, width) + dense(text_len, text_width, width)
+  return condition + 2 * dense(length, values, width) + dense(1, width, 2 * width) + model.depth * block
+
+
+def text_to_image(denoiser: DiT, encoder: ConvText | TextTransformer, *, text_len: int) -> int:
+  """The forward pass of one picture and its caption."""
+  encoded = conv_text(encoder, text_len) if isinstance(encoder, ConvText) else text(encoder, text_len)
+  return encoded + dit(denoiser, text_len=text_len, text_width=encoder.width)

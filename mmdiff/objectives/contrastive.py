@@ -11,6 +11,7 @@ from mmdiff.core.errors import ConfigError
 from mmdiff.core.objective import Aux, Context, Objective, Variables, in_chunks
 from mmdiff.core.types import Array, Batch, Key, Tree
 from mmdiff.losses import contrastive as losses
+from mmdiff.models import flops
 
 MAX_SCALE = 100.0               # CLIP §2.5
 
@@ -88,7 +89,8 @@ def contrastive(*, model: Built["mmdiff.models:MODELS"], loss: Literal["softmax"
     value, metrics = score(params, image, text, chunk=0 if "valid" in batch else chunk, valid=batch.get("valid"))
     return metrics | {"loss": value}
 
-  predict = {"embed_image": embed_image, "embed_text": embed_text, "logit_scale": logit_scale, "loss": evaluate}
+  predict = {"embed_image": embed_image, "embed_text": embed_text, "logit_scale": logit_scale, "loss": evaluate,
+             "flops": lambda batch_size, text_len: flops.TRAIN * batch_size * flops.clip(model, text_len=text_len)}
   return Objective(init, loss_fn, predict, couples_batch=True)
 
 

@@ -18,6 +18,7 @@ from mmdiff.diffusion import guidance, plans, predictions, samplers, schedules
 from mmdiff.diffusion.plans import Plan
 from mmdiff.diffusion.schedules import Level, Schedule
 from mmdiff.diffusion.weighting import TIME_SAMPLINGS, sample_time, weight
+from mmdiff.models import flops
 
 # Schedule kind -> what "auto" means.
 AUTO_WEIGHTING = {"discrete": "uniform", "edm": "edm", "flow": "uniform"}
@@ -148,7 +149,9 @@ def diffusion(*, denoiser: Built["mmdiff.models:DENOISERS"], text: Built["mmdiff
     x = plan.start_scale * (samplers.start_noise(keys, shape) if latents is None else latents)
     return jnp.clip(samplers.sample(guided, x, plan, keys), -1.0, 1.0)
 
-  return Objective(init, loss, {"denoise": denoise, "sample": sample, "plan": plan, "loss": evaluate})
+  return Objective(init, loss, {
+    "denoise": denoise, "sample": sample, "plan": plan, "loss": evaluate,
+    "flops": lambda batch_size, text_len: flops.TRAIN * batch_size * flops.text_to_image(denoiser, text, text_len=text_len)})
 
 
 def to_pixels(image: Array) -> Array:

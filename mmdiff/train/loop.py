@@ -82,7 +82,7 @@ def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: M
   started = time.perf_counter()
   setup = set_up(config, objective, example)
   state, flops = setup.state, objective.predict.get("flops")
-  flops_per_step = flops(config["batch_size"]) if flops else None
+  flops_per_step = flops(config["batch_size"], example["tokens"].shape[0]) if flops else None
   checkpoints = Checkpoints(workdir, keep=config["checkpoint"]["keep"])
   restored = checkpoints.restore(state)
   if restored:

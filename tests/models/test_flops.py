@@ -5,6 +5,8 @@ import pytest
 
 from mmdiff.models import flops
 from mmdiff.models.clip import clip
+from mmdiff.models.conv_text import conv_text
+from mmdiff.models.dit import dit
 
 # Forward GFLOPs of one pair, OpenCLIP's model_profile.csv. Its ResNet figures also count the norms and pools, about 3 %.
 PUBLISHED = {"RN50": 18.2, "RN101": 25.5, "RN50x4": 51.8, "RN50x16": 162.7, "RN50x64": 552.7, "ViT-B/32": 14.8, "ViT-B/16": 41.1,
@@ -38,3 +40,20 @@ def test_compilers_count(options):
   params = jax.eval_shape(model.init, jax.random.key(0), *inputs)
   counted = jax.jit(model.apply).lower(params, *inputs).cost_analysis()["flops"] / 2
   assert 0.9 * counted <= flops.clip(model) <= 1.01 * counted
+
+
+@pytest.mark.parametrize("kind", ["joint", "cross"])
+def test_the_compilers_count_of_a_denoiser_and_its_text(kind):
+  denoiser = dit(variant="tiny", image_size=32, patch=4, width=256, depth=2, text=kind, unroll=2, attention="xla")
+  encoder = conv_text(vocab=64, text_len=24, width=128)
+  shape = jax.ShapeDtypeStruct
+  tokens, mask = shape((2, 24), jnp.int32), shape((2, 24), bool)
+  text_params = jax.eval_shape(encoder.init, jax.random.key(0), tokens, mask)
+  described = jax.eval_shape(encoder.apply, text_params, tokens, mask)
+  inputs = shape((2, 32, 32, 3), jnp.float32), shape((2,), jnp.float32), described
+  params = jax.eval_shape(denoiser.init, jax.random.key(0), *inputs)
+
+  def both(text_params, params, tokens, mask, x, time):
+    return denoiser.apply(params, x, time, encoder.apply(text_params, tokens, mask))
+  counted = jax.jit(both).lower(text_params, params, tokens, mask, *inputs[:2]).cost_analysis()["flops"] / 2
+  assert 0.9 * counted <= flops.text_to_image(denoiser, encoder, text_len=24) <= 1.02 * counted
