@@ -38,7 +38,8 @@ def t2i(tiny: bool):
   config = common.base(steps=30 if tiny else 1_600, batch_size=64, save_every_steps=1_000)
   config.objective = dict(
     name="diffusion", schedule="flow", prediction="x0", caption_dropout=0.1,
-    denoiser=dict(name="dit", variant="tiny", image_size=32, gate_init=1.0, dtype="float32", remat="none", attention="auto"),
+    denoiser=dict(name="dit", variant="tiny", image_size=32, text="cross", patch_std=0.02, gate_init=1.0, dtype="float32",
+                  remat="none", attention="auto"),
     text=dict(name="conv_text", vocab=512, text_len=TEXT_LEN, width=128))
   config.optim = dict(default=common.adamw(lr=2e-3, warmup_steps=50, weight_decay=0.0, b2=0.98, clip=1.0))
   config.ema = dict(eval=0.99)

@@ -31,9 +31,8 @@ def environment(process: int, *, processes: int, devices: int, port: int, platfo
              JAX_PLATFORMS=platform, PYTHONUNBUFFERED="1")
   if platform == "cpu":
     env["JAX_NUM_CPU_DEVICES"] = str(devices)
-    # XLA's thread pool is as large as NPROC says, else as there are devices or cores. Independent collectives of one program wait in it at
-    # the same time, one thread per device each; a pool without spare threads deadlocks.
-    env.setdefault("NPROC", str(4 * devices))
+    # Virtual devices on few cores: independent collectives of one program must run one after another, or they wait for each other for ever.
+    env["XLA_FLAGS"] = "--xla_cpu_enable_concurrency_optimized_scheduler=false " + env.get("XLA_FLAGS", "")
   else:
     env["CUDA_VISIBLE_DEVICES"] = ",".join(str(process * devices + i) for i in range(devices))
   return env

@@ -79,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = f"mmdiff {argv[0]}" if argv and argv[0] in COMMANDS else "mmdiff"
     print("\n".join([f"{name}: {lines[0]}"] if len(lines) == 1 else [f"{name}: {len(lines)} problems", *("  " + line for line in lines)]),
           file=sys.stderr)
+    if code != INTERRUPTED and (distributed := sys.modules.get("mmdiff.train.distributed")):
+      distributed.abandon(code)           # one of several processes, failing alone, would wait for the others at JAX's shutdown
     return code
   except BrokenPipeError:                 # `mmdiff … | head`
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

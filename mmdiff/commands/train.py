@@ -5,6 +5,7 @@
 
 The run directory gets config.json, metrics.jsonl, TensorBoard events, checkpoints/, samples/, eval/, tokenizer.json and report.html.
 """
+import contextlib
 import json
 import os
 import sys
@@ -21,7 +22,7 @@ FLAGS = {
 }
 
 # What may differ between the config that a run began with and the one that goes on with it.
-MAY_CHANGE = ("steps", "log_every_steps", "max_bad_steps", "checkpoint.", "evals.", "mesh.", "sharding", "accumulate", "data.threads",
+MAY_CHANGE = ("steps", "log_every_steps", "max_bad_steps", "checkpoint", "evals", "mesh", "sharding", "accumulate", "data.threads",
               "data.workers", "data.max_bad_fraction")
 
 
@@ -46,7 +47,8 @@ def check_drift(config: Mapping, workdir: Path) -> None:
   if not file.exists():
     return
   before, now = flat(json.loads(file.read_text())), flat(json.loads(json.dumps(config)))
-  changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)]
+  may_change = lambda key: any(f"{key}.".startswith(f"{name}.") for name in MAY_CHANGE)
+  changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key) and not may_change(key)]
   if changed:
     lines = [f"--config.{key}: the run began with {before.get(key, 'nothing')!r}, now {now.get(key, 'nothing')!r}" for key in changed]
     raise ConfigError(f"{workdir} was begun with another config; undo the change or choose another --workdir\n" + "\n".join(lines))
@@ -113,8 +115,15 @@ def run(config: Mapping, workdir: Path, *, argv: list[str]):
   check_drift(config, workdir)
   import jax
 
-  from mmdiff.train import distributed
+  from mmdiff.train import distributed, loop
   distributed.initialize()
+  with loop.lock(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
+    return run_held(config, workdir, argv)
+
+
+def run_held(config: Mapping, workdir: Path, argv: list[str]):
+  """`run`, in a run directory that is ours."""
+  import jax
   if not jax.config.jax_compilation_cache_dir:       # a restart compiles nothing twice
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/mmdiff/jax"))
   from mmdiff import parallel
@@ -123,12 +132,11 @@ def run(config: Mapping, workdir: Path, *, argv: list[str]):
   from mmdiff.train import loop
   from mmdiff.train.report import write_report
 
-  chief = jax.process_index() == 0
   objective = build(OBJECTIVES, config["objective"])
   dataset = make_dataset(config, workdir)
   evaluators = make_evaluators(config, serve(objective.predict, config, mesh=parallel.make_mesh(**config["mesh"]),
                                              tokenizer=dataset.tokenizer, workdir=workdir))
-  if chief:
+  if jax.process_index() == 0:
     write_json(workdir / "config.json", config)
     if not (workdir / "tokenizer.json").exists():
       dataset.tokenizer.save(workdir / "tokenizer.json")
@@ -145,5 +153,5 @@ def run(config: Mapping, workdir: Path, *, argv: list[str]):
     return loop.train(config, workdir, objective=objective, dataset=dataset, evaluators=evaluators, save_result=save_result,
                       on_start=lambda setup: check_vocabulary(setup.state.full(), dataset.tokenizer))
   finally:
-    if chief and (workdir / "metrics.jsonl").exists():
+    if jax.process_index() == 0 and (workdir / "metrics.jsonl").exists():
       write_report(workdir)

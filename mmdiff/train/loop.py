@@ -1,8 +1,9 @@
 """The train loop. There is one: what is trained is an argument."""
+import contextlib
 import fcntl
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,35 +53,37 @@ class Stop:
     return multihost_utils.reached_preemption_sync_point(step) if jax.process_count() > 1 else self.asked
 
 
-def lock(workdir: Path):
-  """Holds the run directory for this process; the system lets go when the process ends, however it ends."""
+@contextlib.contextmanager
+def lock(workdir: Path) -> Iterator[None]:
+  """Holds the run directory for this process; the system lets go when the process ends, however it ends. Raises CannotWrite."""
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     file = open(workdir / ".lock", "w")
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    raise CannotWrite(f"{workdir} is in use by another run; wait for it to end or choose another --workdir") from None
   except OSError as error:
     raise CannotWrite(f"cannot write in {workdir}: {error}") from error
-  return file
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise CannotWrite(f"{workdir} is in use by another run; wait for it to end or choose another --workdir") from None
+    yield
 
 
 def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: Mapping[str, Any] | None = None,
-          save_result: Callable | None = None, on_start: Callable[[Setup], None] | None = None) -> TrainState:
+          save_result: Callable | None = None, on_start: Callable[[Setup], None] | None = None, devices=None) -> TrainState:
   """Trains until `config.steps`, from the newest checkpoint in `workdir` if there is one. Returns the final state.
 
   config: a mapping of the keys of `core.experiment.Experiment`. evaluators: name -> `evaluators.base.Evaluator`. save_result(name, step,
-  result) keeps what an evaluator found; on_start sees the set-up before the first step.
+  result) keeps what an evaluator found; on_start sees the set-up before the first step. devices: all of them by default.
 
   Raises Interrupted after a signal (the state is saved), DataError when too many records are bad, GaveUp when `max_bad_steps` updates in
   a row were not finite.
   """
   chief, evaluators = jax.process_index() == 0, evaluators or {}
-  held = lock(workdir) if chief else None
   total, every = config["steps"], config["log_every_steps"]
   example = {key: value[0] for key, value in dataset.batch_at(0, batch_size=1).items()}
   started = time.perf_counter()
-  setup = set_up(config, objective, example)
+  setup = set_up(config, objective, example, devices=devices)
   state, flops = setup.state, objective.predict.get("flops")
   flops_per_step = flops(config["batch_size"], example["tokens"].shape[0]) if flops else None
   checkpoints = Checkpoints(workdir, keep=config["checkpoint"]["keep"])
@@ -157,7 +160,5 @@ def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: M
       batches.close()
       checkpoints.close()
       writer.close()
-      if held:
-        held.close()
   return state
 

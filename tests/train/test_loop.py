@@ -26,7 +26,7 @@ def same(a, b):
 
 def run(workdir, data=None, objective=None, **changes):
   config = toys.config(log_every_steps=1, **changes)
-  return train(config, workdir, objective=objective or toys.regression(), dataset=data or toys.Data())
+  return train(config, workdir, objective=objective or toys.regression(), dataset=data or toys.Data(), devices=jax.devices()[:1])
 
 
 class Stopping(toys.Data):
@@ -82,8 +82,10 @@ def test_it_gives_up_when_nothing_is_finite(tmp_path):
 
 
 def test_a_run_directory_is_held_by_one_run(tmp_path):
-  with lock(tmp_path), pytest.raises(CannotWrite, match="in use by another run"):
-    run(tmp_path)
+  with lock(tmp_path), pytest.raises(CannotWrite, match="in use by another run"), lock(tmp_path):
+    pass
+  with lock(tmp_path):
+    pass
 
 
 def test_evaluators_see_the_average_they_ask_for(tmp_path):
@@ -101,6 +103,7 @@ def test_evaluators_see_the_average_they_ask_for(tmp_path):
 
   config, kept = toys.config(), []
   state = train(config, tmp_path, objective=toys.regression(), dataset=toys.Data(), evaluators={"probe": Evaluator()},
+                devices=jax.devices()[:1],
                 save_result=lambda name, step, result: kept.append((name, step)))
   assert sorted(seen) == [4, 6] and kept == [("probe", 4), ("probe", 6)]
   np.testing.assert_array_equal(seen[6], state.ema["eval"]["text"]["proj"]["kernel"])
