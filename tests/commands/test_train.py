@@ -1,0 +1,56 @@
+"""The train command: what it leaves behind, and which changes of mind it accepts."""
+import json
+
+import numpy as np
+import pytest
+
+from mmdiff.commands import train
+from mmdiff.core.errors import ConfigError, DataError
+from tests import toy_runs
+
+EVALS = dict(loss=dict(name="loss", source=toy_runs.SCENES, every_steps=2, limit=8))
+
+
+def test_a_run_leaves_what_it_promises_and_goes_on(tmp_path):
+  config = toy_runs.clip() | dict(steps=2, mesh=dict(data=-1, fsdp=1, tensor=1))
+  train.run(config, tmp_path, argv=["train", "--config=…"])
+  for name in ("config.json", "run.json", "metrics.jsonl", "tokenizer.json", "report.html", "checkpoints/2/manifest.json"):
+    assert (tmp_path / name).is_file(), name
+  assert json.loads((tmp_path / "config.json").read_text()) == json.loads(json.dumps(config))
+
+  state = train.run(config | dict(steps=3, evals=EVALS), tmp_path, argv=["train"])
+  rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3] and int(state.step) == 3
+  losses = {row["step"]: row["loss"] for row in rows if "loss" in row}
+  assert all(float(str(np.float32(loss))) == loss for loss in losses.values())         # float32, to the last bit
+  result = json.loads((tmp_path / "eval" / "loss_00000003.json").read_text())
+  assert result["step"] == 3 and result["scalars"]["loss"] > 0 and result["config"]["steps"] == 3 and result["versions"]["jax"]
+  assert all(next(iter(row)) == "step" for row in rows)
+
+  with pytest.raises(ConfigError, match=r"--config.batch_size: the run began with 8, now 16"):
+    train.run(config | dict(batch_size=16), tmp_path, argv=["train"])
+  with pytest.raises((ConfigError, DataError)):
+    train.run(config | dict(data=config["data"] | dict(source=toy_runs.SCENES | dict(size=41))), tmp_path, argv=["train"])
+
+
+def test_a_table_smaller_than_the_tokenizer_is_refused(tmp_path):
+  class Tokenizer:
+    vocab_size = 500
+
+  with pytest.raises(ConfigError, match="the tokenizer has 500 tokens .* text/embed/embedding has 320 rows"):
+    train.check_vocabulary({"text": {"embed": {"embedding": np.zeros((320, 4))}}}, Tokenizer)
+
+
+def test_what_may_change_between_two_starts(tmp_path):
+  config = toy_runs.clip()
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  train.check_drift(config | dict(steps=99, evals=EVALS, mesh=dict(data=2), accumulate=2), tmp_path)
+  with pytest.raises(ConfigError, match="optim.default.lr: the run began with 0.001, now 0.5"):
+    train.check_drift(config | dict(optim=dict(default=toy_runs.ADAMW | dict(lr=0.5))), tmp_path)
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+  train.write_json(tmp_path / "a" / "b.json", {"x": 1})
+  with pytest.raises(TypeError):
+    train.write_json(tmp_path / "a" / "b.json", {"x": object()})
+  assert json.loads((tmp_path / "a" / "b.json").read_text()) == {"x": 1}
