@@ -122,7 +122,7 @@ def compare(options) -> dict:
   torch.set_num_threads(options.cores)
   config = flags.load_config([
     f"--config=configs/clip.py:variant={options.variant}", "--config.evals={}", f"--config.batch_size={options.batch_size}",
-    "--config.mesh.data=1", "--config.objective.chunk=0", f"--config.objective.model.dtype={options.dtype}",
+    "--config.mesh.data=-1", "--config.objective.chunk=0", f"--config.objective.model.dtype={options.dtype}",
     "--config.objective.model.remat=none", f"--config.objective.model.unroll={str(options.unroll).lower()}",
     "--config.optim.default.warmup_steps=0", "--config.optim.default.decay=constant"])
   model = build(MODELS, config["objective"]["model"])
