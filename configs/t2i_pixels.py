@@ -11,7 +11,7 @@ r"""Text-to-image diffusion on pixels: a DiT (https://arxiv.org/abs/2212.09748) 
 """
 from configs import common
 
-TIERS = {"T16": dict(size=16, text_len=64, steps=600), "T32": dict(size=32, text_len=96, steps=1_600),
+TIERS = {"T16": dict(size=16, text_len=64, steps=600), "T32": dict(size=32, text_len=66, steps=3_000),
          "T64": dict(size=64, text_len=160, steps=40_000)}
 
 
@@ -30,14 +30,16 @@ def get_config(arg=""):
   else:
     source, captions = common.scenes(tier), dict(long=0.95, original=0.05)
   config.data = common.data(source, image_size=size, text_len=text_len, captions=captions, tokenizer=common.bpe(vocab))
-  config.objective = dict(
-    name="diffusion", schedule="flow", prediction="x0", caption_dropout=0.1,
-    denoiser=dict(name="dit", variant="base64" if size == 64 else "tiny", image_size=size, dtype="float32", remat="none", attention="auto"),
-    text=dict(name="conv_text", vocab=vocab, text_len=text_len, width=128),
-  )
+  if size < 64:
+    config.objective = common.small_t2i(image_size=size, vocab=vocab, text_len=text_len)
+  else:
+    config.objective = dict(
+      name="diffusion", schedule="flow", prediction="x0", caption_dropout=0.1,
+      denoiser=dict(name="dit", variant="base64", image_size=size, text="cross", dtype="bfloat16", remat="none", attention="auto"),
+      text=dict(name="conv_text", vocab=vocab, text_len=text_len, width=256))
   config.optim = dict(default=common.adamw(lr=2e-3, warmup_steps=50, weight_decay=0.0, b2=0.98, clip=1.0))
   config.ema = dict(eval=0.995)
-  prompts = dict(steps=20, guidance=2.0, sampler="euler", params="eval")
+  prompts = dict(steps=40, guidance=2.0, sampler="euler_ancestral", params="eval")
   config.evals = dict(samples=dict(name="samples", source=source, caption="long", count=16, every_steps=config.steps // 4, **prompts))
   if not arg.emoji:
     config.evals.judge = dict(name="scenes_judge", tier=tier, prompts=64, every_steps=config.steps // 2, **prompts)

@@ -12,10 +12,11 @@ from mmdiff.objectives import OBJECTIVES
 from mmdiff.train.setup import set_up
 
 STEPS = 20
-SMALL = ["--config.batch_size=32", "--config.data.threads=0", "--config.log_every_steps=1", f"--config.steps={STEPS}"]
+SMALL = ["--config.batch_size=32", "--config.data.threads=1", "--config.log_every_steps=1", f"--config.steps={STEPS}"]
 CONFIGS = {
-  "contrastive": ["--config=configs/clip.py:tiny", "--config.objective.model.image_width=32", "--config.objective.model.text_width=32"],
-  "diffusion": ["--config=configs/t2i_pixels.py:tiny", "--config.objective.denoiser.width=32"],
+  "contrastive": ["--config=configs/clip.py:tiny", "--config.objective.model.image_width=48", "--config.objective.model.text_width=48",
+                  "--config.objective.model.text_heads=3"],
+  "diffusion": ["--config=configs/t2i_pixels.py:tiny", "--config.objective.denoiser.width=32", "--config.objective.denoiser.heads=2"],
 }
 MESHES = {"1": None, "8x1x1": (8, 1, 1), "4x2x1": (4, 2, 1), "2x2x2": (2, 2, 2)}
 
