@@ -253,7 +253,7 @@ def check_model(config: Mapping, mesh, dataset):
     shardings = parallel.shardings(state, mesh, config["sharding"])
   check_vocabulary(tree.merge(state.params, state.frozen), dataset.tokenizer)
   flops = objective.predict.get("flops")
-  cost = f", {flops(1, config["data"]["text_len"]) / 1e9:.2f} GFLOP an example to train" if flops else ""
+  cost = f", {flops(1, config['data']['text_len']) / 1e9:.2f} GFLOP an example to train" if flops else ""
   text = f"{tree.count(state.params):,} parameters trained, {tree.count(state.frozen):,} frozen{cost}"
   return text, Plan(objective, state, shardings), None
 
