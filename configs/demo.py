@@ -22,7 +22,7 @@ def get_config(arg=""):
 
 
 def clip(tiny: bool):
-  config = common.base(steps=30 if tiny else 700, batch_size=128, save_every_steps=1_000)
+  config = common.base(steps=30 if tiny else 500, batch_size=128, save_every_steps=1_000)
   config.objective = dict(
     name="contrastive", loss="softmax", chunk=0,
     model=dict(name="clip", variant="tiny", image_size=32, vocab=512, text_len=TEXT_LEN, dtype="float32", remat="none", attention="auto"))
@@ -35,7 +35,7 @@ def clip(tiny: bool):
 
 
 def t2i(tiny: bool):
-  config = common.base(steps=30 if tiny else 3_000, batch_size=64, save_every_steps=1_000)
+  config = common.base(steps=30 if tiny else 2_700, batch_size=64, save_every_steps=1_000)
   config.objective = common.small_t2i(image_size=32, vocab=512, text_len=TEXT_LEN)
   config.optim = dict(default=common.adamw(lr=2e-3, warmup_steps=50, weight_decay=0.0, b2=0.98, clip=1.0))
   config.ema = dict(eval=0.995)

@@ -121,6 +121,7 @@ def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: M
                    f"around step {step} (the last good checkpoint is kept)")
 
   def evaluate(step: int, state: TrainState) -> None:
+    jax.block_until_ready(state.step)           # steps still under way belong to training's time, not to evaluation's
     paused = time.perf_counter()
     for name, evaluator in evaluators.items():
       if step % evaluator.every_steps == 0 or step == total:
