@@ -4,7 +4,7 @@ r"""SigLIP (https://arxiv.org/abs/2303.15343): CLIP with a sigmoid loss, pooled 
       --config.data.tokenizer.path=tokenizer.json
       B/16 at 224 px on WebLI: 76.0 % zero-shot on ImageNet (open_clip's evaluation of the released weights).
   mmdiff train --config=configs/siglip.py:tiny --workdir=runs/siglip_tiny
-      scenes at 32 px on one CPU core, about a minute.
+      scenes at 32 px on one CPU core, to try things out.
 """
 from configs import common
 

@@ -1,13 +1,13 @@
 r"""Text-to-image diffusion on pixels: a DiT (https://arxiv.org/abs/2212.09748) that attends to caption tokens, as flow matching.
 
   mmdiff train --config=configs/t2i_pixels.py --workdir=runs/t2i_t32
-      scenes T32 (32 px) with 95 % long captions: every fact of at least 85 % of 256 long prompts right after about six CPU-minutes.
+      scenes T32 (32 px) with 95 % long captions: about ten minutes on two cores; expect the figures of configs/demo.py.
   mmdiff train --config=configs/t2i_pixels.py:tier=T64 --workdir=runs/t2i_t64
       scenes T64 (64 px), for a GPU.
   mmdiff train --config=configs/t2i_pixels.py:emoji --workdir=runs/t2i_emoji
-      the real emoji set (first: mmdiff data build emoji --out=data/emoji); recognisable ones after some 20,000 steps.
+      the real emoji set (first: mmdiff data build emoji --out=data/emoji); not yet run to its end.
   mmdiff train --config=configs/t2i_pixels.py:tiny --workdir=runs/t2i_tiny
-      scenes T16 on one CPU core, about a minute.
+      scenes T16, to try things out; its pictures have not been scored.
 """
 from configs import common
 
