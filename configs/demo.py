@@ -35,7 +35,7 @@ def clip(tiny: bool):
 
 
 def t2i(tiny: bool):
-  config = common.base(steps=30 if tiny else 2_700, batch_size=64, save_every_steps=1_000)
+  config = common.base(steps=30 if tiny else 3_600, batch_size=64, save_every_steps=1_000)
   config.objective = common.small_t2i(image_size=32, vocab=512, text_len=TEXT_LEN)
   config.optim = dict(default=common.adamw(lr=2e-3, warmup_steps=50, weight_decay=0.0, b2=0.98, clip=1.0))
   config.ema = dict(eval=0.995)

@@ -24,6 +24,8 @@ COMMANDS = {
   "demo": "train CLIP and text-to-image on the built-in world, with a report",
 }
 INTERRUPTED = EXIT_CODES[Interrupted]
+COMPUTING = ("train", "evaluate", "sample", "bench", "demo")
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def usage() -> str:
@@ -66,8 +68,25 @@ def run(argv: Sequence[str]) -> int:
   return importlib.import_module(f"mmdiff.commands.{command}").main(rest) or 0
 
 
+def ask_for_huge_pages() -> None:
+  """Starts this process anew with glibc's heap in huge pages, if Linux leaves that to programs and nobody has tuned the heap.
+
+  XLA:CPU takes its buffers from the system at every step and gives them back after it; in small pages, a third of a small model's step
+  is spent on page faults. glibc reads the setting before Python runs, hence the new start (of the same process, in milliseconds).
+  """
+  tunables = os.environ.get("GLIBC_TUNABLES", "")
+  if sys.platform == "linux" and "hugetlb" not in tunables and HUGE_PAGES.exists() and "[madvise]" in HUGE_PAGES.read_text():
+    setting = ":".join(filter(None, (tunables, "glibc.malloc.hugetlb=1")))
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], dict(os.environ, GLIBC_TUNABLES=setting))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs a command; the exit code. Errors that are the user's to mend come as lines on stderr, without a traceback."""
+  """Runs a command; the exit code. Errors that are the user's to mend come as lines on stderr, without a traceback.
+
+  argv: None is the process's own, of the command line.
+  """
+  if argv is None and sys.argv[1:2] and sys.argv[1] in COMPUTING:
+    ask_for_huge_pages()
   argv = list(sys.argv[1:] if argv is None else argv)
   try:
     return run(argv)
