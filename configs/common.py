@@ -60,7 +60,7 @@ def small_t2i(*, image_size: int, vocab: int, text_len: int) -> dict:
     name="diffusion", schedule="flow", prediction="x0", caption_dropout=0.1,
     denoiser=dict(name="dit", variant="tiny", image_size=image_size, width=192, heads=6, text="cross", patch_std=0.02, gate_init=1.0,
                   dtype="float32", remat="none", attention="auto"),
-    text=dict(name="conv_text", vocab=vocab, text_len=text_len, width=128))
+    condition=dict(name="conv_text", vocab=vocab, text_len=text_len, width=128))
 
 
 def bpe(vocab: int = 512) -> dict:

@@ -36,7 +36,7 @@ def get_config(arg=""):
     config.objective = dict(
       name="diffusion", schedule="flow", prediction="x0", caption_dropout=0.1,
       denoiser=dict(name="dit", variant="base64", image_size=size, text="cross", dtype="bfloat16", remat="none", attention="auto"),
-      text=dict(name="conv_text", vocab=vocab, text_len=text_len, width=256))
+      condition=dict(name="conv_text", vocab=vocab, text_len=text_len, width=256))
   config.optim = dict(default=common.adamw(lr=2e-3, warmup_steps=50, weight_decay=0.0, b2=0.98, clip=1.0))
   config.ema = dict(eval=0.995)
   prompts = dict(steps=40, guidance=2.0, sampler="euler_ancestral", params="eval")

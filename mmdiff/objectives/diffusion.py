@@ -27,7 +27,7 @@ AUTO_SAMPLER = {"discrete": "ddim", "edm": "heun", "flow": "euler"}
 QUARTERS = 4
 
 
-def diffusion(*, denoiser: Built["mmdiff.models:DENOISERS"], text: Built["mmdiff.models:TEXT_ENCODERS"],
+def diffusion(*, denoiser: Built["mmdiff.models:DENOISERS"], condition: Built["mmdiff.models:TEXT_ENCODERS"],
               schedule: Literal["linear", "scaled_linear", "cosine", "edm", "flow"] = "flow",
               prediction: Literal["eps", "x0", "v", "flow", "edm"] = "x0",
               weighting: Literal["auto", "uniform", "inverse_time", "min_snr", "edm", "sigmoid"] = "auto", min_snr_gamma: float = 5.0,
@@ -38,7 +38,7 @@ def diffusion(*, denoiser: Built["mmdiff.models:DENOISERS"], text: Built["mmdiff
 
   Args:
     denoiser: a module (x [B H W C], time [B], text dict) -> [B H W C] with fields `image_size` and `channels`.
-    text: a module (tokens, mask) -> text dict as in `models.conv_text`, or -> [B L D].
+    condition: a module (tokens, mask) -> text dict as in `models.conv_text`, or -> [B L D].
     schedule: of the noise, see `diffusion.schedules`.
     prediction: what the network outputs, see `diffusion.predictions`.
     weighting: of the loss by noise level, see `diffusion.weighting`; auto is uniform, but edm for schedule edm and inverse_time for
@@ -66,13 +66,13 @@ def diffusion(*, denoiser: Built["mmdiff.models:DENOISERS"], text: Built["mmdiff
   def init(key: Key, batch: Batch) -> Variables:
     k_denoiser, k_text = jax.random.split(key)
     first = {name: batch[name][:1] for name in ("image", "tokens", "mask")}
-    text_params = text.init(k_text, first["tokens"], first["mask"])["params"]
+    text_params = condition.init(k_text, first["tokens"], first["mask"])["params"]
     described = encode_text({"text": text_params}, first["tokens"], first["mask"])
     x, time = to_pixels(first["image"]), jnp.zeros((1,), jnp.float32)
     return Variables({"denoiser": denoiser.init(k_denoiser, x, time, described)["params"], "text": text_params})
 
   def encode_text(params: Tree, tokens: Array, mask: Array) -> dict[str, Array]:
-    return as_text(text.apply({"params": params["text"]}, tokens, mask), mask)
+    return as_text(condition.apply({"params": params["text"]}, tokens, mask), mask)
 
   def output(params: Tree, x: Array, level: Level, described: Mapping[str, Array]) -> Array:
     """The network's output, float32; the level's leaves are [B]."""
@@ -151,7 +151,7 @@ def diffusion(*, denoiser: Built["mmdiff.models:DENOISERS"], text: Built["mmdiff
 
   return Objective(init, loss, {
     "denoise": denoise, "sample": sample, "plan": plan, "loss": evaluate,
-    "flops": lambda batch_size, text_len: flops.TRAIN * batch_size * flops.text_to_image(denoiser, text, text_len=text_len)})
+    "flops": lambda batch_size, text_len: flops.TRAIN * batch_size * flops.text_to_image(denoiser, condition, text_len=text_len)})
 
 
 def to_pixels(image: Array) -> Array:

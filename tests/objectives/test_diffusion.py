@@ -36,11 +36,11 @@ class Stub(nn.Module):
 
 def objective(**options):
   """With parts that compile fast, unless others are given."""
-  return diffusion(**dict(denoiser=Stub(), text=build(TEXT_ENCODERS, TEXT | dict(width=8, layers=0))) | options)
+  return diffusion(**dict(denoiser=Stub(), condition=build(TEXT_ENCODERS, TEXT | dict(width=8, layers=0))) | options)
 
 
 def real(**denoiser):
-  return dict(denoiser=build(DENOISERS, DENOISER | denoiser), text=build(TEXT_ENCODERS, TEXT | dict(width=64)))
+  return dict(denoiser=build(DENOISERS, DENOISER | denoiser), condition=build(TEXT_ENCODERS, TEXT | dict(width=64)))
 
 
 def make_batch(n=8, seed=0):
@@ -81,7 +81,7 @@ def rows(batch, index):
 
 
 def test_built_from_a_config():
-  made = build(OBJECTIVES, dict(name="diffusion", denoiser=DENOISER, text=TEXT))
+  made = build(OBJECTIVES, dict(name="diffusion", denoiser=DENOISER, condition=TEXT))
   params = jax.jit(made.init)(jax.random.key(0), make_batch()[0]).params
   assert set(params) == {"denoiser", "text"} and not made.couples_batch
   value, aux = jax.jit(made.loss)(params, context(), make_batch()[0])
@@ -222,7 +222,7 @@ def test_denoise_is_what_sampling_starts_from():
 
 def test_an_array_encoder_becomes_a_text_dict():
   """CLIP's text tower as the encoder; dropped captions no longer depend on their words."""
-  made = objective(text=causal_text(vocab=16, text_len=6, width=16, depth=1, heads=2))
+  made = objective(condition=causal_text(vocab=16, text_len=6, width=16, depth=1, heads=2))
   batch = make_batch(2)[0]
   params = jax.jit(made.init)(jax.random.key(0), batch).params
   assert np.isfinite(jax.jit(made.loss)(params, context(), batch)[0])

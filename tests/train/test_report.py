@@ -17,7 +17,7 @@ from mmdiff.train.writer import Writer
 EVIL = "<script>alert('caption')</script><img src=http://evil.test/x.png onerror=alert(1)> & \"quotes\""
 CONFIG = dict(
   seed=0, steps=400, batch_size=64, log_every_steps=10, checkpoint=dict(every_steps=100, keep=3), mesh=dict(data=-1, fsdp=1, tensor=1),
-  objective=dict(name="diffusion", schedule="flow", denoiser=dict(name="dit", variant="tiny"), text=dict(name="conv_text", width=128)),
+  objective=dict(name="diffusion", schedule="flow", denoiser=dict(name="dit", variant="tiny"), condition=dict(name="conv_text", width=128)),
   data=dict(source=dict(name="scenes", tier="T32"), captions=dict(long=0.95, original=0.05), image_size=16),
   optim=dict(default=dict(name="adamw", lr=2e-3)), ema=dict(eval=0.99), evals={})
 
@@ -109,7 +109,7 @@ def test_page_is_whole_and_self_contained(tmp_path):
 def test_every_text_is_escaped(tmp_path):
   run = make_run(tmp_path / "run", caption=EVIL)
   config = json.loads(json.dumps(CONFIG))
-  config["data"]["source"][EVIL] = config["objective"]["name"] = config["objective"]["text"]["name"] = EVIL
+  config["data"]["source"][EVIL] = config["objective"]["name"] = config["objective"]["condition"]["name"] = EVIL
   write(run / "config.json", config)
   write(run / "run.json", dict(argv=[EVIL], versions={EVIL: EVIL}, devices=[EVIL], device_count=1))
   write(run / "eval" / "x.json", dict(name=EVIL, step=400, evaluator={EVIL: EVIL}, scalars={EVIL: 1.0},
