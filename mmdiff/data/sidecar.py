@@ -1,11 +1,15 @@
-"""Side-car captions: a JSONL file of {"key": …, kind: caption, …} that joins any source by record key, never a rewrite of its images."""
+"""Side-car captions: JSON lines of {"key": …, kind: caption, …} that join any source by record key, never a rewrite of its images.
+
+A side-car is one such file, a folder of them, or the folder of a finished `mmdiff caption`.
+"""
 import hashlib
+import json
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from mmdiff.core.errors import DataError
+from mmdiff.data import indexes, jobs, key_index
 from mmdiff.data.captions import parse_line
 
 
@@ -13,77 +17,79 @@ def _hash(key: str) -> int:
   return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
-class _Descriptor:
-  """An open file that is closed with its last owner."""
-
-  def __init__(self, path: str):
-    self.number = None
-    self.number = os.open(path, os.O_RDONLY)
-
-  def __del__(self, close=os.close):
-    if self.number is not None:
-      close(self.number)
-
-
 class Sidecar:
-  """Random access by key. Twenty-four bytes of memory a line; the text stays on disk.
+  """Random access by key; the text stays on disk, and of a large one the index too.
 
-  Every line is checked once, at the start. When a key appears again the later line wins, as in a file that a resumed captioner appended
-  to; `duplicates` counts the lines that lost. Threads and pickled copies share nothing but the file.
+  Every line is checked once, when the index is made. When a key appears again the later line wins, as in a file that a resumed captioner
+  appended to; `duplicates` counts the lines that lost. Threads and pickled copies share nothing but the files.
   """
 
   def __init__(self, path: str | os.PathLike):
     self.path = str(path)
-    self._descriptor = None
-    if not Path(path).is_file():
-      raise DataError(f"data.sidecar: no file {self.path}; it should be JSON lines of {{\"key\": …, kind: caption, …}}")
-    hashes, offsets, lengths, offset, content = [], [], [], 0, hashlib.blake2b(digest_size=16)
-    seen: dict[str, int] = {}
-    with open(path, "rb") as file:
-      for number, line in enumerate(file, 1):
-        content.update(line)
-        if line.strip():
-          key, entry = parse_line(line, f"{self.path}, line {number}")
-          for kind in entry:
-            seen[kind] = seen.get(kind, 0) + 1
-          hashes.append(_hash(key))
-          offsets.append(offset)
-          lengths.append(len(line))
-        offset += len(line)
-    if not hashes:
+    self._names = files_of(self.path)
+    self._files = indexes.Files(self._names)
+    index = Path(self.path) / ("captions" + indexes.SUFFIX) if os.path.isdir(self.path) else Path(self.path + indexes.SUFFIX)
+    self._table = key_index.cached(index, key_index.stamp(self._names), self._make)
+    self.kinds: dict[str, int] = dict(self._table.facts["kinds"])       # kind -> lines that have it
+    self.duplicates: int = len(self._table) - self._table.facts["distinct"]
+
+  def _make(self, builder: key_index.Builder) -> dict:
+    kinds: dict[str, int] = {}
+    contents, lines = [], 0
+    for number, name in enumerate(self._names):
+      content, offset = hashlib.blake2b(digest_size=16), 0
+      with open(name, "rb") as file:
+        for at, line in enumerate(file, 1):
+          content.update(line)
+          if line.strip():
+            key, entry = parse_line(line, f"{name}, line {at}")
+            for kind in entry:
+              kinds[kind] = kinds.get(kind, 0) + 1
+            builder.add(_hash(key), offset, number << 32 | len(line))
+            lines += 1
+          offset += len(line)
+      contents.append(content.hexdigest())
+    if not lines:
       raise DataError(f"data.sidecar: {self.path} holds no captions")
-    order = np.lexsort((offsets, np.array(hashes, np.uint64)))
-    self._hashes = np.array(hashes, np.uint64)[order]
-    self._offsets, self._lengths = np.array(offsets, np.int64)[order], np.array(lengths, np.int64)[order]
-    self.kinds = seen                                    # kind -> lines that have it
-    self.duplicates = len(hashes) - len(np.unique(self._hashes))
-    self._content = content.hexdigest()
+    content = contents[0] if len(contents) == 1 else hashlib.blake2b(json.dumps(contents).encode(), digest_size=16).hexdigest()
+    return {"kinds": kinds, "content": content}
 
   def __len__(self) -> int:
-    return len(self._hashes) - self.duplicates
+    return len(self._table) - self.duplicates
 
   def get(self, key: str) -> dict:
     """The captions of a record by kind, {} if it has none here."""
-    hashed = np.uint64(_hash(key))
-    for at in range(int(np.searchsorted(self._hashes, hashed, side="right")) - 1, -1, -1):
-      if self._hashes[at] != hashed:
-        break
-      line_key, captions = parse_line(self._read(int(self._offsets[at]), int(self._lengths[at])), self.path)
+    for offset, where in self._table.find(_hash(key)):
+      file, length = where >> 32, where & 0xFFFFFFFF
+      line_key, captions = parse_line(self._files.read(file, offset, length), self._names[file])
       if line_key == key:
         return captions
     return {}
 
-  def _read(self, offset: int, length: int) -> bytes:
-    descriptor = self._descriptor                        # held here too: another thread may put its own in place
-    if descriptor is None:
-      descriptor = self._descriptor = _Descriptor(self.path)
-    return os.pread(descriptor.number, length, offset)   # no shared position, so threads need no lock
+  def keys(self) -> Iterator[str]:
+    """The keys in the order of the lines, those of lines that lost too. Reads everything."""
+    for name in self._names:
+      with open(name, "rb") as file:
+        yield from (parse_line(line, name)[0] for line in file if line.strip())
 
   def fingerprint(self) -> str:
-    return self._content
+    return self._table.facts["content"]
 
-  def __getstate__(self):
-    return self.__dict__ | {"_descriptor": None}
+
+def files_of(path: str) -> list[str]:
+  """The files of a side-car, in order. Raises DataError if there are none, or for the folder of a job that is not finished."""
+  expected = 'it should be JSON lines of {"key": …, kind: caption, …}, or a folder of such files'
+  if os.path.isfile(path):
+    return [path]
+  if not os.path.isdir(path):
+    raise DataError(f"data.sidecar: no file {path}; {expected}")
+  if (Path(path) / "job.json").exists():
+    names = [os.path.join(path, f"{entry['unit']}.jsonl") for entry in jobs.finished_units(path) if "jsonl" in entry["files"]]
+  else:
+    names = sorted(os.path.join(path, name) for name in os.listdir(path) if name.endswith(".jsonl") and not name.startswith("."))
+  if not names:
+    raise DataError(f"data.sidecar: no file *.jsonl in {path}; {expected}")
+  return names
 
 
 class Joined:
@@ -100,14 +106,17 @@ class Joined:
     more = self.sidecar.get(record["key"]) if isinstance(record, dict) and isinstance(record.get("key"), str) else {}
     return record | {"captions": dict(record.get("captions") or {}) | more} if more else record
 
-  @property
-  def allow_empty_captions(self) -> bool:
-    return getattr(self.source, "allow_empty_captions", False)
+  def __getattr__(self, name: str):
+    if name.startswith("_") or name in ("source", "sidecar"):
+      raise AttributeError(name)
+    return getattr(self.source, name)                    # what else a source may say: allow_empty_captions, shard_rows, key, …
 
   def fingerprint(self) -> str:
     return hashlib.blake2b(f"{self.source.fingerprint()} {self.sidecar.fingerprint()}".encode(), digest_size=16).hexdigest()
 
 
-def join(source, path: str):
-  """`source` with the side-car at `path`; the source itself when `path` is empty."""
-  return Joined(source, Sidecar(path)) if path else source
+def join(source, paths: str | Sequence[str]):
+  """`source` with the side-car at `paths`, or with several, of which a later one replaces an earlier one's kinds; "" is none."""
+  for path in [paths] if isinstance(paths, str) else paths:
+    source = Joined(source, Sidecar(path)) if path else source
+  return source

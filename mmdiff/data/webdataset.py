@@ -124,6 +124,11 @@ class WebDataset:
              for path, table in zip(self.paths, self._tables)]
     return records.fingerprint("webdataset", self._image, self._shard_in_key, *itertools.chain.from_iterable(parts))
 
+  def shard_rows(self) -> list[tuple[str, range]]:
+    """(file name, indices) of every shard."""
+    starts = [0, *self._ends]
+    return [(os.path.basename(path), range(start, end)) for path, start, end in zip(self.paths, starts, self._ends)]
+
   def _locate(self, i: int) -> tuple[int, int]:
     shard = bisect.bisect_right(self._ends, i)
     return shard, i - (self._ends[shard - 1] if shard else 0)

@@ -76,3 +76,32 @@ def test_threads_and_copies_read_alike(tmp_path):
   for thread in threads:
     thread.join()
   assert not wrong
+
+
+def test_a_folder_of_files_and_several_side_cars(tmp_path):
+  folder = tmp_path / "dense"
+  folder.mkdir()
+  write(folder / "0.jsonl", [{"key": "k0", "dense": "first"}, {"key": "k1", "dense": "one"}])
+  write(folder / "1.jsonl", [{"key": "k0", "dense": "second"}])
+  short = write(tmp_path / "short.jsonl", [{"key": "k0", "short": "s", "long": "other"}])
+  sidecar = Sidecar(folder)
+  assert sidecar.get("k0") == {"dense": "second"} and (sidecar.duplicates, len(sidecar)) == (1, 2)
+  assert list(sidecar.keys()) == ["k0", "k1", "k0"]
+  source = join(World(2), (str(folder), short))
+  assert source[0]["captions"] == {"original": "original caption of picture 0", "long": "other", "short": "s", "dense": "second"}
+  assert source[1]["captions"]["dense"] == "one" and source.fingerprint() != join(World(2), str(folder)).fingerprint()
+
+
+def test_a_large_one_is_indexed_once(tmp_path, monkeypatch):
+  path = write(tmp_path / "c.jsonl", [{"key": f"k{i}", "long": f"text {i}"} for i in range(10_001)])
+  first = Sidecar(path)
+  assert (tmp_path / "c.jsonl.mmdiff-index").exists()
+  monkeypatch.setattr(Sidecar, "_make", None)
+  again = Sidecar(path)
+  assert again.get("k77") == {"long": "text 77"} and again.fingerprint() == first.fingerprint() and again.kinds == {"long": 10_001}
+  assert len(pickle.dumps(again)) < 2_000
+
+
+def test_what_else_a_source_says_is_still_said(tmp_path):
+  source = join(World(3), write(tmp_path / "c.jsonl", [{"key": "k0", "long": "x"}]))
+  assert source.size == 8 and not hasattr(source, "shard_rows")

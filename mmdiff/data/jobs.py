@@ -1,0 +1,282 @@
+"""Long work on a source in units, by any number of processes on one or many hosts that share a folder.
+
+    DIR/job.json           what the job is: task, settings, digests of the model and of the source; other settings are refused
+    DIR/00000.…            the output of unit 00000, complete or absent
+    DIR/00000.json         its manifest, written last: counts, bad records, size and sha256 of each output file
+    DIR/manifest.json      the sum of all manifests: the job is done
+    DIR/claims/            who works on what (see `claims`); gone when the job is done
+
+A unit's output is a function of the job's settings and the unit's records alone. So a unit that two processes happen to make is made
+alike, a job that was killed and started again leaves the same bytes as one that was not, and nothing is lost or there twice, whatever
+the claims say. Manifests hold no times and no host names.
+"""
+import collections
+import hashlib
+import itertools
+import json
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from mmdiff.core.errors import CannotWrite, ConfigError, DataError
+from mmdiff.data import shards
+from mmdiff.data.claims import Claims, create_exclusively
+from mmdiff.data.quarantine import BadRecord, Offence
+
+OFFENDERS = 20                       # bad records that a unit's manifest names
+NOT_UNITS = ("job", "manifest")
+LITTER = re.compile(r"\.(\d+|job)\.")   # what a killed process was writing
+
+
+class Unit(NamedTuple):
+  """A run of a source's records that is worked on as one."""
+  name: str                          # "00012", its number
+  rows: range                        # indices of the source
+  shard: str = ""                    # the file that these records are, if they are one
+
+
+def units_of(source: Any, *, per_unit: int) -> list[Unit]:
+  """Every record of a source in one unit: its shards where it has some (`source.shard_rows()`), else runs of `per_unit` records."""
+  whole = getattr(source, "shard_rows", None)
+  parts = whole() if whole else [("", range(start, min(start + per_unit, len(source)))) for start in range(0, len(source), per_unit)]
+  parts = [(shard, rows) for shard, rows in parts if len(rows)]
+  width = max(5, len(str(len(parts))))
+  return [Unit(f"{number:0{width}d}", rows, shard) for number, (shard, rows) in enumerate(parts)]
+
+
+class Output:
+  """The files of one unit while they are written, under names that only `commit` makes final."""
+
+  def __init__(self, folder: Path, name: str):
+    self.folder, self.name, self.parts = folder, name, dict[str, Path]()
+
+  @contextmanager
+  def open(self, suffix: str) -> Iterator[BinaryIO]:
+    """A binary file that becomes DIR/NAME.SUFFIX; on the disk when the context is left. Raises CannotWrite."""
+    part = self.folder / f".{self.name}.{suffix}.{secrets.token_hex(6)}.part"
+    try:
+      with open(part, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+      self.parts[suffix] = part
+    except OSError as error:
+      part.unlink(missing_ok=True)
+      raise CannotWrite(f"cannot write {part}: {error}") from error
+
+  def discard(self) -> None:
+    for part in self.parts.values():
+      part.unlink(missing_ok=True)
+    self.parts.clear()
+
+
+class Job:
+  """One process's part in a job. `todo()` yields claimed units until all are finished, `commit` finishes one.
+
+  Raises ConfigError when the folder holds a job of other settings, CannotWrite when it can't be written.
+  """
+
+  def __init__(self, out: str | os.PathLike, units: Sequence[Unit], identity: Mapping[str, Any], *, about: Mapping[str, Any] | None = None,
+               beat_seconds: float = 15.0, stale_seconds: float = 180.0, poll_seconds: float = 2.0):
+    self.out, self.units, self.poll_seconds = Path(out), list(units), poll_seconds
+    self._sizes = {unit.name: len(unit.rows) for unit in self.units}
+    self.total = sum(self._sizes.values())
+    self.identity = shards.plain(dict(identity) | {"records": self.total, "units": len(self.units)})
+    self._register(about or {})
+    self.claims = Claims(self.out / "claims", beat_seconds=beat_seconds, stale_seconds=stale_seconds)
+    self._known = {unit.name for unit in self.units if self._intact(unit.name)}
+
+  def _register(self, about: Mapping[str, Any]) -> None:
+    path, content = self.out / "job.json", {"identity": self.identity, "started": shards.plain(about)}
+    try:
+      self.out.mkdir(parents=True, exist_ok=True)
+      if not path.exists():
+        create_exclusively(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    except OSError as error:
+      raise CannotWrite(f"cannot write {path}: {error}") from error
+    check_identity(self.out, self.identity)
+
+  def todo(self) -> Iterator[Unit]:
+    """Claimed units, one after another, until every unit is finished by someone; waits for those that others work on."""
+    by_name = {unit.name: unit for unit in self.units}
+    first = secrets.randbelow(max(len(self.units), 1))   # each process begins elsewhere, so that they seldom want the same one
+    order = [unit.name for unit in self.units[first:] + self.units[:first]]
+    while left := self._left(order):
+      name = self.claims.take(left)
+      if name is None:
+        time.sleep(self.poll_seconds)
+        continue
+      try:
+        if not self._intact(name):                       # finished and let go between the look and the claim
+          yield by_name[name]
+      finally:
+        self.claims.release(name)
+
+  def _left(self, order: Sequence[str]) -> list[str]:
+    finished = self.finished()
+    return [name for name in order if name not in finished]
+
+  def finished(self) -> set[str]:
+    """The names of the finished units; a unit whose files don't fit its manifest was found unfinished at the start, and is redone."""
+    there = {name.removesuffix(".json") for name in os.listdir(self.out) if name.endswith(".json")}
+    for name in there & self._sizes.keys() - self._known:
+      if self._intact(name):
+        self._known.add(name)
+    return self._known
+
+  def done(self) -> int:
+    """Records of the finished units."""
+    return sum(self._sizes[name] for name in self.finished())
+
+  def output(self, unit: Unit) -> Output:
+    return Output(self.out, unit.name)
+
+  def commit(self, unit: Unit, output: Output, facts: Mapping[str, Any]) -> None:
+    """Makes a unit's files final, then writes its manifest: `facts`, which must depend on the unit's records and the settings alone."""
+    if self._intact(unit.name):                          # someone who took us for dead was faster
+      output.discard()
+      return
+    files = {suffix: dict(bytes=part.stat().st_size, sha256=digest(part)) for suffix, part in sorted(output.parts.items())}
+    try:
+      for suffix, part in output.parts.items():
+        os.replace(part, self.out / f"{unit.name}.{suffix}")
+      sync_folder(self.out)
+      entry = {"unit": unit.name, "shard": unit.shard, "rows": [unit.rows.start, unit.rows.stop], **facts, "files": files}
+      shards.write_json(self.out / f"{unit.name}.json", entry)
+      sync_folder(self.out)
+    except OSError as error:
+      if self._intact(unit.name):                        # it was finished meanwhile, and what we wrote swept away
+        return
+      raise CannotWrite(f"cannot write the output of unit {unit.name} in {self.out}: {error}") from error
+
+  def _intact(self, name: str) -> bool:
+    try:
+      entry = json.loads((self.out / f"{name}.json").read_bytes())
+      return all((self.out / f"{name}.{suffix}").stat().st_size == facts["bytes"] for suffix, facts in entry["files"].items())
+    except (OSError, ValueError, KeyError, TypeError):
+      return False
+
+  def close(self) -> None:
+    """Lets go of what this process holds."""
+    self.claims.close()
+
+  def complete(self, summary: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]]) -> dict[str, Any]:
+    """When every unit is finished: writes manifest.json with `summary` of the units' manifests, and removes what killed ones left."""
+    entries = [json.loads((self.out / f"{unit.name}.json").read_bytes()) for unit in self.units]
+    made = {"identity": self.identity, **summary(entries)}
+    shards.write_json(self.out / "manifest.json", made)
+    self.close()
+    shutil.rmtree(self.out / "claims", ignore_errors=True)
+    for part in self.out.iterdir():
+      if LITTER.match(part.name):
+        part.unlink(missing_ok=True)
+    return made
+
+
+def check_identity(out: Path, wanted: Mapping[str, Any]) -> None:
+  """Raises ConfigError with every difference between the job that a folder holds and the one that is wanted."""
+  try:
+    held = json.loads((out / "job.json").read_bytes())["identity"]
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise DataError(f"{out / 'job.json'}: {type(error).__name__}: {error}; it should say what the job in {out} is; "
+                    "choose another --out, or remove the folder") from None
+  lines = [f"{name}: that job has {before!r}, now {now!r}" for name, before, now in differences(held, wanted)]
+  if lines:
+    raise ConfigError(f"{out} holds another job; undo the change or choose another --out\n" + "\n".join(lines))
+
+
+def differences(held: Any, wanted: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+  """(dotted key, held, wanted) wherever two JSON values differ."""
+  if isinstance(held, Mapping) and isinstance(wanted, Mapping):
+    for key in sorted({*held, *wanted}):
+      yield from differences(held.get(key, "nothing"), wanted.get(key, "nothing"), f"{path}.{key}" if path else key)
+  elif held != wanted:
+    yield path, held, wanted
+
+
+def finished_units(folder: str | os.PathLike) -> list[dict[str, Any]]:
+  """The manifests of a finished job, in order. Raises DataError for an unfinished one or for files that don't fit their manifest."""
+  folder = Path(folder)
+  try:
+    identity = json.loads((folder / "job.json").read_bytes())["identity"]
+    count = identity["units"]
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise DataError(f"{folder}: not the folder of a job: job.json: {type(error).__name__}: {error}") from None
+  names = sorted(path.stem for path in folder.glob("*.json") if path.stem not in NOT_UNITS)
+  if len(names) != count or not (folder / "manifest.json").exists():
+    raise DataError(f"{folder}: {len(names)} of {count} units are finished; run the same command again until it ends, then use it")
+  entries = []
+  for name in names:
+    entry = json.loads((folder / f"{name}.json").read_bytes())
+    for suffix, facts in entry["files"].items():
+      path = folder / f"{name}.{suffix}"
+      size = path.stat().st_size if path.exists() else None
+      if size != facts["bytes"]:
+        raise DataError(f"{path}: {facts['bytes']:,} bytes in its manifest, found {'no file' if size is None else f'{size:,} bytes'}; "
+                        f"run the command that made {folder} again: it redoes this unit")
+    entries.append(entry)
+  return entries
+
+
+def prepared(source: Any, rows: range, prepare: Callable[[Any], Any], *, threads: int, ahead: int,
+             bad: list[Offence]) -> Iterator[Any]:
+  """`prepare(record)` of the records in order, read by `threads` up to `ahead` records early. Bad records go to `bad` instead."""
+  def one(index: int) -> Any:
+    try:
+      return prepare(source[index])
+    except BadRecord as fault:
+      return Offence(fault.key or f"#{index}", fault.kind, fault.detail)
+
+  with ThreadPoolExecutor(max(threads, 1)) as pool:
+    waiting = collections.deque(pool.submit(one, index) for index in rows[:ahead])
+    later = iter(rows[ahead:])
+    try:
+      while waiting:
+        item = waiting.popleft().result()
+        waiting.extend(pool.submit(one, index) for index in itertools.islice(later, 1))
+        if isinstance(item, Offence):
+          bad.append(item)
+        else:
+          yield item
+    finally:
+      for future in waiting:
+        future.cancel()
+
+
+def batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+  """Runs of `size` items; the last may be shorter."""
+  while batch := list(itertools.islice(items, size)):
+    yield batch
+
+
+def faults(bad: Sequence[Offence]) -> dict[str, Any]:
+  """What a manifest says of the bad records of its unit."""
+  kinds = sorted({offence.kind for offence in bad})
+  return {"bad": {kind: sum(offence.kind == kind for offence in bad) for kind in kinds},
+          "offenders": [offence._asdict() for offence in bad[:OFFENDERS]]}
+
+
+def digest(path: Path) -> str:
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+  """Puts a folder's names on the disk, where the system can do that."""
+  try:
+    handle = os.open(folder, os.O_RDONLY)
+  except OSError:
+    return
+  try:
+    os.fsync(handle)
+  except OSError:
+    pass
+  finally:
+    os.close(handle)
