@@ -181,7 +181,7 @@ def load(path: str | Path, *, step: int | None = None, params: str | None = None
   place = lambda leaf, sharding: jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
   placed = jax.tree.map(place, values, parallel.shardings(values, devices))
   extra = jax.tree.map(lambda leaf: place(leaf, parallel.replicated(devices)), extra) or ()
-  services = base.serve(objective.predict, config, mesh=devices, tokenizer=tokenizer, workdir=workdir)
+  services = base.serve(objective.predict, config, mesh=devices, tokenizer=tokenizer, workdir=workdir)._replace(load=load)
   report = dict(path=str(workdir), step=int(meta["step"]), params=average or run_directory.RAW, objective=config["objective"]["name"],
                 parameters={group: tree.count(values[group]) for group in sorted(values)}, mesh=dict(devices.shape))
   served = tuple(ability for ability in ABILITIES if all(name in objective.predict for name in ability.NEEDS))

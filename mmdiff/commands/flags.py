@@ -10,6 +10,8 @@ A command declares its flags as a literal dict, so that help can be read without
   }
   given = parse(argv, FLAGS)       # given["workdir"], …; given["config"] is the checked config as nested dicts
 
+A flag `config` with a `schema` ("module:class") reads a config of those keys instead of an experiment's.
+
 Forms: `--name=value`, `--name value`, `--flag`, `--noflag`. A flag given twice takes the last value. A flag without a default is None when
 not given. `parse` names everything that is wrong in one ConfigError: flags, overrides, and the contents of the config.
 
@@ -52,7 +54,7 @@ def parse(argv: Sequence[str], flags: Mapping[str, Mapping], *, positional: Sequ
     elif given[name] is None:
       problems.append(f"--{name}: needs a value")
     elif name == "config":
-      values[name], found = read_config(given[name], overrides)
+      values[name], found = read_config(given[name], overrides, schema.Block(spec=flag["schema"]) if "schema" in flag else schema.EXPERIMENT)
       problems += found
     else:
       try:
@@ -126,21 +128,23 @@ def _meant(name: str, flags: Mapping) -> str:
 
 # The config file
 
-def read_config(source: str, overrides: Sequence[tuple[str, str | None]]) -> tuple[dict | None, list[str]]:
+def read_config(source: str, overrides: Sequence[tuple[str, str | None]],
+                block: schema.Block = schema.EXPERIMENT) -> tuple[dict | None, list[str]]:
   """(config with every default filled in, or None; what is wrong) for `FILE.py[:args]` or `config.json` and `(dotted path, text)` pairs."""
   try:
     config = _run(source)
   except ConfigError as error:
     return None, [str(error)]
-  config, wrong = override(config, overrides)
+  config, wrong = override(config, overrides, block)
   touched = {path for path, _ in overrides} | {path.removesuffix(".name") for path, _ in overrides if path.endswith(".name")}
   file = source.partition(".py:")[0] + (".py" if ".py:" in source else "")
   from_flag = lambda path: any(path == t or path.startswith(t + ".") for t in touched)
   problems = [p.text("--config.") for p in wrong]
-  found = [p for p in schema.check(config) if not any(p.path == w.path for w in wrong)]
+  found = [p for p in schema.check(config, block) if not any(p.path == w.path for w in wrong)]
   if not found:
-    config = schema.complete(config)
-    found = [p for p in consistency.check(config) if not any(w.path.startswith(p.path) for w in wrong)]
+    config = schema.complete(config, block)
+    experiment = block == schema.EXPERIMENT
+    found = [p for p in consistency.check(config) if not any(w.path.startswith(p.path) for w in wrong)] if experiment else []
   problems += [p.text("--config.") if from_flag(p.path) else f"{file}: {p.text('config.')}" for p in found]
   return (None, problems) if problems else (config, [])
 

@@ -126,6 +126,7 @@ def run_held(config: Mapping, workdir: Path, argv: list[str]):
   import jax
   if not jax.config.jax_compilation_cache_dir:       # a restart compiles nothing twice
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/mmdiff/jax"))
+  import mmdiff.model
   from mmdiff import parallel
   from mmdiff.evaluators.base import serve
   from mmdiff.objectives import OBJECTIVES
@@ -134,8 +135,8 @@ def run_held(config: Mapping, workdir: Path, argv: list[str]):
 
   objective = build(OBJECTIVES, config["objective"])
   dataset = make_dataset(config, workdir)
-  evaluators = make_evaluators(config, serve(objective.predict, config, mesh=parallel.make_mesh(**config["mesh"]),
-                                             tokenizer=dataset.tokenizer, workdir=workdir))
+  services = serve(objective.predict, config, mesh=parallel.make_mesh(**config["mesh"]), tokenizer=dataset.tokenizer, workdir=workdir)
+  evaluators = make_evaluators(config, services._replace(load=mmdiff.model.load))
   if jax.process_index() == 0:
     write_json(workdir / "config.json", config)
     if not (workdir / "tokenizer.json").exists():

@@ -29,6 +29,7 @@ class Services(NamedTuple):
   batch_size: int                            # rows of a batch; divides over the mesh
   workdir: Path
   progress: Callable[[int, int | None], None] = lambda rows, total: None      # told of every batch: its rows, and all there are if known
+  load: Callable[[str], Any] | None = None   # path of another trained model -> what `mmdiff.load` returns
 
 
 class Result(NamedTuple):
