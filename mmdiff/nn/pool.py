@@ -47,3 +47,23 @@ class MapPool(nn.Module):
     y = Attention(self.heads, dtype=self.dtype, implementation=self.implementation, name="attention")(query, x)
     y = y + Mlp(self.mlp_dim, self.act, dtype=self.dtype, name="mlp")(layer_norm("norm", dtype=self.dtype, eps=self.eps)(y))
     return y[:, 0]
+
+
+class AttentionPool(nn.Module):
+  """Cross-attention from `queries` learned vectors (CoCa, https://arxiv.org/abs/2205.01917 §3.2), the form of open_clip's AttentionalPooler:
+  LayerNorm on queries and on keys, queries from N(0, 1), no residual and no MLP."""
+  width: int
+  queries: int
+  heads: int
+  eps: float = 1e-5
+  dtype: Any = jnp.float32
+  implementation: str = "auto"
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """[B S C] -> [B queries width]."""
+    learned = self.param("query_tokens", nn.initializers.normal(1.0), (self.queries, self.width))
+    query = layer_norm("norm_queries", dtype=self.dtype, eps=self.eps)(learned)[None]
+    query = jnp.broadcast_to(query, (x.shape[0], self.queries, self.width))
+    attend = Attention(self.heads, dtype=self.dtype, implementation=self.implementation, name="attention")
+    return attend(query, layer_norm("norm_keys", dtype=self.dtype, eps=self.eps)(x))
