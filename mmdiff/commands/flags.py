@@ -54,7 +54,7 @@ def parse(argv: Sequence[str], flags: Mapping[str, Mapping], *, positional: Sequ
     elif given[name] is None:
       problems.append(f"--{name}: needs a value")
     elif name == "config":
-      values[name], found = read_config(given[name], overrides, schema.Block(spec=flag["schema"]) if "schema" in flag else schema.EXPERIMENT)
+      values[name], found = read_config(given[name], overrides, schema.Block(spec=flag.get("schema", schema.EXPERIMENT.spec)))
       problems += found
     else:
       try:

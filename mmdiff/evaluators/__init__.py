@@ -4,6 +4,7 @@ EVALUATORS = {
   "retrieval": "mmdiff.evaluators.retrieval:retrieval",
   "zeroshot": "mmdiff.evaluators.zeroshot:zeroshot",
   "clipscore": "mmdiff.evaluators.clipscore:clipscore",
+  "alignment": "mmdiff.evaluators.alignment:alignment",
   "samples": "mmdiff.evaluators.samples:samples",
   "scenes_judge": "mmdiff.evaluators.scenes:scenes_judge",
   "hard_negatives": "mmdiff.evaluators.scenes:hard_negatives",
