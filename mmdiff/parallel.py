@@ -22,8 +22,8 @@ AXES = ("data", "fsdp", "tensor")
 
 # Path pattern -> spec of the trailing dimensions; dimensions before them (a scanned stack's `layers`) are not sharded. First match wins.
 RULES = (
-  (r"attention/(query|key|value)/kernel", ("fsdp", "tensor")),
-  (r"attention/out/kernel", ("tensor", "fsdp")),
+  (r"\w*attention/(query|key|value)/kernel", ("fsdp", "tensor")),
+  (r"\w*attention/out/kernel", ("tensor", "fsdp")),
   (r"mlp/(up|gate)/kernel", ("fsdp", "tensor")),
   (r"mlp/down/kernel", ("tensor", "fsdp")),
   (r"modulation/kernel", ("fsdp", None)),
