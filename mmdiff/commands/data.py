@@ -125,11 +125,15 @@ def source_config(given: Mapping[str, Any], overrides: Sequence[tuple[str, str |
   named = [name for name in ("path", "source", "config") if given.get(name) is not None]
   if len(named) != 1:
     return {}, ["give the source once: a path or shorthand, --source=…, or --config=…" + (f"; found {', '.join(named)}" if named else "")]
-  base = given["config"]["data"]["source"] if named == ["config"] else shorthand(given[named[0]])
+  return checked(given["config"]["data"]["source"] if named == ["config"] else shorthand(given[named[0]]), overrides, "--source.")
+
+
+def checked(base: Mapping[str, Any], overrides: Sequence[tuple[str, str | None]], flag: str) -> tuple[dict[str, Any], list[str]]:
+  """(the config of a source with its overrides and defaults, what is wrong, each named by `flag` and its key)."""
   config, problems = flags.override(base, overrides, BLOCK)
   wrong = {problem.path for problem in problems}
   problems += [problem for problem in schema.check(config, BLOCK) if problem.path not in wrong]
-  return ({}, [problem.text("--source.") for problem in problems]) if problems else (schema.complete(config, BLOCK), [])
+  return ({}, [problem.text(flag) for problem in problems]) if problems else (schema.complete(config, BLOCK), [])
 
 
 def shorthand(text: str) -> dict[str, Any]:

@@ -1,0 +1,214 @@
+"""Caption a data set with a trained captioner: a job that any number of processes work on and that goes on where it stopped.
+
+  mmdiff caption --model=runs/coca_long --data=scenes:T32 --out=captions/long --kind=long
+  mmdiff caption --model=runs/coca_long --data='/data/{00000..00331}.tar' --out=/shared/long --kind=long --beams=4 --batch_size=256
+  mmdiff caption --model=runs/coca_long --data=name=folder,path=pictures --out=captions/long
+
+Start the same command as often as you like, at once or later, on one host or on several that share --out: each process takes a unit (a
+tar, or --per_unit records of another source), and what a killed one had begun is taken again. --data names a source as `mmdiff data`
+does, or lists its keys, or is a config whose data.source it is; --data.KEY=VALUE changes one. Every caption depends on its picture, its
+key, --seed and the settings alone. The folder is a side-car: train on it with --config.data.sidecar=OUT and a share for the kind in
+config.data.captions. Each unit has a manifest with bad records and signs of degeneration; manifest.json sums them up.
+"""
+import collections
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmdiff.core.errors import ConfigError, DataError, Interrupted
+
+FLAGS = {
+  "model": dict(type="str", required=True, help="run directory of a captioner; DIR@STEP for one of its steps"),
+  "data": dict(type="str", required=True, help="a source, as `mmdiff data` names it, or its keys: name=scenes,tier=T32,split=train"),
+  "out": dict(type="str", required=True, help="folder of the job, shared by all that work on it"),
+  "kind": dict(type="str", default="long", help="the kind of caption that these are, for config.data.captions"),
+  "seed": dict(type="int", default=0, help="of sampled captions, together with each record's key"),
+  "batch_size": dict(type="int", default=64, help="pictures captioned at a time"),
+  "per_unit": dict(type="int", default=1_000, help="records of a unit where the source has no shards"),
+  "limit": dict(type="int", default=0, help="only the first records; 0 is all"),
+  "threads": dict(type="int", default=4, help="reading threads"),
+  "params": dict(type="str", help="raw, or an average of config.ema; by default eval where there is one"),
+  "fsdp": dict(type="int", default=1, help="devices that the parameters are spread over"),
+}
+RESERVED = ("key", "captions")
+AHEAD = 4                            # batches of pictures read ahead
+
+
+class Captioner(NamedTuple):
+  """What captions pictures. `start(images uint8 [B S S 3], seeds uint32 [B])` begins, `finish(what start gave)` waits for the texts."""
+  start: Callable[[Any, Any], Any]
+  finish: Callable[[Any], tuple[Sequence[str], Sequence[bool]]]     # texts, and which of them were cut off at the greatest length
+
+
+def main(argv: list[str]) -> int:
+  from mmdiff.commands import flags
+  words, overrides = split(argv)
+  given = flags.parse(words, FLAGS)
+  problems = [f"--{name}: expected at least {least}, found {given[name]}" for name, least in
+              (("seed", 0), ("batch_size", 1), ("per_unit", 1), ("limit", 0), ("threads", 1), ("fsdp", 1)) if given[name] < least]
+  if given["kind"] in RESERVED or not given["kind"].isidentifier():
+    problems.append(f"--kind: expected a name such as long or short, found {given['kind']!r}")
+  config, wrong = source_of(given["data"], overrides)
+  if problems + wrong:
+    raise ConfigError("\n".join(problems + wrong))
+  before = signal.signal(signal.SIGTERM, interrupt)
+  try:
+    run(given, config, argv=["caption", *argv])
+  finally:
+    signal.signal(signal.SIGTERM, before)
+  return 0
+
+
+def interrupt(number, frame):
+  raise Interrupted("stopped; the same command goes on, finished units are kept")
+
+
+def split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str | None]]]:
+  """(flags, [(key, text)] of the `--data.KEY=VALUE` among them)."""
+  words, overrides = [], []
+  for word in argv:
+    if word.startswith("--data."):
+      name, equals, text = word.removeprefix("--data.").partition("=")
+      overrides.append((name, text if equals else None))
+    else:
+      words.append(word)
+  return words, overrides
+
+
+def source_of(text: str, overrides: Sequence[tuple[str, str | None]]) -> tuple[dict[str, Any], list[str]]:
+  """(the checked config of the source that --data names, what is wrong)."""
+  from mmdiff.commands import data, flags
+  if text.startswith("name="):
+    name, *pairs = [part.partition("=")[::2] for part in text.split(",")]
+    return data.checked(dict(name=name[1]), [*pairs, *overrides], "--data.")
+  if ".py" in text and os.path.splitext(text.partition(":")[0])[1] == ".py":
+    return data.checked(flags.load_config([f"--config={text}"])["data"]["source"], overrides, "--data.")
+  return data.checked(data.shorthand(text), overrides, "--data.")
+
+
+def run(given: Mapping, config: Mapping, *, argv: list[str]) -> None:
+  """Works on the job until it is finished."""
+  from mmdiff.commands import results, train
+  from mmdiff.core.build import build
+  from mmdiff.data import SOURCES, jobs
+  source = build(SOURCES, config)
+  if not len(source):
+    raise DataError(f"--data: {config['name']} holds no records")
+  import mmdiff.model
+  results.use_compile_cache()
+  model = mmdiff.model.load(given["model"], params=given["params"], mesh=dict(fsdp=given["fsdp"]))
+  captioner, decoding, size = serve(model, given)
+  about = results.model_facts(model)
+  identity = dict(task="caption", kind=given["kind"], seed=given["seed"], decoding=decoding, source=source.fingerprint(),
+                  model={name: about[name] for name in ("checkpoint", "tokenizer", "step", "params")},
+                  picture={name: model.config["data"][name] for name in ("image_size", "resize", "interpolation", "max_pixels")})
+  units = cut(jobs.units_of(source, per_unit=given["per_unit"]), given["limit"])
+  job = jobs.Job(given["out"], units, identity, about=dict(argv=argv, source=config, model=about, versions=train.versions()))
+  try:
+    work(job, source, captioner, recipe=identity["picture"], kind=given["kind"], seed=given["seed"], size=size, threads=given["threads"],
+         progress=results.Progress("caption", "records"))
+    made = job.complete(summary)
+  finally:
+    job.close()
+  from mmdiff.data.sidecar import Sidecar
+  Sidecar(given["out"])                                  # checks every line, and leaves the index of a large one beside it
+  signs = made["degeneration"]
+  print(f"{given['out']}: {made['captions']:,} captions of kind {given['kind']} in {len(units)} units, bad records {made['bad'] or 'none'}")
+  print(" · ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in signs.items()))
+  print(f"train on them with --config.data.sidecar={given['out']}", file=sys.stderr)
+
+
+def serve(model, given: Mapping) -> tuple[Captioner, dict[str, Any], int]:
+  """(the captioner of a loaded model, its decoding settings, rows of a batch)."""
+  raise ConfigError(f"{model.report['path']} has no captioner")
+
+
+def cut(units: Sequence, limit: int) -> list:
+  """The units of the first `limit` records; 0 is all."""
+  if not limit:
+    return list(units)
+  return [unit._replace(rows=range(unit.rows.start, min(unit.rows.stop, limit))) for unit in units if unit.rows.start < limit]
+
+
+def work(job, source, captioner: Captioner, *, recipe: Mapping, kind: str, seed: int, size: int, threads: int,
+         progress: Callable[..., None] = lambda count, total=None: None) -> None:
+  """Captions units until all are finished, by this process or by others."""
+  from mmdiff.data.pipelines import Recipe, key_of, picture
+  recipe = Recipe(None, **recipe)
+  told = job.done()
+  progress(told, job.total)
+
+  def prepare(record):
+    key = key_of({"captions": {}} | dict(record))
+    return key, picture(record, recipe, key=key, seed=0, epoch=0)
+
+  for unit in job.todo():
+    mine = caption_unit(job, unit, source, captioner, prepare=prepare, kind=kind, seed=seed, size=size, threads=threads,
+                        progress=lambda count: progress(count, job.total))
+    told += mine
+    if (done := job.done()) > told:                      # others have finished units meanwhile
+      progress(done - told, job.total)
+      told = done
+
+
+def caption_unit(job, unit, source, captioner: Captioner, *, prepare: Callable, kind: str, seed: int, size: int, threads: int,
+                 progress: Callable[[int], None]) -> int:
+  """Makes and commits one unit; the number of its records. Batches are full to `size` rows, so that one compiled program serves all,
+  and the next is on its way to the device before one is awaited."""
+  import numpy as np
+
+  from mmdiff.data import draws, jobs
+  bad: list = []
+  texts: list[str] = []
+  cut_off: list[bool] = []
+  waiting, output = None, job.output(unit)
+  items = jobs.prepared(source, unit.rows, prepare, threads=threads, ahead=AHEAD * size, bad=bad)
+  with output.open("jsonl") as file:
+    def finish(keys, pending):
+      found, cut = captioner.finish(pending)
+      for key, text in zip(keys, found):
+        file.write((json.dumps({"key": key, kind: text}, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass"))
+      texts.extend(found[:len(keys)])
+      cut_off.extend(cut[:len(keys)])
+
+    for batch in jobs.batches(items, size):
+      rows = batch + batch[-1:] * (size - len(batch))
+      seeds = np.array([draws.digest("decode", seed, key) % 2 ** 32 for key, _ in rows], np.uint32)
+      pending = captioner.start(np.stack([image for _, image in rows]), seeds)
+      if waiting:
+        finish(*waiting)
+      waiting = ([key for key, _ in batch], pending)
+      progress(len(batch))
+    if waiting:
+      finish(*waiting)
+  job.commit(unit, output, dict(captions=len(texts), degeneration=degeneration(texts, cut_off), **jobs.faults(bad)))
+  if bad:
+    progress(len(bad))
+  return len(unit.rows)
+
+
+def degeneration(texts: Sequence[str], cut_off: Sequence[bool]) -> dict[str, float]:
+  """Signs of a captioner gone wrong: `distinct_n`, different n-grams of words over all of them (Li et al. 2016,
+  https://arxiv.org/abs/1510.03055); the shares of captions that repeat another one, were cut off, or are empty; words a caption."""
+  count, words = max(len(texts), 1), [text.split() for text in texts]
+  grams = lambda n: [tuple(line[at:at + n]) for line in words for at in range(len(line) - n + 1)]
+  share = lambda found: round(len(set(found)) / max(len(found), 1), 6)
+  repeated = sum(times - 1 for times in collections.Counter(texts).values())
+  return dict(distinct_1=share(grams(1)), distinct_2=share(grams(2)), duplicates=round(repeated / count, 6),
+              truncated=round(sum(map(bool, cut_off)) / count, 6), empty=round(sum(not line for line in words) / count, 6),
+              words=round(sum(map(len, words)) / count, 6))
+
+
+def summary(entries: Sequence[Mapping]) -> dict[str, Any]:
+  """The sums over units; signs of degeneration as means, weighted by captions."""
+  captions = sum(entry["captions"] for entry in entries)
+  bad: collections.Counter = collections.Counter()
+  for entry in entries:
+    bad.update(entry["bad"])
+  names = entries[0]["degeneration"] if entries else ()
+  mean = lambda name: round(sum(entry["captions"] * entry["degeneration"][name] for entry in entries) / max(captions, 1), 6)
+  return dict(captions=captions, bad=dict(sorted(bad.items())), degeneration={name: mean(name) for name in names})
