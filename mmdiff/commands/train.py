@@ -150,8 +150,12 @@ def run_held(config: Mapping, workdir: Path, argv: list[str]):
       images=[f"{name}_{key}_{step:08}.png" if key else f"{name}_{step:08}.png" for key in result.images],
       argv=argv, config=config, versions=versions(), data=dataset.fingerprint()))
 
+  def has_result(name: str, step: int) -> bool:
+    return (workdir / "eval" / f"{name}_{step:08}.json").exists()
+
   try:
     return loop.train(config, workdir, objective=objective, dataset=dataset, evaluators=evaluators, save_result=save_result,
+                      has_result=has_result,
                       on_start=lambda setup: check_vocabulary(setup.state.full(), dataset.tokenizer))
   finally:
     if jax.process_index() == 0 and (workdir / "metrics.jsonl").exists():

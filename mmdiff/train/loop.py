@@ -3,7 +3,7 @@ import contextlib
 import fcntl
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +70,13 @@ def lock(workdir: Path) -> Iterator[None]:
 
 
 def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: Mapping[str, Any] | None = None,
-          save_result: Callable | None = None, on_start: Callable[[Setup], None] | None = None, devices=None) -> TrainState:
+          save_result: Callable | None = None, has_result: Callable[[str, int], bool] | None = None,
+          on_start: Callable[[Setup], None] | None = None, devices=None) -> TrainState:
   """Trains until `config.steps`, from the newest checkpoint in `workdir` if there is one. Returns the final state.
 
   config: a mapping of the keys of `core.experiment.Experiment`. evaluators: name -> `evaluators.base.Evaluator`. save_result(name, step,
-  result) keeps what an evaluator found; on_start sees the set-up before the first step. devices: all of them by default.
+  result) keeps what an evaluator found, and has_result(name, step) says whether it was kept: a run that was killed between a save and its
+  evaluation makes up for it. on_start sees the set-up before the first step. devices: all of them by default.
 
   Raises Interrupted after a signal (the state is saved), DataError when too many records are bad, GaveUp when `max_bad_steps` updates in
   a row were not finite.
@@ -120,23 +122,32 @@ def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: M
       raise GaveUp(f"{int(values['skipped_in_a_row'])} updates in a row were not finite; lower the learning rate or look at the data "
                    f"around step {step} (the last good checkpoint is kept)")
 
-  def evaluate(step: int, state: TrainState) -> None:
+  def due(step: int) -> list[str]:
+    return [name for name, evaluator in evaluators.items() if step and (step % evaluator.every_steps == 0 or step == total)]
+
+  def evaluate(step: int, state: TrainState, names: Sequence[str]) -> None:
     jax.block_until_ready(state.step)           # steps still under way belong to training's time, not to evaluation's
     paused = time.perf_counter()
-    for name, evaluator in evaluators.items():
-      if step % evaluator.every_steps == 0 or step == total:
-        result = evaluator.run(state.full(evaluator.params), step, extra=state.extra)
-        writer.write_scalars(step, {f"{name}/{key}": value for key, value in result.scalars.items()})
-        writer.write_images(step, {f"{name}_{key}" if key else name: image for key, image in result.images.items()})
-        if save_result and chief:
-          save_result(name, step, result)
-        say(f"  {name}: " + ", ".join(f"{key} {value:.4g}" for key, value in result.scalars.items()), active=chief)
+    for name in names:
+      result = evaluators[name].run(state.full(evaluators[name].params), step, extra=state.extra)
+      writer.write_scalars(step, {f"{name}/{key}": value for key, value in result.scalars.items()})
+      writer.write_images(step, {f"{name}_{key}" if key else name: image for key, image in result.images.items()})
+      if save_result and chief:
+        save_result(name, step, result)
+      say(f"  {name}: " + ", ".join(f"{key} {value:.4g}" for key, value in result.scalars.items()), active=chief)
     clock.pause(time.perf_counter() - paused)
+
+  def missed(step: int) -> list[str]:
+    """What a run that was killed meanwhile did not evaluate at the step that it saved; the first process's files decide for all."""
+    lacking = np.array([not has_result(name, step) for name in due(step)]) if has_result and restored else np.zeros(len(due(step)), bool)
+    lacking = multihost_utils.broadcast_one_to_all(lacking) if jax.process_count() > 1 else lacking
+    return [name for name, lacks in zip(due(step), lacking) if lacks]
 
   batches = ahead(dataset.train_batches(batch_size=config["batch_size"], start_step=first, rows=setup.rows), setup.put)
   clock, late, logged = Clock(), None, first
   with Stop() as stop, jax.set_mesh(setup.mesh):
     try:
+      evaluate(first, state, missed(first))
       for step in range(first + 1, total + 1):
         batch = clock.timed_next(batches)
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
@@ -147,14 +158,14 @@ def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: M
         if step % every == 0 or step == total:
           late, logged = (step, metrics, jnp.copy(state.counts), step - logged), step
         stopping = stop.reached(step)
-        evaluating = any(step % e.every_steps == 0 or step == total for e in evaluators.values())
+        evaluating = due(step)
         if late and (evaluating or stopping or step == total):
           report(*late)
           late = None
         if step % config["checkpoint"]["every_steps"] == 0 or step == total or stopping:
           save(state, wait=stopping or step == total)
         if evaluating:                          # after the save: a run that is killed meanwhile has lost nothing
-          evaluate(step, state)
+          evaluate(step, state, evaluating)
         if stopping and step < total:
           raise Interrupted(f"stopped at step {step}, saved; the same command goes on from there")
     finally:

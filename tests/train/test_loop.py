@@ -108,3 +108,31 @@ def test_evaluators_see_the_average_they_ask_for(tmp_path):
   assert sorted(seen) == [4, 6] and kept == [("probe", 4), ("probe", 6)]
   np.testing.assert_array_equal(seen[6], state.ema["eval"]["text"]["proj"]["kernel"])
   assert {"step": 4, "probe/kernel": 1.5} in [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_killed_between_save_and_evaluation_makes_up_for_it(tmp_path):
+  class Probe:
+    every_steps, params = 4, ""
+
+    def __init__(self, dies_at=0):
+      self.seen, self.dies_at = [], dies_at
+
+    def run(self, params, step, extra=()):
+      if step == self.dies_at:
+        raise KeyboardInterrupt
+      self.seen.append(step)
+      return type("Result", (), dict(scalars={"x": 1.0}, images={}, tables={}))
+
+  kept, objective = set(), toys.regression()
+
+  def go(probe):
+    train(toys.config(steps=6, checkpoint=dict(every_steps=2, keep=2)), tmp_path, objective=objective, dataset=toys.Data(),
+          evaluators={"probe": probe}, devices=jax.devices()[:1], save_result=lambda name, step, result: kept.add((name, step)),
+          has_result=lambda name, step: (name, step) in kept)
+    return probe.seen
+  for dies_at in (4, 6):
+    with pytest.raises(KeyboardInterrupt):
+      go(Probe(dies_at))
+  assert go(Probe()) == [6] and go(Probe()) == [] and kept == {("probe", 4), ("probe", 6)}
+  steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if "probe/x" in line]
+  assert steps == [4, 6]
