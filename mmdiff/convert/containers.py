@@ -1,0 +1,86 @@
+"""Any weight file as `{name: Tensor}`, whatever container it is in. What the bytes are decides, not the suffix."""
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from mmdiff.convert import archives, pickles, safetensors_file, tensors
+from mmdiff.convert.tensors import Tensor
+from mmdiff.core.errors import DataError
+
+# What a folder may keep its weights in, best first; split files come by their index. The stems of transformers, open_clip and diffusers.
+STEMS = ("model", "open_clip_model", "diffusion_pytorch_model", "pytorch_model", "open_clip_pytorch_model", "flax_model",
+         "diffusion_flax_model")
+SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".msgpack", ".npz", ".pt", ".pth", ".ckpt")
+TRAINING_PREFIXES = ("module.", "_orig_mod.")
+
+
+class Container(NamedTuple):
+  """Tensors by name, what the file says about itself, and how it was packed: safetensors, pytorch, torchscript, npz or msgpack."""
+  tensors: dict[str, Tensor]
+  metadata: dict[str, str]
+  kind: str
+
+
+def read(path: str | os.PathLike, *, prefer: str | None = None) -> Container:
+  """The tensors of one file, or of all files of an index, without reading their values.
+
+  prefer: of a checkpoint with several sets of weights, the one to take, such as "state_dict_ema".
+
+  Raises DataError that names the file: unreadable, damaged, or asking for more than tensors.
+  """
+  path = Path(path)
+  if path.name.endswith(".index.json"):
+    return _sharded(path, prefer)
+  if not path.is_file():
+    raise DataError(f"{path}: no such file")
+  buffer = tensors.mapped(path)
+  if path.suffix == ".npz":
+    return Container(archives.read_npz(path), {}, "npz")
+  if path.suffix == ".msgpack":
+    return Container(archives.read_msgpack(path), {}, "msgpack")
+  if archives.is_pytorch(buffer):
+    value = archives.read_pytorch(path)
+    script = isinstance(value, pickles.Record)
+    return Container(_clean(archives.flatten(archives.unwrap(value, prefer=prefer))), {}, "torchscript" if script else "pytorch")
+  if path.suffix in (".bin", ".pt", ".pth", ".ckpt") and buffer[8:9].tobytes() != b"{":
+    raise DataError(f"{path}: neither a PyTorch file nor safetensors; expected a zip or a pickle, found {buffer[:8].tobytes()!r}")
+  found, metadata = safetensors_file.read(path)
+  return Container(_clean(found), metadata, "safetensors")
+
+
+def _sharded(index: Path, prefer: str | None) -> Container:
+  if not index.name.endswith(".bin.index.json"):
+    found, metadata = safetensors_file.read_sharded(index)
+    return Container(_clean(found), metadata, "safetensors")
+  files = safetensors_file.listed(index)
+  merged: dict[str, Tensor] = {}
+  for file in sorted(set(files.values())):
+    merged |= read(index.parent / file, prefer=prefer).tensors
+  safetensors_file.check_listed(index, files, merged)
+  return Container(merged, {}, "pytorch")
+
+
+def _clean(found: dict[str, Tensor]) -> dict[str, Tensor]:
+  """Names without the prefixes that data-parallel and compiled training leave on every one of them."""
+  for _ in TRAINING_PREFIXES:
+    for prefix in TRAINING_PREFIXES:
+      if found and all(name.startswith(prefix) for name in found):
+        found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+  return found
+
+
+def find(folder: str | os.PathLike, *, variant: str = "") -> Path | None:
+  """The weight file of a folder (an index where it is split), or None. `variant` is "fp16" for NAME.fp16.SUFFIX, if there is one.
+
+  A folder with one weight file under any other name has that one.
+  """
+  folder = Path(folder)
+  for dotted in dict.fromkeys((f".{variant}" if variant else "", "", ".fp16", ".bf16", ".ema")):
+    for suffix in SUFFIXES:
+      for stem in STEMS:
+        first, _, rest = suffix[1:].partition(".")
+        name = f"{stem}.{first}.index{dotted}.json" if rest else f"{stem}{dotted}{suffix}"
+        if (folder / name).is_file():
+          return folder / name
+  others = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in (".safetensors", ".npz", ".pt", ".pth", ".ckpt"))
+  return others[0] if len(others) == 1 else None

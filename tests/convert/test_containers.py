@@ -1,0 +1,54 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmdiff.convert import containers, tensors
+from mmdiff.convert import safetensors_file as st
+from mmdiff.core.errors import DataError
+
+FIXTURES = Path(__file__).parent / "fixtures"
+ONE = {"a": tensors.of(np.arange(3, dtype=np.float32))}
+
+
+def test_the_bytes_decide_what_a_file_is(tmp_path):
+  st.write(tmp_path / "really_safetensors.ckpt", ONE)
+  assert containers.read(tmp_path / "really_safetensors.ckpt").kind == "safetensors"
+  (tmp_path / "really_a_zip.safetensors").write_bytes((FIXTURES / "zip.pt").read_bytes())
+  assert containers.read(tmp_path / "really_a_zip.safetensors").kind == "pytorch"
+  assert containers.read(FIXTURES / "script.pt").kind == "torchscript"
+  assert containers.read(FIXTURES / "values.npz").kind == "npz"
+  (tmp_path / "x.bin").write_bytes(b"nothing that is known")
+  with pytest.raises(DataError, match="x.bin: neither a PyTorch file nor safetensors"):
+    containers.read(tmp_path / "x.bin")
+  with pytest.raises(DataError, match="none.bin: no such file"):
+    containers.read(tmp_path / "none.bin")
+
+
+def test_prefixes_of_training_are_taken_off(tmp_path):
+  assert "single" in containers.read(FIXTURES / "training.ckpt").tensors
+  st.write(tmp_path / "x.safetensors", {f"_orig_mod.module.{name}": tensor for name, tensor in ONE.items()})
+  assert set(containers.read(tmp_path / "x.safetensors").tensors) == {"a"}
+
+
+def test_split_pytorch_files(tmp_path):
+  (tmp_path / "pytorch_model-00001-of-00001.bin").write_bytes((FIXTURES / "zip.pt").read_bytes())
+  index = tmp_path / "pytorch_model.bin.index.json"
+  index.write_text('{"weight_map": {"single": "pytorch_model-00001-of-00001.bin"}}')
+  assert containers.find(tmp_path) == index
+  assert "single" in containers.read(index).tensors
+  index.write_text('{"weight_map": {"nothing": "pytorch_model-00001-of-00001.bin"}}')
+  with pytest.raises(DataError, match="do not have: nothing"):
+    containers.read(index)
+
+
+def test_a_folder_has_one_weight_file(tmp_path):
+  assert containers.find(tmp_path) is None
+  (tmp_path / "odd.pt").touch()
+  assert containers.find(tmp_path).name == "odd.pt"
+  (tmp_path / "other.pt").touch()
+  assert containers.find(tmp_path) is None
+  for name in ("pytorch_model.bin", "model.fp16.safetensors", "model.safetensors"):
+    (tmp_path / name).touch()
+    assert containers.find(tmp_path).name == (name if name != "model.fp16.safetensors" else "pytorch_model.bin")
+  assert containers.find(tmp_path, variant="fp16").name == "model.fp16.safetensors"
