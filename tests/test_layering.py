@@ -15,7 +15,7 @@ FLOORS = {
   "mmdiff.losses": 1, "mmdiff.diffusion": 1, "mmdiff.data": 1, "mmdiff.nn": 1, "mmdiff.parallel": 1, "mmdiff.optim": 1,
   "mmdiff.models": 2,
   "mmdiff.models.clip": 3, "mmdiff.models.flops": 3,
-  "mmdiff.objectives": 4, "mmdiff.evaluators": 4, "mmdiff.train": 4,
+  "mmdiff.objectives": 4, "mmdiff.convert": 4, "mmdiff.evaluators": 4, "mmdiff.train": 4,
   "mmdiff.commands": 5, "mmdiff.model": 5, "mmdiff.__main__": 5,
 }
 # Between neighbours on one floor: who may import whom, and why.
