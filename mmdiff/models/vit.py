@@ -3,6 +3,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Float
 
 from mmdiff.core.types import Array
 from mmdiff.nn import embed, pool
@@ -21,14 +22,15 @@ VARIANTS = {
 
 
 class ViT(nn.Module):
-  """[B H W 3], normalised -> float32 [B embed_dim]; the position table fits the image size that `init` saw."""
+  """[B H W 3], normalised -> float32 [B embed_dim], or [B L D] with pool="none"; the position table fits the image size that `init` saw."""
   width: int
   depth: int
   heads: int
   mlp_dim: int
   patch: int
   embed_dim: int | None = None        # of the projection without bias; None = no projection, D out
-  pool: str = "cls"                   # "cls": class token and a norm before the blocks (CLIP) | "map" (SigLIP) | "avg"
+  pool: str = "cls"                   # "cls": class token and a norm before the blocks (CLIP) | "map" (SigLIP) | "avg" | "none": all tokens
+  class_token: bool | None = None     # with the norm before the blocks; None = where pool is "cls"
   act: str = "gelu"
   eps: float = 1e-5
   dtype: Any = jnp.float32
@@ -37,8 +39,8 @@ class ViT(nn.Module):
   attention: str = "auto"
 
   @nn.compact
-  def __call__(self, image: Array) -> Array:
-    cls = self.pool == "cls"
+  def __call__(self, image: Float[Array, "B H W 3"]) -> Float[Array, "B *D"]:
+    cls = self.pool == "cls" if self.class_token is None else self.class_token
     norm = lambda name: layer_norm(name, dtype=self.dtype, eps=self.eps)
     x = nn.Dense(self.width, use_bias=not cls, dtype=self.dtype, kernel_init=nn.initializers.lecun_normal(), name="patchify")(
       embed.patches(image.astype(self.dtype), self.patch))                                    # [B L D]
@@ -51,7 +53,9 @@ class ViT(nn.Module):
       x = norm("norm_pre")(x)
     x, _ = stack(Block, self.depth, remat=self.remat, unroll=self.unroll, heads=self.heads, mlp_dim=self.mlp_dim, act=self.act,
                  eps=self.eps, dtype=self.dtype, implementation=self.attention, inits=clip_inits(self.width, self.depth))(x)
-    if cls:
+    if self.pool == "none":
+      return x
+    if self.pool == "cls":
       x = norm("norm_post")(x[:, 0])                                                          # [B D]
     elif self.pool == "map":
       x = pool.MapPool(self.heads, self.mlp_dim, act=self.act, eps=self.eps, dtype=self.dtype, implementation=self.attention,

@@ -50,8 +50,8 @@ class MapPool(nn.Module):
 
 
 class AttentionPool(nn.Module):
-  """Cross-attention from `queries` learned vectors (CoCa, https://arxiv.org/abs/2205.01917 §3.2), the form of open_clip's AttentionalPooler:
-  LayerNorm on queries and on keys, queries from N(0, 1), no residual and no MLP."""
+  """Cross-attention from `queries` learned vectors (CoCa, https://arxiv.org/abs/2205.01917 §3.2) in the form of open_clip's
+  AttentionalPooler: LayerNorm on queries and on keys, queries from N(0, 1), no residual and no MLP."""
   width: int
   queries: int
   heads: int

@@ -87,27 +87,6 @@ class GatedMlp(nn.Module):
                     name="down")(hidden)
 
 
-class GatedMlp(nn.Module):
-  """down(act(gate(x)) · up(x)) (https://arxiv.org/abs/2002.05202, eq. 5); kernels `gate`, `up` [D hidden] and `down` [hidden D].
-
-  `down_dtype` is the last product's, None = `dtype`: T5 adds to its stream in float32.
-  """
-  hidden: int
-  act: str = "gelu"
-  use_bias: bool = True
-  dtype: Any = jnp.float32
-  down_dtype: Any = None
-  up_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
-  down_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    up = lambda name: nn.Dense(self.hidden, use_bias=self.use_bias, dtype=self.dtype, kernel_init=self.up_init, name=name)(x)
-    hidden = checkpoint_name(ACTIVATIONS[self.act](up("gate")) * up("up"), "mlp_hidden")
-    return nn.Dense(x.shape[-1], use_bias=self.use_bias, dtype=self.down_dtype or self.dtype, kernel_init=self.down_init,
-                    name="down")(hidden)
-
-
 class Block(nn.Module):
   """x + attention(norm(x)), then x + mlp(norm(x)). Called with `kv` the attention is to norm(kv) instead of to x itself."""
   heads: int
@@ -145,7 +124,8 @@ class Block(nn.Module):
 
 def block_keys_values(params: Params, kv: Array, *, heads: int, dtype: Any = jnp.float32, eps: float = 1e-5) -> KeysValues:
   """The cache of a cross-attending `Block` with these parameters, for kv [B S C]."""
-  return keys_values(params["attention"], layer_norm(dtype=dtype, eps=eps).apply({"params": params["norm_kv"]}, kv), heads=heads, dtype=dtype)
+  normed = layer_norm(dtype=dtype, eps=eps).apply({"params": params["norm_kv"]}, kv)
+  return keys_values(params["attention"], normed, heads=heads, dtype=dtype)
 
 
 def layers_of(params: Params, depth: int) -> list[Params]:
