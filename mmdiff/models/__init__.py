@@ -9,3 +9,6 @@ TEXT_ENCODERS = {
   "conv_text": "mmdiff.models.conv_text:conv_text",
   "causal_text": "mmdiff.models.text:causal_text",
 }
+AUTOENCODERS = {
+  "kl": "mmdiff.models.autoencoder:kl",
+}
