@@ -32,7 +32,7 @@ def alignment(services: Services, *, source: Built["mmdiff.data:SOURCES"], every
               sampler: str | None = None, seed: int = 0, shown: int = 16, columns: int = 8) -> Evaluator:
   """Scalars `clipscore_KIND` for each kind of caption, and `all_facts`, `unparseable` and `accuracy/ATTRIBUTE` where the source is scenes.
 
-  The facts are asked of the pictures of the first kind. Table `prompts`: a row for each picture, the same rows in every run. Table
+  The facts are asked of the pictures of the first kind. Table `pictures`: one a row, the same rows in every run. Table
   `protocol`: what the scores depend on.
 
   Args:
@@ -88,7 +88,7 @@ def alignment(services: Services, *, source: Built["mmdiff.data:SOURCES"], every
         rows = [row | dict(right=good, parseable=reading.parseable) for row, good, reading in zip(rows, right, readings)]
       table += rows
       images["" if kind == captions[0] else kind] = grid(np.stack(first), columns)
-    return Result(scalars, {"protocol": [protocol], "prompts": table}, images)
+    return Result(scalars, {"protocol": [protocol], "pictures": table}, images)
 
   return Evaluator(every_steps, params, run)
 

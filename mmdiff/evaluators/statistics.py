@@ -1,4 +1,4 @@
-"""How sure a share is, and whether two models differ: bootstrap over prompts, McNemar's exact test on pairs."""
+"""How sure a share is, and whether two models differ: bootstraps over prompts and seeds, McNemar's exact test on pairs."""
 import json
 import math
 from collections.abc import Sequence
@@ -28,6 +28,33 @@ def bootstrap(values: np.ndarray, *, level: float = 0.95, resamples: int = 2_000
   draws = np.random.Generator(np.random.Philox(key=seed)).integers(len(rows), size=(resamples, len(rows)))
   low, high = np.quantile(rows[draws].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
   return Interval(float(rows.mean()), float(low), float(high))
+
+
+def paired(first: np.ndarray, second: np.ndarray, *, level: float = 0.95, resamples: int = 2_000, seed: int = 0) -> Interval:
+  """The mean of `first` - `second`, both [seeds prompts] of the same seeds and prompts, and its confidence limits.
+
+  Prompts and seeds are resampled independently, both with replacement (the pigeonhole bootstrap, Owen 2007,
+  https://arxiv.org/abs/0712.1111), since prompts share a model and models share their prompts: the interval speaks of other prompts and of
+  other seeds. It is wide when seeds are few and disagree; with one seed it speaks of prompts only. Raises ValueError for unequal shapes.
+  """
+  a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
+  if a.shape != b.shape or a.ndim != 2 or not a.size:
+    raise ValueError(f"paired values are [seeds prompts] of one shape, found {a.shape} and {b.shape}")
+  differences = a - b
+  seeds, prompts = differences.shape
+  rng = np.random.Generator(np.random.Philox(key=seed))
+  means = []
+  for _ in range(resamples):                       # one at a time: tens of thousands of prompts need not be held resamples times
+    rows = np.bincount(rng.integers(seeds, size=seeds), minlength=seeds) @ differences
+    means.append(rows[rng.integers(prompts, size=prompts)].mean() / seeds)
+  low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+  return Interval(float(differences.mean()), float(low), float(high))
+
+
+def area(steps: Sequence[float], values: np.ndarray) -> np.ndarray:
+  """The area under curves [T …] over steps [T] (trapezoids), divided by the span: a mean over training. Of one step, its value."""
+  x, y = np.asarray(steps, np.float64), np.asarray(values, np.float64)
+  return y[0] if len(x) == 1 else np.trapezoid(y, x, axis=0) / (x[-1] - x[0])
 
 
 class Comparison(NamedTuple):

@@ -43,7 +43,7 @@ def test_each_picture_is_scored_against_its_own_caption():
     pictures = base.to_uint8(base.draw(services(), {}, *toys.dataset().tokenize(texts), np.arange(4, 15), guidance=3.0))
     likeness = 100 * (Scorer().embed_image(pictures) * Scorer().embed_text(texts)).sum(1)
     assert result.scalars[f"clipscore_{kind}"] == pytest.approx(likeness.mean(), rel=1e-6)
-    rows = [row for row in result.tables["prompts"] if row["kind"] == kind]
+    rows = [row for row in result.tables["pictures"] if row["kind"] == kind]
     assert [row["prompt"] for row in rows] == list(range(11))
     np.testing.assert_allclose([row["clip_similarity"] for row in rows], likeness, rtol=1e-5)
     np.testing.assert_array_equal(result.images[key], base.grid(pictures[:16], 3))
@@ -63,7 +63,7 @@ def test_on_scenes_the_judge_reads_the_pictures_of_the_first_kind(monkeypatch):
   result = alignment(services(data=data), source={}, every_steps=1, limit=12).run({}, 1)
   assert result.scalars["all_facts"] == pytest.approx(11 / 12) and result.scalars["unparseable"] == 0
   assert result.scalars["accuracy/shape"] < 1 and not any(name.startswith("clipscore") for name in result.scalars)
-  rows = result.tables["prompts"]
+  rows = result.tables["pictures"]
   assert [row["right"] for row in rows if row["kind"] == "long"] == [False] + 11 * [True]
   assert not any("right" in row for row in rows if row["kind"] == "original")
   assert json.loads(json.dumps(rows)) == rows
@@ -75,7 +75,7 @@ def test_a_sidecar_gives_the_kind_that_the_source_lacks(tmp_path):
   with pytest.raises(DataError, match="none of the first 6 records has a caption of kind rich"):
     alignment(services(), captions=("long", "rich"), **options)
   made = alignment(services(), captions=("rich",), sidecar=str(tmp_path / "more.jsonl"), **options).run({}, 1)
-  assert [row["prompt"] for row in made.tables["prompts"]] == [1, 3]
+  assert [row["prompt"] for row in made.tables["pictures"]] == [1, 3]
 
 
 def test_what_cannot_be_scored_is_refused():

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mmdiff.evaluators.statistics import bootstrap, compare, mcnemar
+from mmdiff.evaluators.statistics import area, bootstrap, compare, mcnemar, paired
 
 
 def test_a_bootstrap_covers_the_truth_about_as_often_as_it_says():
@@ -26,6 +26,44 @@ def test_bootstrap_is_repeatable_and_degenerate_cases_are_points():
   assert bootstrap([True] * 5) == (1.0, 1.0, 1.0)
   with pytest.raises(ValueError, match="at least one"):
     bootstrap([])
+
+
+def test_a_paired_interval_covers_the_truth_about_as_often_as_it_says():
+  """Two models of a known difference, with an effect of the seed, one of the prompt on both, and noise; six seeds."""
+  rng, inside = np.random.default_rng(2), 0
+  for _ in range(100):
+    prompt, seed = rng.normal(size=60), 0.3 * rng.normal(size=(6, 1))
+    a, b = prompt + 0.5 + seed + 0.3 * rng.normal(size=(6, 60)), prompt + 0.3 * rng.normal(size=(6, 60))
+    _, low, high = paired(a, b, resamples=300)
+    inside += low <= 0.5 <= high
+  assert 85 <= inside <= 100
+
+
+def test_pairing_removes_what_the_models_share():
+  rng = np.random.default_rng(3)
+  shared = 10 * rng.normal(size=(3, 200))
+  a, b = shared + 0.2 + 0.1 * rng.normal(size=(3, 200)), shared + 0.1 * rng.normal(size=(3, 200))
+  difference = paired(a, b)
+  assert difference.mean == pytest.approx((a - b).mean()) and 0.1 < difference.low < 0.2 < difference.high < 0.3
+  assert paired(b, a).mean == -difference.mean and paired(a, b) == difference
+
+
+def test_seeds_that_disagree_widen_the_interval_and_one_seed_speaks_of_prompts():
+  agree, disagree = np.full((3, 50), 0.5), np.array([0.0, 0.5, 1.0])[:, None] + np.zeros((3, 50))
+  assert paired(agree, np.zeros((3, 50))) == (0.5, 0.5, 0.5)
+  assert paired(disagree, np.zeros((3, 50))) == (0.5, 0.0, 1.0)
+  ones = np.random.default_rng(4).random((1, 400)) < 0.5
+  one, alone = paired(ones, np.zeros((1, 400))), bootstrap(ones[0])
+  assert one.high - one.low == pytest.approx(alone.high - alone.low, rel=0.1)
+  for wrong in ((np.zeros((2, 3)), np.zeros((3, 2))), (np.zeros(3), np.zeros(3)), (np.zeros((0, 3)), np.zeros((0, 3)))):
+    with pytest.raises(ValueError, match=r"\[seeds prompts\] of one shape"):
+      paired(*wrong)
+
+
+def test_area_is_the_mean_over_training():
+  assert area([2, 4, 8], np.array([0.0, 1.0, 1.0])) == pytest.approx((1 + 4) / 6)
+  np.testing.assert_allclose(area([0, 10], np.array([[0.0, 3.0], [1.0, 3.0]])), [0.5, 3.0])
+  assert area([5], np.array([0.7])) == 0.7
 
 
 @pytest.mark.parametrize("only_a, only_b, p", [(0, 0, 1.0), (1, 0, 1.0), (5, 0, 0.0625), (10, 2, 0.03857421875), (3, 3, 1.0)])
