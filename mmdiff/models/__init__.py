@@ -8,6 +8,9 @@ DENOISERS = {
 TEXT_ENCODERS = {
   "conv_text": "mmdiff.models.conv_text:conv_text",
   "causal_text": "mmdiff.models.text:causal_text",
+  "clip_states": "mmdiff.models.text:clip_states",
+  "two_texts": "mmdiff.models.text:two_texts",
+  "t5": "mmdiff.models.t5:t5",
 }
 AUTOENCODERS = {
   "kl": "mmdiff.models.autoencoder:kl",
