@@ -39,7 +39,7 @@ class ViT(nn.Module):
   attention: str = "auto"
 
   @nn.compact
-  def __call__(self, image: Float[Array, "B H W 3"]) -> Float[Array, "B *D"]:
+  def __call__(self, image: Float[Array, "B H W 3"]) -> Float[Array, "B ..."]:
     cls = self.pool == "cls" if self.class_token is None else self.class_token
     norm = lambda name: layer_norm(name, dtype=self.dtype, eps=self.eps)
     x = nn.Dense(self.width, use_bias=not cls, dtype=self.dtype, kernel_init=nn.initializers.lecun_normal(), name="patchify")(
