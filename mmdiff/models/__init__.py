@@ -2,6 +2,9 @@
 MODELS = {
   "clip": "mmdiff.models.clip:clip",
 }
+CAPTIONERS = {
+  "coca": "mmdiff.models.coca:coca",
+}
 DENOISERS = {
   "dit": "mmdiff.models.dit:dit",
 }
