@@ -3,6 +3,7 @@
 A training step costs three forward passes (https://arxiv.org/abs/2001.08361 §2.1); what rematerialisation recomputes is not counted.
 """
 from mmdiff.models.clip import CLIP
+from mmdiff.models.coca import CoCa
 from mmdiff.models.conv_text import ConvText
 from mmdiff.models.dit import TIME_WIDTH, DiT
 from mmdiff.models.resnet import ResNet
@@ -68,6 +69,24 @@ def clip(model: CLIP, *, text_len: int | None = None) -> int:
   """The forward pass of one image and one text; `text_len` = None is the model's longest. The loss's B × D per pair is left out."""
   image = resnet(model.image, model.image_size) if isinstance(model.image, ResNet) else vit(model.image, model.image_size)
   return image + text(model.text, text_len or model.text.length)
+
+
+def coca(model: CoCa, *, text_len: int | None = None) -> int:
+  """The forward pass of one image and one caption of `text_len` positions, class token and head included."""
+  length, width, tower = text_len or model.text.length, model.text.width, model.image
+  patches = (model.image_size // tower.patch) ** 2
+  keys = patches + bool(tower.class_token)
+  total = dense(patches, 3 * tower.patch**2, tower.width) + transformer(keys, width=tower.width, depth=tower.depth, mlp_dim=tower.mlp_dim)
+  queries = model.pool.queries
+  total += attention(queries, keys, width, kv_width=tower.width)
+  if not model.pool.single:
+    total += attention(1, queries, width)
+  total += 2 * dense(1, width, model.pool.embed_dim)
+  total += transformer(length + 1, width=width, depth=model.text.depth, mlp_dim=model.text.mlp_dim)
+  words, seen = length - 1, queries - model.pool.single
+  layer = attention(words, words, width) + attention(words, seen, width) + mlp(words, width, model.decoder.mlp_dim)
+  layer += mlp(words, width, model.decoder.mlp_dim) if model.decoder.self_mlp else 0
+  return total + model.decoder.depth * layer + dense(words, width, model.decoder.vocab)
 
 
 def conv_text(model: ConvText, text_len: int) -> int:
