@@ -12,15 +12,16 @@ FOLDERS = ("mmdiff", "configs", "launch", "tests", ".ci")
 # Package or module -> floor. Imports point to lower floors; the longest name that fits counts.
 FLOORS = {
   "mmdiff.core": 0,
-  "mmdiff.losses": 1, "mmdiff.diffusion": 1, "mmdiff.data": 1, "mmdiff.nn": 1, "mmdiff.parallel": 1, "mmdiff.optim": 1,
+  "mmdiff.losses": 1, "mmdiff.diffusion": 1, "mmdiff.data": 1, "mmdiff.nn": 1, "mmdiff.parallel": 1, "mmdiff.optim": 1, "mmdiff.decode": 1,
   "mmdiff.models": 2,
-  "mmdiff.models.clip": 3, "mmdiff.models.flops": 3,
+  "mmdiff.models.clip": 3, "mmdiff.models.coca": 3, "mmdiff.models.flops": 3,
   "mmdiff.objectives": 4, "mmdiff.convert": 4, "mmdiff.evaluators": 4, "mmdiff.train": 4,
   "mmdiff.commands": 5, "mmdiff.model": 5, "mmdiff.__main__": 5,
 }
 # Between neighbours on one floor: who may import whom, and why.
 NEIGHBOURS = {
   ("mmdiff.models.flops", "mmdiff.models.clip"): "counts the FLOPs of the composite",
+  ("mmdiff.models.flops", "mmdiff.models.coca"): "counts the FLOPs of the composite",
   ("mmdiff.commands", "mmdiff.model"): "a command serves a loaded model",
   ("mmdiff.model", "mmdiff.commands"): "a run directory's config goes through the same check as a flag's",
   ("mmdiff.__main__", "mmdiff.commands"): "dispatch",
