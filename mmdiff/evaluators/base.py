@@ -4,6 +4,7 @@ A factory `retrieval(services, *, source, every_steps, …)` returns an `Evaluat
 Evaluators know a model only by the objective's `predict` functions, each of which takes the full parameter tree first. Every process
 of a run calls `run` with the same arguments and gets the same `Result`.
 """
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mmdiff import parallel
+from mmdiff import decode, parallel
 from mmdiff.core.build import build
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.sharding import BATCH
@@ -160,6 +161,32 @@ def draw(services: Services, params: Tree, tokens: np.ndarray, mask: np.ndarray,
     given |= {"latents": batch["latents"]} if latents is not None else {}
     return sample(params, batch["tokens"], batch["mask"], batch["seeds"], plan, extra=extra, **given)
   return over_rows(services, run, arrays, size=size or fitting(services, len(tokens)))
+
+
+def caption_settings(tokenizer, text_len: int, **decoding) -> decode.Settings:
+  """`decode.settings` for a tokenizer; `max_len` is by default `text_len` less the start token. Raises ConfigError."""
+  lacking = [name for name in ("start", "end") if getattr(tokenizer, name) is None]
+  if lacking:
+    raise ConfigError(f"captions are written from a start token to an end token, and the tokenizer has no {' and no '.join(lacking)} token; "
+                      "train with one that has (data.tokenizer)")
+  unknown = [name for name in decoding if name not in inspect.signature(decode.settings).parameters or name in ("start", "end", "pad")]
+  if unknown:
+    known = [name for name in inspect.signature(decode.settings).parameters if name not in ("start", "end", "pad")]
+    raise ConfigError(f"unknown decoding option {unknown[0]!r} (known: {', '.join(known)})")
+  return decode.settings(start=tokenizer.start, end=tokenizer.end, pad=tokenizer.pad, **(dict(max_len=text_len - 1) | decoding))
+
+
+def write_captions(services: Services, params: Tree, images: np.ndarray, seeds: Sequence[int], settings: decode.Settings, *,
+                   extra: Tree = (), size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+  """Pictures uint8 [N H W 3] -> (tokens int32 [N L], lengths int32 [N]), see `mmdiff.decode.Decoded`; the one place that runs a captioner.
+
+  Caption i depends on its picture and `seeds[i]` (a uint32) alone, not on the batch.
+  """
+  require(services, "captioning", "caption")
+  caption = jax.jit(services.predict["caption"])
+  write = lambda batch: caption(params, batch["image"], batch["seeds"], settings, extra=extra)
+  made = over_rows(services, write, dict(image=images, seeds=np.asarray(seeds, np.uint32)), size=size or fitting(services, len(images)))
+  return made.tokens, made.lengths
 
 
 def records(dataset, limit: int | None) -> int:
