@@ -3,7 +3,7 @@
   model = mmdiff.load("runs/clip")              # the newest good step; "runs/clip@2000" for another
   model.embed_image(images) @ model.embed_text(texts).T
 
-A model has the methods that it can serve: CLIP models embed, text-to-image models generate; asking for another says which it has. Calls
+A model has the methods that it can serve: CLIP models embed, captioners also write, text-to-image models generate; asking for another says which it has. Calls
 of any size run a few compiled programs: rows are padded to powers of two.
 """
 import inspect
@@ -52,6 +52,19 @@ class Model:
     """Texts -> (tokens int32 [B L], mask bool [B L]), cut to the model's length."""
     return self.tokenizer.batch(_texts(texts), self.config["data"]["text_len"])
 
+  def _preprocess(self, images) -> np.ndarray:
+    data = self.config["data"]
+    if isinstance(images, np.ndarray) and images.ndim != 4:
+      raise DataError(f"images: expected uint8 [B H W 3] or a list of pictures, found an array {list(images.shape)}")
+    fitted = np.empty((len(images), data["image_size"], data["image_size"], 3), np.uint8)
+    for i, image in enumerate(images):
+      try:
+        pixels = decode.pixels(image if isinstance(image, np.ndarray) else np.asarray(decode.to_rgb(image)))
+      except (BadRecord, AttributeError) as error:
+        raise DataError(f"image {i}: expected uint8 [H W 3] or a PIL image, found {type(image).__name__}: {error}") from None
+      fitted[i] = transforms.fit(pixels, size=data["image_size"], resize=data["resize"], interpolation=data["interpolation"])
+    return fitted
+
   def _size(self, count: int) -> int:
     """Rows of a call for `count`: the next power of two that divides over the mesh, at most `ROWS`."""
     ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
@@ -88,19 +101,6 @@ class Embeds(Model):
     """What cosines are multiplied by to become logits, after exp."""
     return float(self.services.fetch(self.services.predict["logit_scale"](self.params)))
 
-  def _preprocess(self, images) -> np.ndarray:
-    data = self.config["data"]
-    if isinstance(images, np.ndarray) and images.ndim != 4:
-      raise DataError(f"images: expected uint8 [B H W 3] or a list of pictures, found an array {list(images.shape)}")
-    fitted = np.empty((len(images), data["image_size"], data["image_size"], 3), np.uint8)
-    for i, image in enumerate(images):
-      try:
-        pixels = decode.pixels(image if isinstance(image, np.ndarray) else np.asarray(decode.to_rgb(image)))
-      except (BadRecord, AttributeError) as error:
-        raise DataError(f"image {i}: expected uint8 [H W 3] or a PIL image, found {type(image).__name__}: {error}") from None
-      fitted[i] = transforms.fit(pixels, size=data["image_size"], resize=data["resize"], interpolation=data["interpolation"])
-    return fitted
-
 
 class Draws(Model):
   """Pictures from prompts."""
@@ -128,15 +128,12 @@ class Draws(Model):
       raise ConfigError(f"output: expected 'uint8' or 'float', found {output!r}; this model has no latents but its pixels")
     if latents is not None and "latents" not in inspect.signature(self.services.predict["sample"]).parameters:
       raise ConfigError("latents: this model starts from the noise of seeds only; give seeds")
-    seeds = range(seeds, seeds + len(prompts)) if isinstance(seeds, (int, np.integer)) else list(seeds)
+    seeds = _seeds(seeds, len(prompts), "prompts")
     if isinstance(negative_prompts, str):
       negative_prompts = [negative_prompts] * len(prompts)
-    for name, given in (("seeds", seeds), ("negative_prompts", negative_prompts), ("latents", latents)):
+    for name, given in (("negative_prompts", negative_prompts), ("latents", latents)):
       if given is not None and len(given) != len(prompts):
         raise ConfigError(f"{name}: expected one for each of the {len(prompts)} prompts, found {len(given)}")
-    beyond = [int(seed) for seed in seeds if not 0 <= int(seed) < 2 ** 32]
-    if beyond:
-      raise ConfigError(f"seeds: expected whole numbers from 0 to 2**32 - 1, found {beyond[0]}")
     if not prompts:
       return np.zeros((0, size, size, 3), np.uint8 if output == "uint8" else np.float32)
     with jax.set_mesh(self.mesh):
@@ -152,7 +149,46 @@ class Draws(Model):
     return np.where(said, tokens, 0), mask & said
 
 
-ABILITIES = (Embeds, Draws)
+class Captions(Model):
+  """Words for pictures."""
+  NEEDS = ("caption",)
+
+  def caption(self, images, *, seeds: int | Sequence[int] = 0, **decoding) -> list[str]:
+    """Pictures, as for `embed_image`, -> a caption each.
+
+    Caption i depends on picture i, seed i and the other options, not on the batch that it is written in.
+
+    Args:
+      seeds: one each, or the first of consecutive ones; read by method="sample" only.
+      **decoding: of `mmdiff.decode.settings`: method ("greedy", "sample", "beam"), max_len, min_len, beams, temperature, top_k, top_p,
+        repetition_penalty, no_repeat_ngram, length_penalty. `max_len` is by default the length of the training captions.
+    """
+    tokens, lengths = self.caption_tokens(images, seeds=seeds, **decoding)
+    return [self.tokenizer.decode(row[:length]) for row, length in zip(tokens, lengths)]
+
+  def caption_tokens(self, images, *, seeds: int | Sequence[int] = 0, **decoding) -> tuple[np.ndarray, np.ndarray]:
+    """The same as (tokens int32 [B L], lengths int32 [B]); a row that lacks the end token was cut off."""
+    settings = base.caption_settings(self.tokenizer, self.config["data"]["text_len"], **decoding)
+    pixels = self._preprocess(images)
+    seeds = _seeds(seeds, len(pixels), "images")
+    if not len(pixels):
+      return np.zeros((0, settings.max_len), np.int32), np.zeros((0,), np.int32)
+    with jax.set_mesh(self.mesh):
+      return base.write_captions(self.services, self.params, pixels, seeds, settings, extra=self.extra, size=self._size(len(pixels)))
+
+
+ABILITIES = (Embeds, Draws, Captions)
+
+
+def _seeds(seeds: int | Sequence[int], count: int, what: str) -> list[int]:
+  """One seed for each of `count`. Raises ConfigError."""
+  each = [int(seed) for seed in (range(seeds, seeds + count) if isinstance(seeds, (int, np.integer)) else seeds)]
+  if len(each) != count:
+    raise ConfigError(f"seeds: expected one for each of the {count} {what}, found {len(each)}")
+  beyond = [seed for seed in each if not 0 <= seed < 2 ** 32]
+  if beyond:
+    raise ConfigError(f"seeds: expected whole numbers from 0 to 2**32 - 1, found {beyond[0]}")
+  return each
 
 
 def _texts(texts: str | Sequence[str]) -> list[str]:
