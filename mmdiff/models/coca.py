@@ -273,7 +273,8 @@ def coca(*, variant: OneOf["PRESETS"] = "Base", image_size: int | None = None, v
   preset = PRESETS[variant]
   given = dict(image_size=image_size, vocab=vocab, text_len=text_len, embed_dim=embed_dim, queries=queries, act=act, pixels=pixels,
                open_clip=open_clip)
-  row = DEFAULTS | (OPEN_CLIP if preset.get("open_clip") else {}) | preset | {key: value for key, value in given.items() if value is not None}
+  given = {key: value for key, value in given.items() if value is not None}
+  row = DEFAULTS | (OPEN_CLIP if preset.get("open_clip") else {}) | preset | given
   run = dict(act=row["act"], dtype=jnp.dtype(dtype), remat=remat, unroll=unroll, attention=attention)
 
   width, depth, heads, mlp_dim, size = (value or default for value, default in zip(
