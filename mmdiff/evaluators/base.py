@@ -167,8 +167,8 @@ def caption_settings(tokenizer, text_len: int, **decoding) -> decode.Settings:
   """`decode.settings` for a tokenizer; `max_len` is by default `text_len` less the start token. Raises ConfigError."""
   lacking = [name for name in ("start", "end") if getattr(tokenizer, name) is None]
   if lacking:
-    raise ConfigError(f"captions are written from a start token to an end token, and the tokenizer has no {' and no '.join(lacking)} token; "
-                      "train with one that has (data.tokenizer)")
+    raise ConfigError(f"captions are written from a start token to an end token, and the tokenizer has no {' and no '.join(lacking)} "
+                      "token; train with one that has (data.tokenizer)")
   unknown = [name for name in decoding if name not in inspect.signature(decode.settings).parameters or name in ("start", "end", "pad")]
   if unknown:
     known = [name for name in inspect.signature(decode.settings).parameters if name not in ("start", "end", "pad")]
