@@ -3,8 +3,8 @@
   model = mmdiff.load("runs/clip")              # the newest good step; "runs/clip@2000" for another
   model.embed_image(images) @ model.embed_text(texts).T
 
-A model has the methods that it can serve: CLIP models embed, captioners also write, text-to-image models generate; asking for another says which it has. Calls
-of any size run a few compiled programs: rows are padded to powers of two.
+A model has the methods that it can serve: CLIP models embed, captioners also write, text-to-image models generate; asking for another
+says which it has. Calls of any size run a few compiled programs: rows are padded to powers of two.
 """
 import inspect
 from collections.abc import Mapping, Sequence
