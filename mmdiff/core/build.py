@@ -6,7 +6,7 @@ config keys (see `schema`); what the program itself provides comes as positional
 import importlib
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from mmdiff.core import schema
 
@@ -45,7 +45,8 @@ def build(table: Mapping[str, str], config: Mapping, *args, **given) -> Any:
   options = {key: value for key, value in config.items() if key != "name"}
   factory = lookup(table, config["name"])
   for key, parameter in inspect.signature(factory).parameters.items():
-    spec = getattr(parameter.annotation, "spec", None)
+    kinds = (parameter.annotation, *get_args(parameter.annotation))                  # Built[…], or Built[…] | None
+    spec = next((kind.spec for kind in kinds if hasattr(kind, "spec")), None)
     if spec and isinstance(options.get(key), Mapping):
       options[key] = build(resolve(spec), options[key])
   return factory(*args, **options, **given)

@@ -11,12 +11,14 @@ def wheel(*, radius: float = 1.0):
   return ("wheel", radius)
 
 
-def cart(given, *, front: Built["tests.core.test_build:PARTS"], load: int = 0):
-  return (given, front, load)
+def cart(given, *, front: Built["tests.core.test_build:PARTS"], load: int = 0, spare: Built["tests.core.test_build:PARTS"] | None = None):
+  return (given, front, load) + ((spare,) if spare else ())
 
 
 def test_nested_blocks_are_built_first():
   assert build(WHOLES, dict(name="cart", front=dict(name="wheel", radius=2.0)), "mine") == ("mine", ("wheel", 2.0), 0)
+  with_spare = build(WHOLES, dict(name="cart", front=dict(name="wheel"), spare=dict(name="wheel", radius=3.0)), "mine")
+  assert with_spare == ("mine", ("wheel", 1.0), 0, ("wheel", 3.0))
 
 
 def test_unknown_names_list_the_known_and_guess():
