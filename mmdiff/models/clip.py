@@ -8,6 +8,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Bool, Float, Int, Num
 
 from mmdiff.core.build import OneOf
 from mmdiff.core.errors import ConfigError
@@ -74,7 +75,7 @@ class CLIP(nn.Module):
     """Whether the image tower has batch statistics (collection `batch_stats`), which couple the examples of a batch."""
     return isinstance(self.image, ResNet)
 
-  def encode_image(self, image: Array, *, train: bool = False) -> Array:
+  def encode_image(self, image: Num[Array, "B H W 3"], *, train: bool = False) -> Float[Array, "B D"]:
     """uint8 or [-1, 1] pixels [B H W 3] -> float32 [B D], not normalised."""
     size = (self.image_size, self.image_size, 3)
     if image.shape[1:] != size:
@@ -82,21 +83,26 @@ class CLIP(nn.Module):
     pixels = embed.normalize(image, mean=self.mean, std=self.std)
     return self.image(pixels, train=train) if self.has_statistics else self.image(pixels)
 
-  def encode_text(self, tokens: Array, mask: Array) -> Array:
+  def encode_text(self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"]) -> Float[Array, "B D"]:
     """int32 [B L], bool [B L] -> float32 [B D], not normalised."""
     return self.text(tokens, mask)
 
-  def __call__(self, image: Array, tokens: Array, mask: Array, *, train: bool = False) -> tuple[Array, Array]:
+  def __call__(self, image: Num[Array, "B H W 3"], tokens: Int[Array, "B L"], mask: Bool[Array, "B L"], *,
+               train: bool = False) -> tuple[Float[Array, "B D"], Float[Array, "B D"]]:
     return self.encode_image(image, train=train), self.encode_text(tokens, mask)
 
 
 def clip(*, variant: OneOf["PRESETS"] = "ViT-B/32", image_size: int | None = None, vocab: int | None = None, text_len: int | None = None,
          embed_dim: int | None = None, patch: int | None = None, image_width: int | None = None, image_depth: int | None = None,
-         image_heads: int | None = None, text_width: int | None = None, text_depth: int | None = None, text_heads: int | None = None,
-         pool: Literal["cls", "map", "avg"] | None = None, act: Literal["gelu", "gelu_tanh", "quick_gelu", "silu"] | None = None,
-         pixels: Literal["clip", "half"] | None = None, masked: bool | None = None,
-         dtype: Literal["float32", "bfloat16"] = "float32", remat: Literal["none", "dots", "full", "names"] = "none",
-         unroll: bool = False, attention: Literal["auto", "xla", "cudnn", "cpu"] = "auto") -> CLIP:
+         image_heads: int | None = None, image_mlp_dim: int | None = None, blocks: tuple[int, ...] | None = None,
+         text_width: int | None = None, text_depth: int | None = None, text_heads: int | None = None, text_mlp_dim: int | None = None,
+         pool: Literal["cls", "map", "avg"] | None = None, text_pool: Literal["eot", "last"] | None = None,
+         act: Literal["gelu", "gelu_tanh", "quick_gelu", "silu"] | None = None,
+         text_act: Literal["gelu", "gelu_tanh", "quick_gelu", "silu"] | None = None, eps: float | None = None,
+         pixels: Literal["clip", "half"] | None = None, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None,
+         masked: bool | None = None, dtype: Literal["float32", "bfloat16"] = "float32",
+         remat: Literal["none", "dots", "full", "names"] = "none", unroll: bool = False,
+         attention: Literal["auto", "xla", "cudnn", "cpu"] = "auto") -> CLIP:
   """A CLIP of a preset's shape, with any part overridden.
 
   Args:
@@ -104,26 +110,37 @@ def clip(*, variant: OneOf["PRESETS"] = "ViT-B/32", image_size: int | None = Non
     image_size: pixels a side; the position table's size follows.
     vocab, text_len: of the tokenizer, and rows of the text's position table.
     embed_dim: width of the shared space.
-    patch, image_width, image_depth, image_heads, pool: of a vision transformer; a ResNet takes none of them.
+    patch, image_depth, pool: of a vision transformer; a ResNet takes none of them.
+    image_width, image_heads: of the vision transformer, or a ResNet's first width and the heads of its attention pool.
+    image_mlp_dim, text_mlp_dim: by default four times a width that is given.
+    blocks: of a ResNet's four stages.
     text_width, text_depth, text_heads: of the text transformer.
-    act: MLP activation of both towers.
-    pixels: normalisation, CLIP's mean and std or 0.5 and 0.5.
+    text_pool: where a text ends ("eot") or its last position ("last").
+    act: MLP activation of both towers; text_act: of the text tower, where it has its own.
+    eps: of the transformers' norms.
+    pixels: normalisation, CLIP's mean and std or 0.5 and 0.5; mean, std: any other, of pixels in [0, 1].
     masked: hide padding from attention in the text tower.
     dtype: of the computation; parameters are float32.
     remat, unroll, attention: see `nn.transformer.stack` and `nn.attention.resolve`.
   """
   preset = PRESETS[variant]
-  given = dict(image_size=image_size, vocab=vocab, text_len=text_len, embed_dim=embed_dim, act=act, pool=pool, pixels=pixels, masked=masked)
+  given = dict(image_size=image_size, vocab=vocab, text_len=text_len, embed_dim=embed_dim, act=act, pool=pool, pixels=pixels, masked=masked,
+               text_pool=text_pool, eps=eps)
   row = DEFAULTS | (SIGLIP if preset.get("siglip") else {}) | preset | {key: value for key, value in given.items() if value is not None}
   run = dict(dtype=jnp.dtype(dtype), remat=remat, attention=attention)
 
-  shape = dict(width=image_width, depth=image_depth, heads=image_heads, patch=patch, mlp_dim=image_width and 4 * image_width)
-  shape = {key: value for key, value in shape.items() if value is not None}
+  shape = dict(width=image_width, depth=image_depth, heads=image_heads, patch=patch,
+               mlp_dim=image_mlp_dim or (image_width and 4 * image_width))
   if row["image"] in RESNETS:
-    if shape or pool:
-      raise ConfigError(f"{variant} is a ResNet and takes none of {sorted(shape) + ['pool'] * bool(pool)}; choose a ViT preset to set them")
-    image = resnet(row["image"], embed_dim=row["embed_dim"], **run)
+    own = dict(patch=patch, image_depth=image_depth, image_mlp_dim=image_mlp_dim, pool=pool)
+    if wrong := sorted(key for key, value in own.items() if value is not None):
+      raise ConfigError(f"{variant} is a ResNet and takes none of {wrong}; choose a ViT preset to set them")
+    shape = dict(width=image_width, heads=image_heads, blocks=blocks and tuple(blocks))
+    image = resnet(row["image"], embed_dim=row["embed_dim"], **{key: value for key, value in shape.items() if value is not None}, **run)
   else:
+    if blocks is not None:
+      raise ConfigError(f"{variant} is no ResNet and takes no blocks; choose an RN preset to set them")
+    shape = {key: value for key, value in shape.items() if value is not None}
     shape |= dict(pool=row["pool"], act=row["act"], eps=row["eps"], unroll=unroll, **run)
     shape["embed_dim"] = None if row["siglip"] else row["embed_dim"]
     if isinstance(row["image"], str):
@@ -137,8 +154,9 @@ def clip(*, variant: OneOf["PRESETS"] = "ViT-B/32", image_size: int | None = Non
   width, depth, heads = (value or default for value, default in zip((text_width, text_depth, text_heads), row["text"]))
   text = TextTransformer(
     vocab=row["vocab"], length=row["text_len"], width=width, depth=depth, heads=heads,
-    mlp_dim=4 * width if text_width else row.get("text_mlp_dim", 4 * width), embed_dim=row["embed_dim"], causal=row["causal"],
-    masked=row["masked"], pool=row["text_pool"], projection_bias=row["siglip"], act=row["act"], eps=row["eps"], unroll=unroll, **run)
-  mean, std = PIXELS[row["pixels"]]
-  return CLIP(image=image, text=text, image_size=row["image_size"], mean=mean, std=std, scale_init=row["scale_init"],
-              bias_init=row["bias_init"])
+    mlp_dim=text_mlp_dim or (4 * width if text_width else row.get("text_mlp_dim", 4 * width)), embed_dim=row["embed_dim"],
+    causal=row["causal"], masked=row["masked"], pool=row["text_pool"], projection_bias=row["siglip"], act=text_act or row["act"],
+    eps=row["eps"], unroll=unroll, **run)
+  preset_mean, preset_std = PIXELS[row["pixels"]]
+  return CLIP(image=image, text=text, image_size=row["image_size"], mean=tuple(mean or preset_mean), std=tuple(std or preset_std),
+              scale_init=row["scale_init"], bias_init=row["bias_init"])
