@@ -2,6 +2,11 @@
 
 A training step costs three forward passes (https://arxiv.org/abs/2001.08361 §2.1); what rematerialisation recomputes is not counted.
 """
+import math
+from collections.abc import Callable
+
+import jax
+
 from mmdiff.models.clip import CLIP
 from mmdiff.models.coca import CoCa
 from mmdiff.models.conv_text import ConvText
@@ -110,3 +115,24 @@ def text_to_image(denoiser: DiT, encoder: ConvText | TextTransformer, *, text_le
   """The forward pass of one picture and its caption."""
   encoded = conv_text(encoder, text_len) if isinstance(encoder, ConvText) else text(encoder, text_len)
   return encoded + dit(denoiser, text_len=text_len, text_width=encoder.width)
+
+
+def traced(fn: Callable, *args) -> int:
+  """Of the matrix products and convolutions that `fn(*args)` traces to; `args` may be `ShapeDtypeStruct`s. For models whose shapes are
+  easier to trace than to sum up: convolutions count whole, zero padding included; of `cond` the dearest branch, of `while` one round."""
+  return _products(jax.make_jaxpr(fn)(*args).jaxpr)
+
+
+def _products(jaxpr) -> int:
+  total = 0
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == "dot_general":
+      (contracted, _), _ = eqn.params["dimension_numbers"]
+      total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+    elif eqn.primitive.name == "conv_general_dilated":
+      kernel, (out_axis, *_) = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"].rhs_spec
+      total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) // kernel[out_axis]
+    inner = [getattr(part, "jaxpr", part) for value in eqn.params.values() for part in (value if isinstance(value, tuple) else (value,))]
+    counts = [_products(part) for part in inner if hasattr(part, "eqns")]
+    total += max(counts, default=0) if eqn.primitive.name == "cond" else sum(counts) * eqn.params.get("length", 1)
+  return total

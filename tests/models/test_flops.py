@@ -57,3 +57,13 @@ def test_the_compilers_count_of_a_denoiser_and_its_text(kind):
     return denoiser.apply(params, x, time, encoder.apply(text_params, tokens, mask))
   counted = jax.jit(both).lower(text_params, params, tokens, mask, *inputs[:2]).cost_analysis()["flops"] / 2
   assert 0.9 * counted <= flops.text_to_image(denoiser, encoder, text_len=24) <= 1.02 * counted
+
+
+def test_traced_counts_are_the_formulas():
+  """Scanned and rematerialised blocks, strided convolutions, and the transformer that has a formula of its own."""
+  model = clip(variant="tiny", image_size=32, remat="full", attention="xla")
+  inputs = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32), jax.ShapeDtypeStruct((1, model.text.length), jnp.int32), \
+    jax.ShapeDtypeStruct((1, model.text.length), bool)
+  assert flops.traced(model.apply, jax.eval_shape(model.init, jax.random.key(0), *inputs), *inputs) == flops.clip(model)
+  convolve = lambda x, w: jax.lax.conv_general_dilated(x, w, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+  assert flops.traced(convolve, jnp.zeros((1, 8, 8, 3)), jnp.zeros((3, 3, 3, 5))) == flops.dense(16, 27, 5)
