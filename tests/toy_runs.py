@@ -31,7 +31,7 @@ def clip() -> dict:
 
 def t2i() -> dict:
   return config(dict(name="diffusion", denoiser=dict(name="dit", variant="tiny", image_size=16),
-                     text=dict(name="conv_text", vocab=320, text_len=24, width=16)))
+                     condition=dict(name="conv_text", vocab=320, text_len=24, width=16)))
 
 
 def make(workdir: Path, config: dict, *, steps: tuple[int, ...] = (2,)) -> Path:
