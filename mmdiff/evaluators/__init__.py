@@ -8,4 +8,5 @@ EVALUATORS = {
   "samples": "mmdiff.evaluators.samples:samples",
   "scenes_judge": "mmdiff.evaluators.scenes:scenes_judge",
   "hard_negatives": "mmdiff.evaluators.scenes:hard_negatives",
+  "captions": "mmdiff.evaluators.captions:captions",
 }
