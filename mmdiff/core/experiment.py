@@ -38,6 +38,12 @@ class Data:
   workers: int = 0                      # reading processes per process
 
 
+class Init:
+  path: str = ""                        # run directory, DIR or DIR@STEP; "" = none. Its tokenizer is used too
+  params: str = ""                      # raw, or an average; "" = eval where there is one, else raw
+  map: Mapping[str, str] = {}           # path here -> path there, by their beginnings; "" starts fresh. See `train.init`
+
+
 class Experiment:
   seed: int
   steps: int
@@ -51,6 +57,7 @@ class Experiment:
   objective: Built["mmdiff.objectives:OBJECTIVES"]
   data: Data
   optim: Mapping[str, Built["mmdiff.optim:OPTIMIZERS"]]   # top-level parameter group -> optimiser; `default` takes the rest
+  init: Init | None = None              # another run's weights to start from; a run that goes on ignores it
   freeze: tuple[str, ...] = ()          # path patterns, e.g. ("image/.*",)
   ema: Mapping[str, float] = {}         # name -> decay, e.g. dict(eval=0.999)
   evals: Mapping[str, Built["mmdiff.evaluators:EVALUATORS"]] = {}
