@@ -76,7 +76,8 @@ def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: M
 
   config: a mapping of the keys of `core.experiment.Experiment`. evaluators: name -> `evaluators.base.Evaluator`. save_result(name, step,
   result) keeps what an evaluator found, and has_result(name, step) says whether it was kept: a run that was killed between a save and its
-  evaluation makes up for it. on_start sees the set-up before the first step. devices: all of them by default.
+  evaluation makes up for it. on_start sees the set-up before the first step; initialise changes the state of a run that has no
+  checkpoint yet. devices: all of them by default.
 
   Raises Interrupted after a signal (the state is saved), DataError when too many records are bad, GaveUp when `max_bad_steps` updates in
   a row were not finite.
@@ -96,6 +97,8 @@ def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: M
       raise DataError("the data are not those that this run began with (their fingerprint differs); restore them or choose another "
                       "--workdir")
     say(f"resuming at step {meta['step']}", active=chief)
+  elif initialise:
+    state = initialise(state)
   first = int(state.step)
   writer = Writer(workdir, resume_step=first, active=chief)
   if not restored:
