@@ -22,8 +22,8 @@ FLAGS = {
 }
 
 # What may differ between the config that a run began with and the one that goes on with it.
-MAY_CHANGE = ("steps", "log_every_steps", "max_bad_steps", "checkpoint", "evals", "mesh", "sharding", "accumulate", "data.threads",
-              "data.workers", "data.max_bad_fraction")
+MAY_CHANGE = ("init", "steps", "log_every_steps", "max_bad_steps", "checkpoint", "evals", "mesh", "sharding", "accumulate",
+              "data.threads", "data.workers", "data.max_bad_fraction")
 
 
 def main(argv: list[str]) -> int:
@@ -78,11 +78,21 @@ def versions() -> dict[str, str]:
 
 
 def make_dataset(config: Mapping, workdir: Path):
-  """The training data of a config, with the run's own tokenizer: once there is a `tokenizer.json`, it is read back from there."""
+  """The training data of a config, with the run's own tokenizer: once there is a `tokenizer.json`, it is read back from there; a run that
+  starts from another one's weights starts with its tokenizer."""
   from mmdiff.data import SOURCES, TOKENIZERS, loader
   kept = workdir / "tokenizer.json"
+  if not kept.exists() and starts_from(config):
+    from mmdiff.train import init
+    kept = init.tokenizer_of(starts_from(config)["path"])
   tokenizer = build(TOKENIZERS, dict(name="file", path=str(kept)) if kept.exists() else config["data"]["tokenizer"])
   return loader.dataset(build(SOURCES, config["data"]["source"]), tokenizer, seed=config["seed"], **data_options(config))
+
+
+def starts_from(config: Mapping) -> Mapping:
+  """`config.init` of a run that starts from another one, else {}."""
+  init = config.get("init") or {}
+  return init if init.get("path") else {}
 
 
 def data_options(config: Mapping) -> dict[str, Any]:
@@ -130,7 +140,7 @@ def run_held(config: Mapping, workdir: Path, argv: list[str]):
   from mmdiff import parallel
   from mmdiff.evaluators.base import serve
   from mmdiff.objectives import OBJECTIVES
-  from mmdiff.train import loop
+  from mmdiff.train import init, loop
   from mmdiff.train.report import write_report
 
   objective = build(OBJECTIVES, config["objective"])
@@ -154,7 +164,9 @@ def run_held(config: Mapping, workdir: Path, argv: list[str]):
     return (workdir / "eval" / f"{name}_{step:08}.json").exists()
 
   try:
+    source = starts_from(config)
     return loop.train(config, workdir, objective=objective, dataset=dataset, evaluators=evaluators, save_result=save_result,
+                      initialise=(lambda state: init.initialised(state, **source)) if source else None,
                       has_result=has_result,
                       on_start=lambda setup: check_vocabulary(setup.state.full(), dataset.tokenizer))
   finally:
