@@ -13,7 +13,6 @@ import numpy as np
 
 from mmdiff.core import tree
 from mmdiff.core.errors import DataError
-from mmdiff.core.types import Tree
 from mmdiff.train import checkpoint, run_directory
 from mmdiff.train.state import TrainState
 
