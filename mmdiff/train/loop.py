@@ -71,7 +71,8 @@ def lock(workdir: Path) -> Iterator[None]:
 
 def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: Mapping[str, Any] | None = None,
           save_result: Callable | None = None, has_result: Callable[[str, int], bool] | None = None,
-          on_start: Callable[[Setup], None] | None = None, devices=None) -> TrainState:
+          on_start: Callable[[Setup], None] | None = None, initialise: Callable[[TrainState], TrainState] | None = None,
+          devices=None) -> TrainState:
   """Trains until `config.steps`, from the newest checkpoint in `workdir` if there is one. Returns the final state.
 
   config: a mapping of the keys of `core.experiment.Experiment`. evaluators: name -> `evaluators.base.Evaluator`. save_result(name, step,
