@@ -19,6 +19,7 @@ class Mesh:
 class Augment:
   crop: tuple[float, ...] = ()          # (min area, max area) of a random square-ish crop; () = none
   flip: bool = False                    # mirror with probability one half; wrong for captions that say left or right
+  position: Literal["centre", "random"] = "centre"     # of the crop to a bucket of data.buckets
 
 
 class Data:
@@ -26,12 +27,15 @@ class Data:
   captions: Mapping[str, float]         # caption kind -> share; one kind is drawn per example and epoch
   on_missing: Literal["error", "original", "any", "replace"] = "any"   # when a record lacks the kind drawn
   tokenizer: Built["mmdiff.data:TOKENIZERS"]
-  image_size: int                       # pictures come out square, [image_size image_size 3] uint8
+  image_size: int                       # pictures come out square, [image_size image_size 3] uint8, unless there are buckets
+  buckets: tuple[str, ...] = ()         # multi-aspect training: "HEIGHTxWIDTH", …, or ("step=64", "ratio=4"): all near image_size² pixels
   text_len: int
   resize: Literal["crop", "squash", "pad"] = "crop"    # shorter side then centre crop, both sides, or longer side then pad
   interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
   augment: Augment | None = None
-  sidecar: str = ""                     # JSONL of {"key", kind: caption, …} joined by record key
+  sidecar: str = ""                     # captions joined by record key: a file of {"key", kind: caption, …} lines, or a folder of
+                                        # `mmdiff caption`; several with commas between
+  features: str = ""                    # folder of `mmdiff data precompute`: latents and text states in place of pictures
   max_pixels: int = 89_478_485          # a larger picture is refused from its header
   max_bad_fraction: float = 0.1         # of the records seen so far; beyond it training stops (exit 65)
   threads: int = 2                      # reading threads per process

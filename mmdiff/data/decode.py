@@ -56,7 +56,7 @@ def _pixels(image: Image.Image, data: bytes, at_least: int, fast: bool) -> np.nd
   plain_jpeg, size = image.format in ("JPEG", "MPO") and image.mode == "RGB", image.size
   if at_least and plain_jpeg:
     image.draft("RGB", (at_least, at_least))
-  turned = _orientation(image) not in (0, 1)
+  turned = orientation(image) not in (0, 1)
   if fast and simplejpeg and plain_jpeg and not turned and image.size == size:
     try:
       return simplejpeg.decode_jpeg(data)
@@ -68,7 +68,8 @@ def _pixels(image: Image.Image, data: bytes, at_least: int, fast: bool) -> np.nd
   return np.asarray(to_rgb(image))
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
+  """The EXIF orientation, 1 to 8; 1 where there is none that can be read."""
   if "exif" not in image.info and image.format not in ("TIFF", "PNG", "WEBP"):
     return 1
   try:

@@ -8,13 +8,14 @@ import dataclasses
 import functools
 import hashlib
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.data import buckets as aspects
 from mmdiff.data import captions as caption_mixing
-from mmdiff.data import decode, draws, pipelines, quarantine, sidecar, tokenizers, transforms
+from mmdiff.data import decode, draws, latents, pipelines, quarantine, sidecar, sizes, tokenizers, transforms
 from mmdiff.data.quarantine import BadRecord, Offence
 
 CHUNK = 64            # rows that one thread makes at a time
@@ -24,8 +25,8 @@ PROBES = 8
 
 def dataset(source, tokenizer, *, captions: Mapping[str, float], image_size: int, text_len: int, on_missing: str = "any",
             resize: str = "crop", interpolation: str = "bicubic", augment: Mapping | None = None, sidecar: str = "",
-            max_pixels: int = decode.MAX_PIXELS, max_bad_fraction: float = 0.1, threads: int = 2, workers: int = 0,
-            seed: int = 0) -> "Dataset":
+            buckets: Sequence[str] = (), features: str = "", max_pixels: int = decode.MAX_PIXELS, max_bad_fraction: float = 0.1,
+            threads: int = 2, workers: int = 0, seed: int = 0) -> "Dataset":
   """The data of a run; the keys are those of `config.data`.
 
   `source` is what `build(SOURCES, …)` makes, `tokenizer` what `build(TOKENIZERS, …)` makes: an untrained one is trained here, on the
@@ -33,26 +34,48 @@ def dataset(source, tokenizer, *, captions: Mapping[str, float], image_size: int
   whose first records are all unusable.
   """
   augment = augment or {}
-  crop, flip = tuple(augment.get("crop") or ()), bool(augment.get("flip"))
+  crop, flip, position = tuple(augment.get("crop") or ()), bool(augment.get("flip")), augment.get("position") or "centre"
   problems = [f"data.{name}: expected at least {least}, found {value}" for name, value, least in (
     ("text_len", text_len, 2), ("max_pixels", max_pixels, 1), ("threads", threads, 0), ("workers", workers, 0)) if value < least]
   if not 0 <= max_bad_fraction <= 1:
     problems.append(f"data.max_bad_fraction: expected a number from 0 to 1, found {max_bad_fraction}")
   if problems:
     raise ConfigError("\n".join(problems))
+  shapes = aspects.parse(buckets, image_size=image_size)
+  check_augment(augment, bucketed=bool(shapes), has_latents=False)
   transforms.check(image_size=image_size, resize=resize, interpolation=interpolation, crop=crop)
   mix = caption_mixing.mix(captions, on_missing=on_missing)
   if len(source) == 0:
     raise DataError(f"data.source: {type(source).__name__} holds no records")
   source = join(source, sidecar)
-  recipe = pipelines.Recipe(mix, image_size, resize, interpolation, crop, flip, max_pixels,
+  stored = latents.Features(features) if features else None
+  check_augment(augment, bucketed=bool(shapes), has_latents=bool(stored and stored.has_latents))
+  recipe = pipelines.Recipe(mix, image_size, resize, interpolation, crop, flip, position, max_pixels,
                             bool(getattr(source, "allow_empty_captions", False)))
-  made = Dataset(source, None, recipe, text_len, seed, threads, workers, max_bad_fraction)
+  made = Dataset(source, None, recipe, text_len, seed, threads, workers, max_bad_fraction, shapes, features=stored)
   made.probe()
-  return dataclasses.replace(made, tokenizer=tokenizers.ensure_trained(tokenizer, source))
+  of_record = aspects.assign(sizes.sizes(source, threads=max(threads, 1)), shapes) if shapes else None
+  tokenizer = tokenizers.ensure_trained(tokenizer, source)
+  if stored:
+    picture = dict(image_size=image_size, resize=resize, interpolation=interpolation, buckets=[aspects.label(size) for size in shapes])
+    stored.check(picture=picture, tokenizer=tokenizer, text_len=text_len)
+  return dataclasses.replace(made, tokenizer=tokenizer, of_record=of_record)
 
 
 join = sidecar.join
+
+
+def check_augment(augment: Mapping, *, bucketed: bool, has_latents: bool) -> None:
+  """Raises ConfigError for augmentation that buckets or precomputed latents rule out."""
+  drawn = [name for name, off in (("crop", ()), ("flip", False), ("position", "centre")) if (augment.get(name) or off) != off]
+  if has_latents and drawn:
+    raise ConfigError(f"data.augment.{drawn[0]}: precomputed latents are those of one fixed crop of each picture; leave augmentation out, "
+                      "or leave data.features out and encode pictures as they are trained on")
+  if bucketed and "crop" in drawn:
+    raise ConfigError("data.augment.crop: in data.buckets a picture keeps its shape; leave the crop out, or set "
+                      "data.augment.position=random")
+  if not bucketed and "position" in drawn:
+    raise ConfigError("data.augment.position: only for data.buckets; without them data.augment.crop draws a part of the picture")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +89,10 @@ class Dataset:
   threads: int = 2
   workers: int = 0
   max_bad_fraction: float = 0.1
+  buckets: tuple[tuple[int, int], ...] = ()            # (height, width)
+  of_record: np.ndarray | None = None                  # the bucket of every record of the source
+  features: latents.Features | None = None
+  orders: dict[int, aspects.Order] = dataclasses.field(default_factory=dict)       # by batch size
   offenders: dict[tuple[str, str], Offence] = dataclasses.field(default_factory=dict)
 
   def __len__(self) -> int:
@@ -93,6 +120,7 @@ class Dataset:
   @functools.cached_property
   def _fingerprint(self) -> str:
     parts = (self.source.fingerprint(), len(self.source), self.tokenizer.fingerprint())
+    parts += (self.features.fingerprint(),) if self.features else ()
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
   def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -105,13 +133,43 @@ class Dataset:
     return epoch, draws.shuffled(place, length=len(self.source), keys=_round_keys(self.seed, epoch))
 
   def example_at(self, position: int) -> tuple[pipelines.Example, list[str], Offence | None]:
-    """The example at a global position, the columns of `counts` that it adds to, and the bad record that it stands in for, if any."""
+    """The example at a global position, the columns of `counts` that it adds to, and the bad record that it stands in for, if any.
+    Without buckets, where positions alone decide."""
     epoch, index = self.index_at(position)
+    instead = lambda n: quarantine.replacement(index, n, seed=self.seed, epoch=epoch, length=len(self.source))
+    return self._example(epoch, index, instead, None)
+
+  def example_of(self, step: int, row: int, batch_size: int) -> tuple[pipelines.Example, list[str], Offence | None]:
+    """The same of a row of the global batch of a step."""
+    if not self.buckets:
+      return self.example_at(step * batch_size + row)
+    order = self.order(batch_size)
+    place = order.place(step, row)
+    return self._example(place.epoch, place.index, lambda n: order.replacement(place, n), self.buckets[place.bucket])
+
+  def order(self, batch_size: int) -> aspects.Order:
+    """Which bucket and records each step takes."""
+    if batch_size not in self.orders:
+      self.orders[batch_size] = aspects.Order(self.of_record, len(self.buckets), batch_size=batch_size, seed=self.seed)
+    return self.orders[batch_size]
+
+  def variants(self) -> list[dict[str, np.ndarray]]:
+    """One row of a batch, without the batch axis, for every shape that batches have."""
+    order = self.order(1) if self.buckets else None
+    if order is None:
+      return [{name: value[0] for name, value in self.batch_at(0, batch_size=1).items()}]
+    firsts = [aspects.Place(bucket, 0, int(rows[0])) for bucket, rows in enumerate(order.members) if len(rows)]
+    made = [self._example(0, place.index, functools.partial(order.replacement, place), self.buckets[place.bucket]) for place in firsts]
+    return [{name: value[0] for name, value in self.arrays([example], [columns]).items()} for example, columns, _ in made]
+
+  def _example(self, epoch: int, index: int, instead: Callable[[int], int],
+               bucket: tuple[int, int] | None) -> tuple[pipelines.Example, list[str], Offence | None]:
     kind, columns, offence, faults, lacking = "", [], None, 0, 0
     at = index
     while True:
       try:
-        example = pipelines.image_text(self.source[at], self.recipe, seed=self.seed, epoch=epoch, kind=kind)
+        example = pipelines.image_text(self.source[at], self.recipe, seed=self.seed, epoch=epoch, kind=kind, bucket=bucket,
+                                       features=self.features)
         break
       except BadRecord as fault:
         if faults + lacking == 0:
@@ -127,7 +185,7 @@ class Dataset:
         if lacking > LACKING:
           raise DataError(f"{lacking} records in a row have no caption of kind {lack.kind!r}; set data.on_missing to any or original, "
                           "or take the kind out of data.captions") from None
-      at = quarantine.replacement(index, faults + lacking, seed=self.seed, epoch=epoch, length=len(self.source))
+      at = instead(faults + lacking)
     if faults + lacking:
       columns.append("replaced")
     return example, columns + self._kind_columns(example), offence
@@ -138,21 +196,22 @@ class Dataset:
     return columns + [f"missing/{example.missing}"] if f"missing/{example.missing}" in self._column else columns
 
   def arrays(self, examples: Sequence[pipelines.Example], columns: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
-    """Examples and their columns of `counts`, stacked."""
-    size = self.recipe.image_size
-    image = np.empty((len(examples), size, size, 3), np.uint8)
+    """Examples of one shape and their columns of `counts`, stacked."""
     counts = np.zeros((len(examples), len(self.count_names)), np.int32)
-    for row, (example, names) in enumerate(zip(examples, columns)):
-      image[row] = example.image
+    for row, names in enumerate(columns):
       for name in names:
         counts[row, self._column[name]] = 1
     tokens, mask = self.tokenize([example.text for example in examples])
     ids = np.array([draws.record_id(example.key) for example in examples], np.uint32)
-    return {"image": image, "tokens": tokens, "mask": mask, "id": ids, "counts": counts}
+    made = {} if examples[0].image is None else {"image": np.stack([example.image for example in examples])}
+    made |= {"tokens": tokens, "mask": mask, "id": ids, "counts": counts}
+    return made | {name: np.stack([example.more[name] for example in examples]) for name in examples[0].more}
 
   def train_batches(self, *, batch_size: int, start_step: int = 0, rows: Sequence[int] | None = None) -> Iterator[dict[str, np.ndarray]]:
     """Endless batches from `start_step` on: image uint8 [R S S 3], tokens int32 [R L], mask bool [R L], id uint32 [R], counts int32 [R K].
 
+    With buckets a step has the picture size of its bucket, and `size` int32 [R 6], see `transforms.cover`; precomputed features come in
+    place of `image`, see `latents`.
     `rows` are the rows of the global batch that this process makes, by default all of them.
     """
     rows = _rows(rows, batch_size)
@@ -183,7 +242,7 @@ class Dataset:
 
   def keys_at(self, step: int, batch_size: int) -> list[str]:
     """The keys of a global batch in row order, after replacement. Reads and decodes the records: for ledgers and debugging."""
-    return [self.example_at(step * batch_size + row)[0].key for row in range(batch_size)]
+    return [self.example_of(step, row, batch_size)[0].key for row in range(batch_size)]
 
   def eval_batches(self, *, batch_size: int, limit: int | None = None, caption_kind: str | None = None) -> Iterator[dict]:
     """The records in source order, once, without augmentation; the first `limit` of them if given.
@@ -281,8 +340,8 @@ class _Chunks:
 
   def __getitem__(self, index: int) -> tuple[dict[str, np.ndarray], tuple[Offence, ...]]:
     step, part = divmod(int(index), len(self.parts))
-    base = (self.start + step) * self.batch_size
-    examples, columns, offences = zip(*(self.dataset.example_at(base + int(row)) for row in self.parts[part]))
+    made = (self.dataset.example_of(self.start + step, int(row), self.batch_size) for row in self.parts[part])
+    examples, columns, offences = zip(*made)
     return self.dataset.arrays(examples, columns), tuple(offence for offence in offences if offence)
 
 

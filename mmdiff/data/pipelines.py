@@ -16,6 +16,7 @@ class Recipe(NamedTuple):
   interpolation: str = "bicubic"
   crop: tuple[float, ...] = ()
   flip: bool = False
+  position: str = "centre"             # of the crop to a bucket: centre or random
   max_pixels: int = decode.MAX_PIXELS
   allow_empty: bool = False            # "" is a caption in this source
 
@@ -23,17 +24,20 @@ class Recipe(NamedTuple):
 class Example(NamedTuple):
   """What `image_text` makes."""
   key: str
-  image: np.ndarray                    # uint8 [S S 3]
+  image: np.ndarray | None             # uint8 [S S 3], or of a bucket; None where features stand in for it
   text: str
   kind: str                            # the kind of caption used
   missing: str = ""                    # the kind that was drawn, when the record lacks it
+  more: Mapping[str, np.ndarray] = {}  # further arrays of the row: `size` in a bucket, and precomputed features
 
 
-def image_text(record: Mapping, recipe: Recipe, *, seed: int, epoch: int, kind: str = "") -> Example:
+def image_text(record: Mapping, recipe: Recipe, *, seed: int, epoch: int, kind: str = "", bucket: tuple[int, int] | None = None,
+               features=None) -> Example:
   """One picture with one caption.
 
   The kind of caption, the one of several captions, the crop and the flip are drawn from (seed, epoch, record key). `kind` presets the
-  kind. Raises BadRecord, and what `captions.choose` raises.
+  kind, `bucket` is the picture's height and width instead of the recipe's, `features` (see `latents`) stand in for what they hold.
+  Raises BadRecord, and what `captions.choose` raises.
   """
   key = key_of(record)
   wanted = kind or captions.draw(recipe.mix, seed=seed, epoch=epoch, key=key)
@@ -42,7 +46,13 @@ def image_text(record: Mapping, recipe: Recipe, *, seed: int, epoch: int, kind: 
     raise BadRecord("bad_type", f"captions must be a mapping of kind to text, found {type(texts).__name__}", key)
   used = captions.choose(texts, wanted, mix=recipe.mix, key=key)
   text = captions.text_of(texts[used], key=key, allow_empty=recipe.allow_empty, draw_from=("text", seed, epoch, key))
-  return Example(key, picture(record, recipe, key=key, seed=seed, epoch=epoch), text, used, "" if used == wanted else wanted)
+  more = features.of(key, used, text) if features else {}
+  image = None
+  if not features or not features.has_latents:
+    image, size = picture_and_size(record, recipe, key=key, seed=seed, epoch=epoch, bucket=bucket)
+    if bucket:
+      more["size"] = np.array(size, np.int32)
+  return Example(key, image, text, used, "" if used == wanted else wanted, more)
 
 
 def plain(record: Mapping, recipe: Recipe, *, seed: int, kind: str = "") -> Example:
@@ -71,18 +81,27 @@ def key_of(record: Mapping) -> str:
 
 def picture(record: Mapping, recipe: Recipe, *, key: str, seed: int, epoch: int) -> np.ndarray:
   """The record's picture, augmented and at the recipe's size: uint8 [S S 3]. Raises BadRecord."""
-  # A reduced JPEG is at least twice as long as what is kept of it, so that the resampling filter still does the work.
-  at_least = int(2 * recipe.image_size / (recipe.crop[0] ** 0.5 * 0.75 if recipe.crop else 1.0))
+  return picture_and_size(record, recipe, key=key, seed=seed, epoch=epoch)[0]
+
+
+def picture_and_size(record: Mapping, recipe: Recipe, *, key: str, seed: int, epoch: int,
+                     bucket: tuple[int, int] | None = None) -> tuple[np.ndarray, tuple[int, ...]]:
+  """(the record's picture, augmented and at the size of the bucket or of the recipe, its `size` in a bucket, see `transforms.cover`)."""
+  # A reduced JPEG is at least twice as long as what is kept of it, so that the resampling filter still does the work. In a bucket the
+  # size that the header says is kept: it is a condition of the model.
+  at_least = 0 if bucket else int(2 * recipe.image_size / (recipe.crop[0] ** 0.5 * 0.75 if recipe.crop else 1.0))
   try:
     image = decode.pixels(record["image"], max_pixels=recipe.max_pixels, at_least=at_least)
   except BadRecord as fault:
     raise BadRecord(fault.kind, fault.detail, key) from None
-  if not recipe.crop and not recipe.flip:
-    return transforms.fit(image, size=recipe.image_size, resize=recipe.resize, interpolation=recipe.interpolation)
-  rng = draws.generator("augment", seed, epoch, key)
-  mirrored = recipe.flip and rng.random() < 0.5
-  if recipe.crop:
+  augmented = recipe.crop or recipe.flip or (bucket and recipe.position == "random")
+  rng = draws.generator("augment", seed, epoch, key) if augmented else None
+  mirrored = bool(rng is not None and recipe.flip and rng.random() < 0.5)
+  if bucket:
+    at = (float(rng.random()), float(rng.random())) if rng is not None and recipe.position == "random" else (0.5, 0.5)
+    return transforms.cover(image, height=bucket[0], width=bucket[1], at=at, mirrored=mirrored, interpolation=recipe.interpolation)
+  if rng is not None and recipe.crop:
     image = transforms.random_crop(image, size=recipe.image_size, area=recipe.crop, rng=rng, interpolation=recipe.interpolation)
   else:
     image = transforms.fit(image, size=recipe.image_size, resize=recipe.resize, interpolation=recipe.interpolation)
-  return image[:, ::-1] if mirrored else image
+  return image[:, ::-1] if mirrored else image, ()

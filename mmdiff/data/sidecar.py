@@ -5,7 +5,7 @@ A side-car is one such file, a folder of them, or the folder of a finished `mmdi
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from mmdiff.core.errors import DataError
@@ -115,8 +115,9 @@ class Joined:
     return hashlib.blake2b(f"{self.source.fingerprint()} {self.sidecar.fingerprint()}".encode(), digest_size=16).hexdigest()
 
 
-def join(source, paths: str | Sequence[str]):
-  """`source` with the side-car at `paths`, or with several, of which a later one replaces an earlier one's kinds; "" is none."""
-  for path in [paths] if isinstance(paths, str) else paths:
+def join(source, paths: str):
+  """`source` with the side-car at `paths`, or with several between commas, of which a later one replaces an earlier one's kinds; "" is
+  none."""
+  for path in [paths] if os.path.exists(paths) else paths.split(","):
     source = Joined(source, Sidecar(path)) if path else source
   return source

@@ -55,6 +55,29 @@ def fit(image: np.ndarray, *, size: int, resize: str = "crop", interpolation: st
   return _resample(image, size, size, (left * x, top * y, min(width, (left + size) * x), min(height, (top + size) * y)), interpolation)
 
 
+def cover(image: np.ndarray, *, height: int, width: int, at: tuple[float, float] = (0.5, 0.5), mirrored: bool = False,
+          interpolation: str = "bicubic") -> tuple[np.ndarray, tuple[int, ...]]:
+  """uint8 [h w 3] -> (uint8 [height width 3], its `size`): resized until it just covers the target, then cropped.
+
+  at: where the crop lies, from (0, 0), top and left, to (1, 1); the centre has the rounding of torchvision's CenterCrop.
+  mirrored: the picture is mirrored before the crop, so that the crop's coordinates are those of what is seen.
+
+  size, the conditions of SDXL (Podell et al. 2023, https://arxiv.org/abs/2307.01952, section 2.2), is made here and nowhere else: original
+  height and width, the crop's top and left in the resized picture, target height and width.
+  """
+  h, w = image.shape[:2]
+  tall = height * w >= h * width                                          # the height is what limits
+  full_h, full_w = (height, height * w // h) if tall else (width * h // w, width)
+  top, left = round((full_h - height) * at[0]), round((full_w - width) * at[1])
+  size = (h, w, top, left, height, width)
+  if mirrored:
+    image = image[:, ::-1]
+  if (full_h, full_w) == (height, width):
+    return _resample(image, height, width, None, interpolation), size
+  y, x = h / full_h, w / full_w
+  return _resample(image, height, width, (left * x, top * y, min(w, (left + width) * x), min(h, (top + height) * y)), interpolation), size
+
+
 def random_crop(image: np.ndarray, *, size: int, area: tuple[float, float], rng: np.random.Generator,
                 interpolation: str = "bicubic") -> np.ndarray:
   """A random part of between `area` of the picture, ratio log-uniform in `RATIO`, resized to [size size 3].

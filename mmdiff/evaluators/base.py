@@ -56,7 +56,7 @@ def serve(predict: Mapping[str, Callable], config: Mapping, *, mesh: jax.shardin
   sharding = parallel.batch_sharding(mesh)
   devices = mesh.shape["data"] * mesh.shape["fsdp"]
   options = {key: value for key, value in config["data"].items() if key not in ("source", "tokenizer")}
-  options |= dict(augment=None, sidecar="", max_bad_fraction=1.0, seed=config["seed"])
+  options |= dict(augment=None, sidecar="", buckets=(), features="", max_bad_fraction=1.0, seed=config["seed"])
 
   def put(batch):
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), batch)

@@ -85,9 +85,9 @@ def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: M
   """
   chief, evaluators = jax.process_index() == 0, evaluators or {}
   total, every = config["steps"], config["log_every_steps"]
-  example = {key: value[0] for key, value in dataset.batch_at(0, batch_size=1).items()}
+  example, *others = dataset.variants()
   started = time.perf_counter()
-  setup = set_up(config, objective, example, devices=devices)
+  setup = set_up(config, objective, example, others=others, devices=devices)
   state, flops = setup.state, objective.predict.get("flops")
   flops_per_step = flops(config["batch_size"], example["tokens"].shape[0]) if flops else None
   checkpoints = Checkpoints(workdir, keep=config["checkpoint"]["keep"])

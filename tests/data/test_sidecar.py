@@ -87,7 +87,7 @@ def test_a_folder_of_files_and_several_side_cars(tmp_path):
   sidecar = Sidecar(folder)
   assert sidecar.get("k0") == {"dense": "second"} and (sidecar.duplicates, len(sidecar)) == (1, 2)
   assert list(sidecar.keys()) == ["k0", "k1", "k0"]
-  source = join(World(2), (str(folder), short))
+  source = join(World(2), f"{folder},{short}")
   assert source[0]["captions"] == {"original": "original caption of picture 0", "long": "other", "short": "s", "dense": "second"}
   assert source[1]["captions"]["dense"] == "one" and source.fingerprint() != join(World(2), str(folder)).fingerprint()
 

@@ -70,3 +70,28 @@ def test_wrong_values_are_named():
       transforms.check(image_size=8, resize="crop", interpolation="bicubic", crop=crop)
   with pytest.raises(ConfigError, match="(?s)data.image_size.*data.resize.*data.interpolation"):
     transforms.check(image_size=0, resize="fit", interpolation="cubic", crop=())
+
+
+@pytest.mark.parametrize("h, w, height, width, top, left", [
+  (8, 8, 8, 8, 0, 0), (100, 100, 64, 64, 0, 0), (1000, 500, 512, 512, 256, 0), (480, 640, 512, 512, 0, 85), (400, 300, 72, 56, 1, 0),
+  (333, 1000, 576, 448, 0, 640)])
+def test_cover_and_its_conditions(h, w, height, width, top, left):
+  """The coordinates of torchvision's Resize of the shorter side and CenterCrop, which diffusers' SDXL training gives to the model."""
+  image = np.arange(h * w * 3).reshape(h, w, 3).astype(np.uint8)
+  made, size = transforms.cover(image, height=height, width=width)
+  assert made.shape == (height, width, 3) and size == (h, w, top, left, height, width)
+
+
+def test_cover_of_a_square_is_the_crop_of_fit():
+  image = np.random.default_rng(0).integers(0, 256, (37, 61, 3), dtype=np.uint8)
+  made, _ = transforms.cover(image, height=16, width=16)
+  assert np.abs(made.astype(int) - transforms.fit(image, size=16)).max() <= 1
+
+
+def test_cover_mirrored_and_elsewhere():
+  ramp = np.tile(np.arange(100, dtype=np.uint8)[None, :, None], (50, 1, 3))
+  left, size = transforms.cover(ramp, height=50, width=20, at=(0, 0))
+  right, mirrored_size = transforms.cover(ramp, height=50, width=20, at=(0, 0), mirrored=True)
+  assert left[0, :, 0].tolist() == list(range(20)) and right[0, :, 0].tolist() == list(range(99, 79, -1))
+  assert size == mirrored_size == (50, 100, 0, 0, 50, 20)
+  assert transforms.cover(ramp, height=50, width=20, at=(1, 1))[1][3] == 80

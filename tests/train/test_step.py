@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mmdiff.core.objective import Aux, Objective, Variables
 from mmdiff.train.setup import set_up
 from mmdiff.train.state import WORD, add_counts, read_counts
 from tests.train import toys
@@ -70,3 +71,23 @@ def test_counts_add_up_beyond_32_bits():
   assert read_counts(np.asarray(state.counts), toys.Data.count_names) == {"caption/long": 24, "caption/original": 24}
   totals = jnp.array([[WORD - 1, 5], [7, 0]], jnp.uint32)
   assert read_counts(np.asarray(add_counts(totals, jnp.array([2, 1]))), ("a", "b")) == {"a": 8 * WORD + 1, "b": 6}
+
+
+def test_a_step_for_each_shape_announced_and_no_other():
+  """Batches of two widths, as of two buckets: each compiles once, when it comes; a third is an error."""
+  def init(key, batch):
+    return Variables({"image": {"kernel": jnp.ones(())}})
+
+  def loss(params, context, batch):
+    return params["image"]["kernel"] * jnp.mean(batch["image"]), Aux({})
+
+  rows = [dict(image=np.ones((width,), np.float32), id=np.uint32(0), counts=np.zeros((2,), np.int32)) for width in (3, 5, 7)]
+  setup = set_up(toys.config(ema={}), Objective(init, loss, {}), rows[0], others=rows[1:2], devices=jax.devices()[:1])
+  batch = lambda row: setup.put({name: np.stack([value] * 16) for name, value in row.items()})
+  state, sizes = setup.state, []
+  for row in (rows[0], rows[1], rows[0], rows[1]):
+    state, _ = setup.step(state, batch(row))
+    sizes.append(len(setup.step.compiled))
+  assert sizes == [1, 2, 2, 2] and int(state.step) == 4
+  with pytest.raises(TypeError, match="no step for a batch of"):
+    setup.step(state, batch(rows[2]))

@@ -45,6 +45,9 @@ class Data:
   def batch_at(self, step, *, batch_size):
     return next(Data.train_batches(self, batch_size=batch_size, start_step=step))
 
+  def variants(self):
+    return [{name: value[0] for name, value in Data.batch_at(self, 0, batch_size=1).items()}]
+
   def fingerprint(self):
     return "toy"
 

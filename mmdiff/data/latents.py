@@ -1,0 +1,143 @@
+"""Precomputed features: what frozen encoders made of every record, joined by record key when a batch is made.
+
+`mmdiff data precompute` writes them, a job in units (see `jobs`). A unit has one table for each picture size and one for texts, each a set
+of .npy files of one row an entry that can be mapped into memory:
+
+    00000.512x512.latent_mean.npy   float [n h w C]      00000.text.text_states.npy   float [n L D]
+    00000.512x512.latent_std.npy    float [n h w C]      00000.text.text_pooled.npy   float [n D], if the encoder pools
+    00000.512x512.size.npy          int32 [n 6]          00000.text.mask.npy          bool [n L]
+    00000.512x512.keys.npy          uint64 [n 2]         00000.text.keys.npy          uint64 [n 2]
+
+Latents are found by record key. Texts are found by record key, kind and the text itself, so that a caption that has changed since is
+missed, never mistaken. Mean and standard deviation are stored, not a draw, so that training draws anew at every step.
+"""
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.data import indexes, jobs, key_index
+from mmdiff.data.quarantine import BadRecord
+
+LATENTS = ("latent_mean", "latent_std", "size")
+TEXTS = ("text_states", "text_pooled", "mask")
+TEXT = "text"                        # the table of texts; the others are named by their picture size
+DTYPES = {"float32": np.float32, "float16": np.float16}
+
+
+class Column(NamedTuple):
+  """Where a table's values of one name lie."""
+  file: int
+  start: int                         # of the first row, in bytes
+  stride: int                        # bytes of a row
+  dtype: np.dtype
+  shape: tuple[int, ...]             # of a row
+
+
+def image_digest(key: str) -> tuple[int, int]:
+  return _digest("image", key)
+
+
+def text_digest(key: str, kind: str, text: str) -> tuple[int, int]:
+  return _digest("text", key, kind, text)
+
+
+def _digest(*parts: str) -> tuple[int, int]:
+  data = json.dumps(parts).encode()
+  made = hashlib.blake2b(data, digest_size=16).digest()
+  return int.from_bytes(made[:8], "little"), int.from_bytes(made[8:], "little")
+
+
+def write_table(output: jobs.Output, name: str, digests: Sequence[tuple[int, int]], columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  """Writes one table of a unit; what the unit's manifest says of it."""
+  made = {"keys": np.array(digests, np.uint64).reshape(len(digests), 2)} | dict(columns)
+  for column, values in made.items():
+    with output.open(f"{name}.{column}.npy") as file:
+      np.save(file, np.ascontiguousarray(values), allow_pickle=False)
+  return {"rows": len(digests), "columns": {column: {"dtype": values.dtype.str, "shape": list(values.shape[1:])}
+                                            for column, values in made.items()}}
+
+
+class Features:
+  """Random access by key to the folder of a finished `mmdiff data precompute`. Picklable and safe to use from several threads.
+
+  `identity` says what was computed: `picture` (sizes and resampling), `text` (kinds, tokenizer, length), `encoders` (their digests).
+  """
+
+  def __init__(self, path: str | os.PathLike):
+    self.path = str(path)
+    folder = Path(path)
+    entries = jobs.finished_units(folder)
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    self.identity: dict[str, Any] = manifest["identity"]
+    if self.identity.get("task") != "precompute":
+      raise DataError(f"data.features: {path} is the folder of `mmdiff {self.identity.get('task')}`, not of `mmdiff data precompute`")
+    self._content = manifest["content"]
+    names: list[str] = []
+    self._tables: list[dict[str, Column]] = []
+    self._keys: list[tuple[int, str]] = []               # (number of the table, its file of keys)
+    for entry in entries:
+      for table, facts in sorted(entry["tables"].items()):
+        columns = {}
+        for column, told in facts["columns"].items():
+          suffix, dtype = f"{table}.{column}.npy", np.dtype(told["dtype"])
+          stride = dtype.itemsize * int(np.prod(told["shape"], dtype=np.int64))
+          start = entry["files"][suffix]["bytes"] - stride * facts["rows"]
+          columns[column] = Column(len(names), start, stride, dtype, tuple(told["shape"]))
+          names.append(str(folder / f"{entry['unit']}.{suffix}"))
+        self._keys.append((len(self._tables), names[columns["keys"].file]))
+        self._tables.append(columns)
+    self._files = indexes.Files(names)
+    self._index = key_index.cached(folder / ("features" + indexes.SUFFIX), self._content, self._make)
+    self.has_latents, self.has_texts = (any(name in table for table in self._tables) for name in (LATENTS[0], TEXTS[0]))
+
+  def _make(self, builder: key_index.Builder) -> dict:
+    for table, name in self._keys:
+      keys = np.load(name, allow_pickle=False)
+      builder.extend(keys[:, 0], np.uint64(table) << np.uint64(32) | np.arange(len(keys), dtype=np.uint64), keys[:, 1])
+    return {}
+
+  def __len__(self) -> int:
+    return len(self._index)
+
+  def fingerprint(self) -> str:
+    return self._content
+
+  def of(self, key: str, kind: str, text: str) -> dict[str, np.ndarray]:
+    """What there is for a record and its caption: latent_mean, latent_std float32 [h w C] and, in buckets, size int32 [6]; text_states
+    float32 [L D], mask bool [L] and perhaps text_pooled float32 [D]. BadRecord("missing_key") when it was not computed."""
+    made = {}
+    if self.has_latents:
+      made |= self._row(image_digest(key), LATENTS, key, "latents of this record")
+    if self.has_texts:
+      made |= self._row(text_digest(key, kind, text), TEXTS, key, f"states of its {kind} caption {text[:60]!r}")
+    return made
+
+  def _row(self, digest: tuple[int, int], names: Sequence[str], key: str, what: str) -> dict[str, np.ndarray]:
+    for where, check in self._index.find(digest[0]):
+      if check == digest[1]:
+        table, row = self._tables[where >> 32], where & 0xFFFFFFFF
+        return {name: self._value(table[name], row) for name in names if name in table}
+    raise BadRecord("missing_key", f"no {what} in {self.path}", key)
+
+  def _value(self, column: Column, row: int) -> np.ndarray:
+    data = self._files.read(column.file, column.start + row * column.stride, column.stride)
+    value = np.frombuffer(data, column.dtype).reshape(column.shape)
+    return value.astype(np.float32) if value.dtype.kind == "f" else value
+
+  def check(self, *, picture: Mapping[str, Any], tokenizer: Any, text_len: int) -> None:
+    """Raises ConfigError with every way in which the features are not those that a run with these settings would compute."""
+    wanted: dict[str, Any] = {"picture": dict(picture)} if self.has_latents else {}
+    if self.has_texts:
+      wanted["text"] = {"tokenizer": tokenizer.fingerprint(), "text_len": text_len}
+    held = {part: {name: self.identity[part].get(name) for name in values} for part, values in wanted.items()}
+    wanted = json.loads(json.dumps(wanted))
+    lines = [f"{name}: there {before!r}, in this run {now!r}" for name, before, now in jobs.differences(held, wanted)]
+    if lines:
+      raise ConfigError(f"data.features: {self.path} was computed with other settings; compute it again with this config, or undo the "
+                        "change\n" + "\n".join(lines))
