@@ -1,7 +1,7 @@
 """Caption a data set with a trained captioner: a job that any number of processes work on and that goes on where it stopped.
 
   mmdiff caption --model=runs/coca_long --data=scenes:T32 --out=captions/long --kind=long
-  mmdiff caption --model=runs/coca_long --data='/data/{00000..00331}.tar' --out=/shared/long --kind=long --beams=4 --batch_size=256
+  mmdiff caption --model=runs/coca_long --data='/data/{00000..00331}.tar' --out=/shared/long --method=beam --batch_size=256
   mmdiff caption --model=runs/coca_long --data=name=folder,path=pictures --out=captions/long
 
 Start the same command as often as you like, at once or later, on one host or on several that share --out: each process takes a unit (a
@@ -16,7 +16,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmdiff.core.errors import ConfigError, DataError, Interrupted
@@ -26,6 +25,16 @@ FLAGS = {
   "data": dict(type="str", required=True, help="a source, as `mmdiff data` names it, or its keys: name=scenes,tier=T32,split=train"),
   "out": dict(type="str", required=True, help="folder of the job, shared by all that work on it"),
   "kind": dict(type="str", default="long", help="the kind of caption that these are, for config.data.captions"),
+  "method": dict(choices=("greedy", "sample", "beam"), help="greedy unless said otherwise"),
+  "max_len": dict(type="int", help="most tokens; by default those of the training captions"),
+  "min_len": dict(type="int", help="fewest tokens"),
+  "beams": dict(type="int", help="hypotheses (beam)"),
+  "temperature": dict(type="float", help="logits are divided by it (sample)"),
+  "top_k": dict(type="int", help="only the k best tokens; 0 is off (sample)"),
+  "top_p": dict(type="float", help="only the smallest set of tokens with this probability; 1 is off (sample)"),
+  "repetition_penalty": dict(type="float", help="of tokens already written; 1 is off"),
+  "no_repeat_ngram": dict(type="int", help="no such number of tokens in a row comes twice; 0 is off"),
+  "length_penalty": dict(type="float", help="exponent of a hypothesis' length (beam)"),
   "seed": dict(type="int", default=0, help="of sampled captions, together with each record's key"),
   "batch_size": dict(type="int", default=64, help="pictures captioned at a time"),
   "per_unit": dict(type="int", default=1_000, help="records of a unit where the source has no shards"),
@@ -34,6 +43,8 @@ FLAGS = {
   "params": dict(type="str", help="raw, or an average of config.ema; by default eval where there is one"),
   "fsdp": dict(type="int", default=1, help="devices that the parameters are spread over"),
 }
+DECODING = ("method", "max_len", "min_len", "beams", "temperature", "top_k", "top_p", "repetition_penalty", "no_repeat_ngram",
+            "length_penalty")
 RESERVED = ("key", "captions")
 AHEAD = 4                            # batches of pictures read ahead
 
@@ -123,8 +134,31 @@ def run(given: Mapping, config: Mapping, *, argv: list[str]) -> None:
 
 
 def serve(model, given: Mapping) -> tuple[Captioner, dict[str, Any], int]:
-  """(the captioner of a loaded model, its decoding settings, rows of a batch)."""
-  raise ConfigError(f"{model.report['path']} has no captioner")
+  """(the captioner of a loaded model, all of its decoding settings, rows of a batch). Raises ConfigError."""
+  import inspect
+
+  import jax
+
+  from mmdiff import decode
+  from mmdiff.evaluators import base
+  base.require(model.services, "captioning", "caption")
+  chosen = {name: given[name] for name in DECODING if given[name] is not None}
+  settings = base.caption_settings(model.tokenizer, model.config["data"]["text_len"], **chosen)
+  defaults = {name: parameter.default for name, parameter in inspect.signature(decode.settings).parameters.items() if name in DECODING}
+  write, ways = jax.jit(model.services.predict["caption"]), model.mesh.shape["data"] * model.mesh.shape["fsdp"]
+  end = model.tokenizer.end
+
+  def start(images, seeds):
+    with jax.set_mesh(model.mesh):
+      batch = model.services.put(dict(image=images, seeds=seeds))
+      return write(model.params, batch["image"], batch["seeds"], settings, extra=model.extra)
+
+  def finish(pending):
+    tokens, lengths = model.services.fetch(pending.tokens), model.services.fetch(pending.lengths)
+    rows = [row[:length] for row, length in zip(tokens, lengths)]
+    return [model.tokenizer.decode(row) for row in rows], [not len(row) or row[-1] != end for row in rows]
+
+  return Captioner(start, finish), defaults | dict(max_len=settings.max_len) | chosen, -(-given["batch_size"] // ways) * ways
 
 
 def cut(units: Sequence, limit: int) -> list:

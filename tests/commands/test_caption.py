@@ -1,4 +1,12 @@
 """`mmdiff caption`: how a source is named, what a unit holds, and that nothing depends on batches, threads or restarts."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
 
 from mmdiff.__main__ import main
@@ -6,8 +14,10 @@ from mmdiff.commands import caption
 from mmdiff.core.errors import ConfigError
 from mmdiff.data import jobs
 from mmdiff.data.sidecar import Sidecar
+from tests import toy_runs
 from tests.data.worlds import Holed, World
 
+ROOT = Path(__file__).parent.parent.parent
 RECIPE = dict(image_size=8, resize="crop", interpolation="bicubic", max_pixels=10_000)
 
 
@@ -37,7 +47,8 @@ def work(out, *, source=None, captioner=None, size=3, threads=2, told=lambda *_:
 
 
 def files(folder):
-  return {path.name: path.read_bytes() for path in folder.iterdir()}
+  """Every file but job.json, which says how the job was started."""
+  return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "job.json"}
 
 
 def test_a_folder_of_captions_is_a_side_car(tmp_path):
@@ -124,3 +135,54 @@ def test_help(capsys):
   assert main(["caption", "--help"]) == 0
   told = capsys.readouterr().out
   assert all(f"--{flag}" in told for flag in caption.FLAGS)
+
+
+@pytest.fixture(scope="module")
+def captioner(tmp_path_factory):
+  """A run directory of a CoCa with random parameters."""
+  model = dict(name="coca", variant="tiny", image_size=16, vocab=320, text_len=24, image_width=16, image_depth=1, image_heads=2,
+               text_width=16, unimodal_depth=1, multimodal_depth=1, text_heads=2, embed_dim=8, queries=4)
+  return toy_runs.make(tmp_path_factory.mktemp("coca"), toy_runs.config(dict(name="coca", model=model)))
+
+
+def command(captioner, out, *more):
+  return ["caption", f"--model={captioner}", "--data=name=scenes,tier=T16,size=40", f"--out={out}", "--per_unit=8", "--batch_size=8",
+          "--method=sample", "--max_len=6", *more]
+
+
+def test_a_real_captioner(captioner, tmp_path, capsys):
+  assert main(command(captioner, tmp_path / "a")) == 0
+  assert "40 captions of kind long in 5 units" in capsys.readouterr().out
+  job = json.loads((tmp_path / "a" / "job.json").read_text())
+  assert job["identity"]["decoding"]["top_p"] == 1.0 and job["identity"]["model"]["checkpoint"] and job["started"]["argv"][0] == "caption"
+  assert len(Sidecar(tmp_path / "a")) == 40
+  other = tmp_path / "b"
+  assert main([word.replace("--batch_size=8", "--batch_size=24") for word in command(captioner, other)]) == 0
+  assert (tmp_path / "a" / "00003.jsonl").read_bytes() == (other / "00003.jsonl").read_bytes()
+  assert main(command(captioner, tmp_path / "a", "--seed=1")) == 64
+  assert "seed: that job has 0, now 1" in capsys.readouterr().err
+
+
+def test_a_model_that_writes_nothing(tmp_path, capsys):
+  run = toy_runs.make(tmp_path / "clip", toy_runs.clip())
+  assert main(command(run, tmp_path / "out")) == 64
+  assert "captioning needs the predict functions caption" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.long
+def test_a_real_job_under_kill_9_and_sigterm(captioner, tmp_path):
+  spawn = lambda out: subprocess.Popen([sys.executable, "-m", "mmdiff", *command(captioner, out, "--data.size=400")], cwd=ROOT,
+                                       env=os.environ | {"JAX_PLATFORMS": "cpu"}, stderr=subprocess.DEVNULL)
+  assert spawn(tmp_path / "straight").wait() == 0
+  workers = [spawn(tmp_path / "killed"), spawn(tmp_path / "killed")]
+  for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
+    until = time.monotonic() + 60
+    before = len(list((tmp_path / "killed").glob("0*.json")))
+    while time.monotonic() < until and len(list((tmp_path / "killed").glob("0*.json"))) < before + 4:
+      time.sleep(0.01)
+    victim = workers.pop(0)
+    victim.send_signal(number)
+    assert victim.wait() in (-9, 75, 0)
+    workers.append(spawn(tmp_path / "killed"))
+  assert [worker.wait() for worker in workers] == [0, 0]
+  assert files(tmp_path / "straight") == files(tmp_path / "killed")
