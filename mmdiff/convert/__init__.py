@@ -1,1 +1,11 @@
 """Public weight formats: containers of tensors, one bidirectional rule table per layout, and what a load found."""
+# By name, in the order in which a path is tried.
+FORMATS = {
+  "hf-clip": "mmdiff.convert.clip_formats:HF_CLIP",
+  "hf-siglip": "mmdiff.convert.clip_formats:HF_SIGLIP",
+  "hf-clip-text": "mmdiff.convert.clip_formats:HF_CLIP_TEXT",
+  "hf-clip-image": "mmdiff.convert.clip_formats:HF_CLIP_IMAGE",
+  "open_clip": "mmdiff.convert.clip_formats:OPEN_CLIP",
+  "openai": "mmdiff.convert.clip_formats:OPENAI",
+  "big_vision": "mmdiff.convert.clip_formats:BIG_VISION",
+}

@@ -1,0 +1,180 @@
+"""Loading and saving public checkpoints: the format is found out from configs and key names, the report says what was loaded."""
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax import linen as nn
+
+from mmdiff.convert import FORMATS, formats, rules, safetensors_file
+from mmdiff.convert.formats import STATISTICS, TOKENIZER_FILES, Format, Reading, Source
+from mmdiff.convert.rules import Report
+from mmdiff.core.build import lookup, resolve
+from mmdiff.core.errors import CannotWrite, ConfigError, DataError
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class Loaded(NamedTuple):
+  """A public checkpoint as our model.
+
+  params, statistics: nested dicts of float32 numpy arrays; batch statistics are () where there are none. config: `objective`, `data` and,
+  for an encoder alone, `model`. style: what a save in the same format repeats. tokenizer: the folder with its files, or None.
+  """
+  format: str
+  family: str
+  module: nn.Module
+  config: dict[str, Any]
+  params: dict[str, Any]
+  statistics: Any
+  report: Report
+  style: Mapping[str, Any]
+  tokenizer: Path | None
+  dtypes: dict[str, int]
+
+
+def detect(source: Source) -> Format:
+  """The format of a source. Raises DataError that says what was found."""
+  for spec in FORMATS.values():
+    found = resolve(spec)
+    if found.fits(source):
+      return found
+  names = list(source.container.tensors)
+  about = f"config.json of model_type {source.model_type!r}, " if source.model_type else ""
+  raise DataError(f"{source.path}: no known format: {about}{len(names)} tensors such as {rules.shown(names, 4)} "
+                  f"(known: {', '.join(FORMATS)})")
+
+
+def read(path: str | os.PathLike, *, prefer: str | None = None, variant: str = "", **options) -> tuple[Format, Source, Reading]:
+  """A path understood, without reading values. Raises ConfigError for options that its format does not take."""
+  source = formats.open_source(Path(path), prefer=prefer, variant=variant)
+  found = detect(source)
+  options = {key: value for key, value in options.items() if value is not None}
+  wrong = sorted(set(options) - set(found.options))
+  if wrong:
+    raise ConfigError(f"{source.path} is {found.about} ({found.name}), which takes no {', '.join(wrong)}; "
+                      f"it takes {', '.join(found.options) or 'none'}")
+  return found, source, found.read(source, **options)
+
+
+def load(path: str | os.PathLike, *, allow_missing: str | None = None, quiet: bool = False, prefer: str | None = None, variant: str = "",
+         **options) -> Loaded:
+  """The model of a folder or file in a public format. The report goes to stderr unless `quiet`.
+
+  Args:
+    path: a folder with weights and their config, or a weight file (its folder's config is read, where there is one).
+    allow_missing: regular expression of tensor names that may be missing or unexpected; missing ones get initial values.
+    prefer: of a training checkpoint with several sets of weights, which: "state_dict_ema", …
+    variant: "fp16" for NAME.fp16.safetensors.
+    **options: what the weights don't say, or what shall differ from them: image_size, text_len, act, head_width.
+
+  Raises:
+    DataError: not a known format, damaged, or tensors are missing, unexpected or of another shape: all are named.
+    ConfigError: an option that the format does not take.
+  """
+  found, source, reading = read(path, prefer=prefer, variant=variant, **options)
+  shapes = formats.variables(reading.module, reading.inputs)
+  bindings = rules.bind(reading.rules, shapes)
+  leaves, report = rules.load(reading.found, bindings, shapes, where=str(source.path), ignorable=reading.ignorable,
+                              allow_missing=allow_missing, resize=bool({"image_size", "text_len"} & {k for k, v in options.items() if v}),
+                              initial=lambda: initial(reading))
+  report = report._replace(notices=[*reading.notices, *report.notices])
+  if not quiet:
+    print(f"{source.path} ({found.name}): {report.text()}", file=sys.stderr)
+  kinds: dict[str, int] = {}
+  for tensor in reading.found.values():
+    kinds[str(tensor.dtype)] = kinds.get(str(tensor.dtype), 0) + 1
+  params = {name: value for name, value in leaves.items() if not name.startswith(STATISTICS)}
+  statistics = {name.removeprefix(STATISTICS): value for name, value in leaves.items() if name.startswith(STATISTICS)}
+  return Loaded(found.name, found.family, reading.module, reading.config, nest(params), nest(statistics) or (), report, reading.style,
+                tokenizer_folder(source.folder), kinds)
+
+
+def initial(reading: Reading) -> dict[str, np.ndarray]:
+  """Fresh values of every leaf, for those that the weights lack."""
+  import jax
+  made = jax.jit(lambda key: reading.module.init(key, *(jax.numpy.zeros(x.shape, x.dtype) for x in reading.inputs)))(jax.random.key(0))
+  flat = flatten(made)
+  return {path.removeprefix("params/"): np.asarray(value) for path, value in flat.items()}
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+  made: dict[str, Any] = {}
+  for path, value in flat.items():
+    *parents, name = path.split("/")
+    node = made
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[name] = value
+  return made
+
+
+def flatten(nested: Any, prefix: str = "") -> dict[str, Any]:
+  if not isinstance(nested, Mapping):
+    return {prefix[:-1]: nested} if prefix and not (isinstance(nested, tuple) and not nested) else {}
+  return {path: leaf for name, inner in nested.items() for path, leaf in flatten(inner, f"{prefix}{name}/").items()}
+
+
+def tokenizer_folder(folder: Path | None) -> Path | None:
+  """The folder, if there is a tokenizer in it that we read."""
+  if folder and ((folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()):
+    return folder
+  return None
+
+
+def save(path: str | os.PathLike, *, format: str, module: nn.Module, config: Mapping[str, Any], params: Any, statistics: Any = (),
+         style: Mapping[str, Any] | None = None, tokenizer: Any = None, dtype: str = "float32",
+         shard_bytes: int = safetensors_file.SHARD_BYTES) -> list[str]:
+  """Writes a folder in a public format: weights as safetensors, the format's configs, the tokenizer's files. The names of the files.
+
+  Args:
+    module, config, params, statistics, style: as in `Loaded`; the style of another format says nothing.
+    tokenizer: a folder whose tokenizer files are copied, or a tokenizer with `save(path)`.
+    dtype: of the floating tensors written.
+
+  Raises:
+    ConfigError: an unknown format, one that is read only, or one that can't express the model.
+    CannotWrite: the folder can't be written.
+  """
+  target = known(format)
+  if dtype not in DTYPES:
+    raise ConfigError(f"dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
+  end = getattr(tokenizer, "end", None)
+  writing = target.write(module, config, dict(style or {}) | ({} if end is None else dict(end=end)))
+  leaves = flatten(params) | {STATISTICS + name: value for name, value in flatten(statistics).items()}
+  bindings = rules.bind(writing.rules, {name: tuple(value.shape) for name, value in leaves.items()})
+  folder = Path(path)
+  named = {**rules.save(leaves, bindings, dtype), **writing.more}
+  files = safetensors_file.write_sharded(folder, writing.stem, named, shard_bytes=shard_bytes)
+  try:
+    for name, content in writing.files.items():
+      (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+      files.append(name)
+    if isinstance(tokenizer, (str, os.PathLike)):
+      for name in TOKENIZER_FILES:
+        if (Path(tokenizer) / name).is_file() and Path(tokenizer).resolve() != folder.resolve():
+          shutil.copyfile(Path(tokenizer) / name, folder / name)
+          files.append(name)
+    elif tokenizer is not None:
+      tokenizer.save(folder / "tokenizer.json")
+      files.append("tokenizer.json")
+  except OSError as error:
+    raise CannotWrite(f"cannot write {folder}: {error}") from error
+  return files
+
+
+def known(format: str) -> Format:
+  """A format that can be written. Raises ConfigError."""
+  try:
+    found = lookup(FORMATS, format, "format")
+  except KeyError as error:
+    raise ConfigError(str(error.args[0])) from None
+  if found.write is None:
+    writable = [name for name, spec in FORMATS.items() if resolve(spec).write is not None]
+    raise ConfigError(f"format {format!r} is only read; written are {', '.join(writable)}")
+  return found
+
