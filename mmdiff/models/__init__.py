@@ -7,6 +7,7 @@ CAPTIONERS = {
 }
 DENOISERS = {
   "dit": "mmdiff.models.dit:dit",
+  "unet": "mmdiff.models.unet:unet",
 }
 TEXT_ENCODERS = {
   "conv_text": "mmdiff.models.conv_text:conv_text",
