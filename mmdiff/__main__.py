@@ -19,13 +19,14 @@ COMMANDS = {
   "evaluate": "score a run or a model",
   "sample": "make pictures from prompts",
   "caption": "caption a data set, in units that any number of processes share",
+  "ablate": "train the arms of an ablation and compare them",
   "data": "build, inspect and validate data sets",
   "bench": "measure speed, memory and MFU",
   "doctor": "check a machine, a config and a run directory",
   "demo": "train CLIP and text-to-image on the built-in world, with a report",
 }
 INTERRUPTED = EXIT_CODES[Interrupted]
-COMPUTING = ("train", "evaluate", "sample", "caption", "bench", "demo")
+COMPUTING = ("train", "evaluate", "sample", "ablate", "caption", "bench", "demo")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 

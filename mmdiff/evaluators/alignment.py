@@ -56,7 +56,8 @@ def alignment(services: Services, *, source: Built["mmdiff.data:SOURCES"], every
   texts = {kind: clip.embed_text([prompt.text for prompt in found]) for kind, found in prompts.items()} if clip else {}
   protocol = dict(clip_score="100 × mean cosine, no prefix", scorer=scorer, scorer_step=clip.report["step"] if clip else 0, params=params,
                   sampler=sampler or "the model's own", steps=steps, guidance=guidance, first_seed=seed,
-                  prompts={kind: len(found) for kind, found in prompts.items()})
+                  prompts={kind: len(found) for kind, found in prompts.items()},
+                  shown={kind: [prompt.text for prompt in found[:shown]] for kind, found in prompts.items()})
 
   def run(params, step, extra=()):
     scalars: dict[str, float] = {}

@@ -1,0 +1,177 @@
+"""The numbers of an ablation's report: learning curves by arm and seed, and paired differences with their intervals.
+
+Read from the run directories' eval/*.json. Every run of an ablation draws the same prompts from the same noise, so two arms are compared
+prompt by prompt within each seed (`evaluators.statistics.paired`).
+"""
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmdiff.core.errors import DataError
+
+AREA, HALF, END = "area", "half-way", "end"
+
+
+class Curve(NamedTuple):
+  """What one run found, step by step."""
+  steps: list[int]
+  scalars: dict[str, list[float]]                   # name -> one value a step
+  pictures: dict[str, np.ndarray]                   # metric -> float64 [steps prompts]
+  prompts: dict[str, list]                          # metric -> the rows that its columns stand for
+  protocol: Mapping[str, Any]
+
+
+def read_curve(run, name: str) -> Curve | None:
+  """The results of entry `name` of a run's config.evals, None without any. Raises DataError for results that do not fit together."""
+  results = []
+  for file in sorted((run.workdir / "eval").glob(f"{name}_*.json")):
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if found.get("name") == name and found["step"] <= run.config["steps"]:
+      results.append(found)
+  if not results:
+    return None
+  results.sort(key=lambda found: found["step"])
+  tables = [metrics_of(found["tables"].get("pictures", ())) for found in results]
+  prompts = {metric: list(values) for metric, values in tables[0].items()}
+  for found, table in zip(results, tables):
+    if {metric: list(values) for metric, values in table.items()} != prompts:
+      raise DataError(f"{run.workdir}: the results of {name} at step {found['step']} are of other prompts than those before; "
+                      "was evals changed half-way? Train it anew in another --workdir")
+  shared = [key for key in results[0]["scalars"] if all(key in found["scalars"] for found in results)]
+  return Curve([found["step"] for found in results], {key: [found["scalars"][key] for found in results] for key in shared},
+               {metric: np.array([list(table[metric].values()) for table in tables], np.float64) for metric in prompts}, prompts,
+               next(iter(results[-1]["tables"].get("protocol", ())), {}))
+
+
+def metrics_of(rows: Sequence[Mapping]) -> dict[str, dict[int, float]]:
+  """{metric: {prompt: value}} of a table `pictures`: `clipscore_KIND`, and `all_facts` where the pictures were judged."""
+  found: dict[str, dict[int, float]] = {}
+  for row in rows:
+    if "right" in row:
+      found.setdefault("all_facts", {})[row["prompt"]] = float(row["right"])
+    if "clip_similarity" in row:
+      found.setdefault(f"clipscore_{row['kind']}", {})[row["prompt"]] = row["clip_similarity"]
+  return found
+
+
+def compare(config: Mapping, runs: Sequence, workdir: Path) -> dict[str, Any] | None:
+  """What `report.json` says, None while no run has results."""
+  from mmdiff.evaluators.statistics import area
+  curves = {(run.arm, run.seed): curve for run in runs if (curve := read_curve(run, config["read"]))}
+  if not curves:
+    return None
+  check_alike(curves)
+  arms: dict[str, dict] = {}
+  for run in runs:
+    curve = curves.get((run.arm, run.seed))
+    if curve:
+      areas = {metric: float(area(curve.steps, curve.scalars[metric])) for metric in curve.pictures if metric in curve.scalars}
+      arm = arms.setdefault(run.arm, {"overrides": list(config["arms"][run.arm]), "seeds": {}})
+      arm["seeds"][str(run.seed)] = {"steps": curve.steps, **curve.scalars, "area": areas, "finished": run.finished, **cost(run.workdir)}
+  example = next(iter(curves.values()))
+  return {"arms": arms, "reference": config["reference"], "comparisons": comparisons(curves, config),
+          "protocol": dict(example.protocol), "prepare": prepared(config, workdir), "captions": captions_used(config),
+          "finished": sum(run.finished for run in runs), "runs": len(runs)}
+
+
+def check_alike(curves: Mapping[tuple[str, int], Curve]) -> None:
+  """Raises DataError if two runs were asked different prompts."""
+  (first, example), *others = curves.items()
+  for which, curve in others:
+    if curve.prompts != example.prompts:
+      raise DataError(f"{first[0]}, seed {first[1]}, and {which[0]}, seed {which[1]}, drew different prompts; train them with equal evals")
+
+
+def comparisons(curves: Mapping[tuple[str, int], Curve], config: Mapping) -> list[dict[str, Any]]:
+  """Each arm minus the reference, over the seeds and steps that both have: half-way, at the end, and the area under the curve."""
+  from mmdiff.evaluators.statistics import area, paired
+  reference, total, rows = config["reference"], config["base"]["steps"], []
+  for arm in config["arms"]:
+    seeds = [seed for seed in config["seeds"] if (arm, seed) in curves and (reference, seed) in curves]
+    if arm == reference or not seeds:
+      continue
+    pairs = [(curves[arm, seed], curves[reference, seed]) for seed in seeds]
+    steps = sorted(set.intersection(*(set(curve.steps) for pair in pairs for curve in pair)))
+    if not steps:
+      continue
+    half, last = min(steps, key=lambda step: (abs(2 * step - total), step)), steps[-1]
+    for metric in pairs[0][0].pictures:
+      values = [[curve.pictures[metric][[curve.steps.index(step) for step in steps]] for curve in pair] for pair in pairs]   # [S 2 T N]
+      for at, step, reduce in ((HALF, half, lambda y: y[steps.index(half)]), (END, last, lambda y: y[-1]),    # noqa: B023
+                               (AREA, None, lambda y: area(steps, y))):                                       # noqa: B023
+        a, b = (np.stack([reduce(pair[side]) for pair in values]) for side in (0, 1))                          # [S N]
+        found = paired(a, b)
+        rows.append(dict(arm=arm, reference=reference, metric=metric, at=at, step=step, arm_mean=float(a.mean()),
+                         reference_mean=float(b.mean()), difference=found.mean, low=found.low, high=found.high,
+                         by_seed={str(seed): float(value) for seed, value in zip(seeds, (a - b).mean(1))}, prompts=a.shape[1]))
+  return rows
+
+
+def cost(workdir: Path) -> dict[str, float]:
+  """Seconds of the run's last start, and its images per second in training."""
+  from mmdiff.train.writer import read_metrics
+  file = workdir / "metrics.jsonl"
+  logged = [line for line in read_metrics(file) if "seconds" in line] if file.exists() else []
+  return dict(seconds=round(logged[-1]["seconds"], 1), images_per_second=round(float(np.median(
+    [line["images_per_second"] for line in logged])), 1)) if logged else {}
+
+
+def prepared(config: Mapping, workdir: Path) -> dict[str, Any]:
+  """{name: command line, seconds, and the newest scalars of every evaluator} of what came before the arms."""
+  made: dict[str, Any] = {}
+  for name, line in config["prepare"].items():
+    marker = workdir / "prepare" / f"{name}.json"
+    done = json.loads(marker.read_text()) if marker.exists() else {}
+    scalars: dict[str, float] = {}
+    for file in sorted((workdir / "prepare" / name / "eval").glob("*.json")):
+      found = json.loads(file.read_text(encoding="utf-8"))
+      scalars |= {f"{found.get('name')}/{key}": value for key, value in found.get("scalars", {}).items()}
+    made[name] = dict(argv=list(line), seconds=done.get("seconds"), scalars=scalars)
+  return made
+
+
+def captions_used(config: Mapping, limit: int = 2_000) -> dict[str, Any]:
+  """How true the side-car's captions are of the pictures that the arms train on, {} where nobody knows the truth.
+
+  Over the first `limit` records, per kind: `precision`, the share of facts that hold of those that the captions claim; `hallucination`,
+  1 - precision; `all_facts`, the share of captions that claim facts and no wrong one.
+  """
+  data = config["base"]["data"]
+  if not data["sidecar"] or data["source"]["name"] != "scenes" or not Path(data["sidecar"]).exists():
+    return {}
+  from mmdiff.core.build import build
+  from mmdiff.data import SOURCES
+  from mmdiff.data.scenes.facts import score
+  from mmdiff.data.scenes.parse import parse
+  from mmdiff.data.sidecar import Sidecar
+  source, sidecar = build(SOURCES, data["source"]), Sidecar(data["sidecar"])
+  right: dict[str, list[list[bool]]] = {kind: [] for kind in sidecar.kinds}
+  for number in range(min(limit, len(source))):
+    record = source[number]
+    for kind, text in sidecar.get(record["key"]).items():
+      right[kind].append(score(record["scene"], parse(text, source.tier)))
+  found = {}
+  for kind, judged in right.items():
+    claims = sum(map(len, judged))
+    precision = sum(map(sum, judged)) / max(claims, 1)
+    found[kind] = dict(records=len(judged), claims=claims, precision=precision, hallucination=1 - precision,
+                       all_facts=float(np.mean([bool(facts) and all(facts) for facts in judged])) if judged else 0.0)
+  return found
+
+
+def lines(found: Mapping[str, Any]) -> list[str]:
+  """The report as text: a line for each arm, and the differences half-way and over training."""
+  shown = []
+  for arm, about in found["arms"].items():
+    metrics = [key for key in ("all_facts", "clipscore_long", "clipscore_original") if key in next(iter(about["seeds"].values()))]
+    ends = "  ".join(f"{metric} {np.mean([seed[metric][-1] for seed in about['seeds'].values()]):.3f}" for metric in metrics)
+    shown.append(f"{arm}: {ends} ({len(about['seeds'])} seeds)")
+  for row in found["comparisons"]:
+    if row["metric"] == "all_facts" and row["at"] != END:
+      by_seed = ", ".join(f"{value:+.3f}" for value in row["by_seed"].values())
+      shown.append(f"{row['arm']} - {row['reference']}, all facts {row['at']}: {row['difference']:+.3f} "
+                   f"[{row['low']:+.3f}, {row['high']:+.3f}] (by seed {by_seed})")
+  return shown
