@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from mmdiff import parallel
+from mmdiff.convert import public, serving
 from mmdiff.core import tree
 from mmdiff.core.build import build
 from mmdiff.core.errors import ConfigError, DataError
@@ -39,18 +40,31 @@ class Model:
                mesh: jax.sharding.Mesh):
     self.config, self.params, self.extra, self.report = config, params, extra, report
     self.tokenizer, self.services, self.mesh = tokenizer, services, mesh
+    self.origin: public.Loaded | None = None          # where a public checkpoint's spellings are kept, for saving
 
   def __getattr__(self, name: str):
     known = [method for ability in ABILITIES for method in vars(ability) if method.islower() and method[0] != "_"]
     if name in known:
       has = [method for method in known if method in dir(type(self))]
-      raise AttributeError(f"{self.report['path']} is a {self.config['objective']['name']} model: it has {', '.join(has) or 'no methods'}, "
+      raise AttributeError(f"{self.report['path']} is a {self.report['objective']} model: it has {', '.join(has) or 'no methods'}, "
                            f"not {name}")
     raise AttributeError(name)
 
   def tokenize(self, texts: str | Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Texts -> (tokens int32 [B L], mask bool [B L]), cut to the model's length."""
+    """Texts -> (tokens int32 [B L], mask bool [B L]), cut to the model's length. Raises DataError without a tokenizer."""
+    if self.tokenizer is None:
+      raise DataError(f"{self.report['path']}: there is no tokenizer beside the weights: put tokenizer.json, or vocab.json and merges.txt, "
+                      "there, or load with tokenizer=FOLDER")
     return self.tokenizer.batch(_texts(texts), self.config["data"]["text_len"])
+
+  def _over_texts(self, name: str, texts: str | Sequence[str]) -> Any:
+    tokens, mask = self.tokenize(texts)
+    if not len(tokens):
+      return jax.tree.map(lambda x: x[:0], self._over_texts(name, [""]))
+    with jax.set_mesh(self.mesh):
+      function = jax.jit(self.services.predict[name])
+      return base.over_rows(self.services, lambda batch: function(self.params, batch["tokens"], batch["mask"], extra=self.extra),
+                            dict(tokens=tokens, mask=mask), size=self._size(len(tokens)))
 
   def _preprocess(self, images) -> np.ndarray:
     data = self.config["data"]
@@ -72,34 +86,47 @@ class Model:
     return ways * 2 ** (each - 1).bit_length()
 
 
-class Embeds(Model):
-  """Two towers into one space."""
-  NEEDS = ("embed_image", "embed_text", "logit_scale")
+class EmbedsImages(Model):
+  """An image tower."""
+  NEEDS = ("embed_image",)
 
   def embed_image(self, images) -> np.ndarray:
     """uint8 [B H W 3], or a list of uint8 [H W 3] of any sizes or of PIL images -> float32 [B D], unit norm. Preprocessing inside."""
     pixels = self._preprocess(images)
     if not len(pixels):
-      return self.embed_text([""])[:0]
+      return self.embed_image(np.zeros((1, 8, 8, 3), np.uint8))[:0]
     with jax.set_mesh(self.mesh):
       embed = jax.jit(self.services.predict["embed_image"])
       return base.over_rows(self.services, lambda batch: embed(self.params, batch["image"], extra=self.extra), dict(image=pixels),
                             size=self._size(len(pixels)))
 
+
+class EmbedsTexts(Model):
+  """A text tower."""
+  NEEDS = ("embed_text",)
+
   def embed_text(self, texts: str | Sequence[str]) -> np.ndarray:
     """Texts -> float32 [B D], unit norm."""
-    tokens, mask = self.tokenize(texts)
-    if not len(tokens):
-      return self.embed_text([""])[:0]
-    with jax.set_mesh(self.mesh):
-      embed = jax.jit(self.services.predict["embed_text"])
-      return base.over_rows(self.services, lambda batch: embed(self.params, batch["tokens"], batch["mask"], extra=self.extra),
-                            dict(tokens=tokens, mask=mask), size=self._size(len(tokens)))
+    return self._over_texts("embed_text", texts)
+
+
+class Compares(Model):
+  """Two towers into one space."""
+  NEEDS = ("logit_scale",)
 
   @property
   def logit_scale(self) -> float:
     """What cosines are multiplied by to become logits, after exp."""
     return float(self.services.fetch(self.services.predict["logit_scale"](self.params)))
+
+
+class EncodesTexts(Model):
+  """A text encoder, as text-to-image models have."""
+  NEEDS = ("text_states",)
+
+  def encode_text(self, texts: str | Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Texts -> (states float32 [B L D], mask bool [B L], true at the texts' own tokens)."""
+    return self._over_texts("text_states", texts)
 
 
 class Draws(Model):
@@ -177,7 +204,7 @@ class Captions(Model):
       return base.write_captions(self.services, self.params, pixels, seeds, settings, extra=self.extra, size=self._size(len(pixels)))
 
 
-ABILITIES = (Embeds, Draws, Captions)
+ABILITIES = (EmbedsImages, EmbedsTexts, Compares, EncodesTexts, Draws, Captions)
 
 
 def _seeds(seeds: int | Sequence[int], count: int, what: str) -> list[int]:
@@ -195,30 +222,82 @@ def _texts(texts: str | Sequence[str]) -> list[str]:
   return [texts] if isinstance(texts, str) else list(texts)
 
 
-def load(path: str | Path, *, step: int | None = None, params: str | None = None, mesh: Mapping[str, int] | None = None) -> Model:
-  """The model of a run directory, ready to use.
+def load(path: str | Path, *, step: int | None = None, params: str | None = None, mesh: Mapping[str, int] | None = None,
+         tokenizer: str | Path | None = None, **options) -> Model:
+  """The model of a run directory, or of a folder or file in a public format, ready to use.
 
   Args:
-    path: `DIR` for its newest good step, `DIR@STEP` for another.
+    path: `DIR` for a run's newest good step, `DIR@STEP` for another; or a public checkpoint, see `mmdiff.convert.public.load`.
     step: the same as `@STEP`.
     params: "raw", or the name of an average of `config.ema`; None is "eval" where there is one, else raw.
     mesh: sizes of the axes data, fsdp and tensor; None splits batches over all devices and keeps the parameters whole on each.
+    tokenizer: for a public checkpoint without one: a tokenizer.json, or a folder with it or with vocab.json and merges.txt.
+    **options: of a public checkpoint: allow_missing, image_size, text_len, …, as `mmdiff.convert.public.load` takes them.
 
   Raises:
-    DataError: no run directory, checkpoint or average of that name.
+    DataError: no run directory, checkpoint or average of that name; or what `mmdiff.convert.public.load` raises.
   """
+  if public.is_public(path):
+    if step is not None or params is not None:
+      raise ConfigError(f"{path} is a public checkpoint: it has no step and no params to choose from")
+    return _load_public(path, mesh=mesh, tokenizer=tokenizer, **options)
+  if options or tokenizer:
+    raise ConfigError(f"{path} is no public checkpoint, which alone take {', '.join([*options, *['tokenizer'] * bool(tokenizer)])}")
   workdir, at = run_directory.locate(path)
   config = run_directory.read_config(workdir)
   average = run_directory.average(config, params)
   values, extra, meta = checkpoint.restore_params(workdir, step=at if step is None else step, ema=average)
-  objective = build(OBJECTIVES, config["objective"])
-  tokenizer = build(TOKENIZERS, dict(name="file", path=str(workdir / "tokenizer.json")))
+  report = dict(path=str(workdir), step=int(meta["step"]), params=average or run_directory.RAW, objective=config["objective"]["name"])
+  tokens = build(TOKENIZERS, dict(name="file", path=str(workdir / "tokenizer.json")))
+  predict = build(OBJECTIVES, config["objective"]).predict
+  return _assemble(config, values, extra, report, predict, tokenizer=tokens, workdir=workdir, mesh=mesh)
+
+
+def _load_public(path: str | Path, *, mesh: Mapping[str, int] | None, tokenizer: str | Path | None, **options) -> Model:
+  loaded = public.load(path, **options)
+  data = dict(captions=dict(original=1.0), on_missing="any") | loaded.config["data"]
+  config = dict(seed=0, steps=0, batch_size=ROWS, ema={}, evals={}) | loaded.config | dict(data=data)
+  folder = tokenizer or loaded.tokenizer
+  kind = "clip" if folder and (Path(folder) / "vocab.json").is_file() else "file"
+  tokens = build(TOKENIZERS, dict(name=kind, path=str(folder))) if folder else None
+  objective = config["objective"]
+  predict = build(OBJECTIVES, objective).predict if objective else serving.predict(loaded.family, loaded.module, config)
+  report = dict(path=str(path), step=0, params=run_directory.RAW, objective=objective["name"] if objective else loaded.family,
+                format=loaded.format, dtypes=loaded.dtypes) | loaded.report._asdict()
+  model = _assemble(config, loaded.params, loaded.statistics, report, predict, tokenizer=tokens, workdir=Path(path), mesh=mesh)
+  model.origin = loaded._replace(params=None, statistics=None)          # their arrays are on the mesh now
+  return model
+
+
+def _assemble(config: Mapping, values: Tree, extra: Tree, report: dict[str, Any], predict: Mapping, *, tokenizer, workdir: Path,
+              mesh: Mapping[str, int] | None) -> Model:
   devices = parallel.make_mesh(**(mesh or {}))
   place = lambda leaf, sharding: jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
   placed = jax.tree.map(place, values, parallel.shardings(values, devices))
   extra = jax.tree.map(lambda leaf: place(leaf, parallel.replicated(devices)), extra) or ()
-  services = base.serve(objective.predict, config, mesh=devices, tokenizer=tokenizer, workdir=workdir)._replace(load=load)
-  report = dict(path=str(workdir), step=int(meta["step"]), params=average or run_directory.RAW, objective=config["objective"]["name"],
-                parameters={group: tree.count(values[group]) for group in sorted(values)}, mesh=dict(devices.shape))
-  served = tuple(ability for ability in ABILITIES if all(name in objective.predict for name in ability.NEEDS))
+  services = base.serve(predict, config, mesh=devices, tokenizer=tokenizer, workdir=workdir)._replace(load=load)
+  report |= dict(parameters={group: tree.count(values[group]) for group in sorted(values)}, mesh=dict(devices.shape))
+  served = tuple(ability for ability in ABILITIES if all(name in predict for name in ability.NEEDS))
   return type("Model", served or (Model,), {})(config, placed, extra, report, tokenizer=tokenizer, services=services, mesh=devices)
+
+
+def save(model: Model, path: str | Path, *, format: str | None = None, dtype: str = "float32") -> list[str]:
+  """Writes a model as a folder in a public format; the names of the files.
+
+  Args:
+    format: a name of `mmdiff.convert.FORMATS`; None is the one that the model was loaded from.
+    dtype: of the tensors written: float32, bfloat16 or float16.
+
+  Raises:
+    ConfigError: no such format, or it can't express the model.
+    CannotWrite: the folder can't be written.
+  """
+  origin = model.origin
+  if format is None and origin is None:
+    raise ConfigError(f"format: {model.report['path']} was trained here and has no format of its own; known: {', '.join(public.FORMATS)}")
+  format = format or origin.format
+  fetch = lambda values: jax.tree.map(model.services.fetch, values)
+  return public.save(path, format=format, module=origin.module if origin else public.module_of(model.config), config=model.config,
+                     params=fetch(model.params), statistics=fetch(model.extra), dtype=dtype, tokenizer=model.tokenizer,
+                     style=origin.style if origin and origin.format == format else None,
+                     files=origin.tokenizer if origin else None)

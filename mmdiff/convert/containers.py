@@ -11,6 +11,7 @@ from mmdiff.core.errors import DataError
 STEMS = ("model", "open_clip_model", "diffusion_pytorch_model", "pytorch_model", "open_clip_pytorch_model", "flax_model",
          "diffusion_flax_model")
 SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".msgpack", ".npz", ".pt", ".pth", ".ckpt")
+WEIGHTS = (".safetensors", ".bin", ".msgpack", ".npz", ".pt", ".pth", ".ckpt", ".json")
 TRAINING_PREFIXES = ("module.", "_orig_mod.")
 
 
@@ -82,5 +83,5 @@ def find(folder: str | os.PathLike, *, variant: str = "") -> Path | None:
         name = f"{stem}.{first}.index{dotted}.json" if rest else f"{stem}{dotted}{suffix}"
         if (folder / name).is_file():
           return folder / name
-  others = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in (".safetensors", ".npz", ".pt", ".pth", ".ckpt"))
+  others = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in WEIGHTS and file.suffix != ".json")
   return others[0] if len(others) == 1 else None

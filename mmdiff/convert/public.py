@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import linen as nn
 
-from mmdiff.convert import FORMATS, formats, rules, safetensors_file
+from mmdiff.convert import FORMATS, containers, formats, rules, safetensors_file
 from mmdiff.convert.formats import STATISTICS, TOKENIZER_FILES, Format, Reading, Source
 from mmdiff.convert.rules import Report
-from mmdiff.core.build import lookup, resolve
+from mmdiff.core.build import build, lookup, resolve
 from mmdiff.core.errors import CannotWrite, ConfigError, DataError
+from mmdiff.models import MODELS
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -35,6 +36,16 @@ class Loaded(NamedTuple):
   style: Mapping[str, Any]
   tokenizer: Path | None
   dtypes: dict[str, int]
+
+
+def is_public(path: str | os.PathLike) -> bool:
+  """Whether a path is meant as a public checkpoint: a weight file, or a folder with weights whose config.json is not a run's."""
+  path = Path(path)
+  if path.is_file():
+    return path.suffix in containers.WEIGHTS
+  if not path.is_dir() or "objective" in formats.read_json(path / "config.json"):
+    return False
+  return (path / "model_index.json").is_file() or containers.find(path) is not None
 
 
 def detect(source: Source) -> Format:
@@ -127,13 +138,14 @@ def tokenizer_folder(folder: Path | None) -> Path | None:
 
 
 def save(path: str | os.PathLike, *, format: str, module: nn.Module, config: Mapping[str, Any], params: Any, statistics: Any = (),
-         style: Mapping[str, Any] | None = None, tokenizer: Any = None, dtype: str = "float32",
+         style: Mapping[str, Any] | None = None, tokenizer: Any = None, files: Path | None = None, dtype: str = "float32",
          shard_bytes: int = safetensors_file.SHARD_BYTES) -> list[str]:
   """Writes a folder in a public format: weights as safetensors, the format's configs, the tokenizer's files. The names of the files.
 
   Args:
     module, config, params, statistics, style: as in `Loaded`; the style of another format says nothing.
-    tokenizer: a folder whose tokenizer files are copied, or a tokenizer with `save(path)`.
+    tokenizer: written as tokenizer.json, unless
+    files: is a folder, whose tokenizer files are copied as they are.
     dtype: of the floating tensors written.
 
   Raises:
@@ -149,22 +161,31 @@ def save(path: str | os.PathLike, *, format: str, module: nn.Module, config: Map
   bindings = rules.bind(writing.rules, {name: tuple(value.shape) for name, value in leaves.items()})
   folder = Path(path)
   named = {**rules.save(leaves, bindings, dtype), **writing.more}
-  files = safetensors_file.write_sharded(folder, writing.stem, named, shard_bytes=shard_bytes)
+  written = safetensors_file.write_sharded(folder, writing.stem, named, shard_bytes=shard_bytes)
   try:
     for name, content in writing.files.items():
       (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-      files.append(name)
-    if isinstance(tokenizer, (str, os.PathLike)):
+      written.append(name)
+    if files is not None:
       for name in TOKENIZER_FILES:
-        if (Path(tokenizer) / name).is_file() and Path(tokenizer).resolve() != folder.resolve():
-          shutil.copyfile(Path(tokenizer) / name, folder / name)
-          files.append(name)
+        if (files / name).is_file() and files.resolve() != folder.resolve():
+          shutil.copyfile(files / name, folder / name)
+          written.append(name)
     elif tokenizer is not None:
       tokenizer.save(folder / "tokenizer.json")
-      files.append("tokenizer.json")
+      written.append("tokenizer.json")
   except OSError as error:
     raise CannotWrite(f"cannot write {folder}: {error}") from error
-  return files
+  return written
+
+
+def module_of(config: Mapping[str, Any]) -> nn.Module:
+  """The model of a run's config. Raises ConfigError for an objective whose models no public format holds."""
+  tables = {"contrastive": MODELS}
+  objective = config["objective"]
+  if objective["name"] not in tables:
+    raise ConfigError(f"a {objective['name']} model has no public format yet; those of {', '.join(tables)} have")
+  return build(tables[objective["name"]], objective["model"])
 
 
 def known(format: str) -> Format:
