@@ -172,6 +172,7 @@ TESTED_ELSEWHERE = {
   "mmdiff/core/types.py": "tests/core/test_objective.py",
   "mmdiff/core/errors.py": "tests/test_main.py",
   "mmdiff/core/experiment.py": "tests/configs/test_mistakes.py",
+  "mmdiff/core/ablation.py": "tests/commands/test_ablate.py",
   "mmdiff/core/signatures.py": "tests/core/test_schema.py",
   "mmdiff/data/scenes/alt_text.py": "tests/data/scenes/test_captions.py",
   "mmdiff/data/scenes/parse.py": "tests/data/scenes/test_captions.py",

@@ -133,32 +133,26 @@ def prepared(config: Mapping, workdir: Path) -> dict[str, Any]:
   return made
 
 
-def captions_used(config: Mapping, limit: int = 2_000) -> dict[str, Any]:
-  """How true the side-car's captions are of the pictures that the arms train on, {} where nobody knows the truth.
-
-  Over the first `limit` records, per kind: `precision`, the share of facts that hold of those that the captions claim; `hallucination`,
-  1 - precision; `all_facts`, the share of captions that claim facts and no wrong one.
-  """
+def captions_used(config: Mapping, limit: int = 2_000) -> dict[str, dict[str, float]]:
+  """How true the side-car's captions are of the first `limit` pictures that the arms train on: {kind: the scalars of
+  `evaluators.captions.measure`}. {} where nobody knows the truth, that is for all but the built-in world."""
   data = config["base"]["data"]
   if not data["sidecar"] or data["source"]["name"] != "scenes" or not Path(data["sidecar"]).exists():
     return {}
   from mmdiff.core.build import build
   from mmdiff.data import SOURCES
-  from mmdiff.data.scenes.facts import score
-  from mmdiff.data.scenes.parse import parse
   from mmdiff.data.sidecar import Sidecar
+  from mmdiff.evaluators.captions import measure
   source, sidecar = build(SOURCES, data["source"]), Sidecar(data["sidecar"])
-  right: dict[str, list[list[bool]]] = {kind: [] for kind in sidecar.kinds}
-  for number in range(min(limit, len(source))):
-    record = source[number]
-    for kind, text in sidecar.get(record["key"]).items():
-      right[kind].append(score(record["scene"], parse(text, source.tier)))
+  records = [source[number] for number in range(min(limit, len(source)))]
   found = {}
-  for kind, judged in right.items():
-    claims = sum(map(len, judged))
-    precision = sum(map(sum, judged)) / max(claims, 1)
-    found[kind] = dict(records=len(judged), claims=claims, precision=precision, hallucination=1 - precision,
-                       all_facts=float(np.mean([bool(facts) and all(facts) for facts in judged])) if judged else 0.0)
+  for kind in sidecar.kinds:
+    texts = [(sidecar.get(record["key"]).get(kind), record) for record in records]
+    texts = [(text, record) for text, record in texts if isinstance(text, str)]
+    if texts:
+      scalars, _ = measure([text for text, _ in texts], [record["scene"] for _, record in texts],
+                           [record["facts"]["long"] for _, record in texts], source.tier)
+      found[kind] = {"captions": len(texts), **scalars}
   return found
 
 

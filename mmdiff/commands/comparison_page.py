@@ -51,7 +51,7 @@ def summary(found: Mapping, config: Mapping) -> str:
   shown: dict[str, Any] = {"runs finished": f"{found['finished']} of {found['runs']}", "steps": f"{config['base']['steps']:,}",
                            "pictures a step": config["base"]["batch_size"], "time of the runs": duration(spent)}
   shown |= {"time of the preparation": duration(before)} if before else {}
-  shown |= {f"wrong facts in the {kind} captions": f"{100 * about['hallucination']:.2f} %" for kind, about in found["captions"].items()}
+  shown |= {f"{kind} captions with a false fact": f"{100 * about['hallucination']:.2f} %" for kind, about in found["captions"].items()}
   return tiles(shown)
 
 
@@ -143,10 +143,10 @@ def captioner(found: Mapping) -> str:
   """How true the captions are that the arms trained on, and what the steps of the preparation found."""
   parts = []
   if found["captions"]:
-    rows = [{"kind": kind, "records judged": about["records"], "facts claimed": about["claims"], "precision": about["precision"],
-             "hallucination": about["hallucination"], "captions without a wrong fact": about["all_facts"]}
-            for kind, about in found["captions"].items()]
-    parts.append(f"<h3>The captions that the arms trained on</h3>{table(rows)}")
+    rows = [{"kind": kind} | {name.replace("_", " "): value for name, value in about.items()} for kind, about in found["captions"].items()]
+    note = ("<p class='soft'>The side-car's captions against the scenes: fact precision and recall, and the share of captions with any "
+            "false fact (hallucination) and with every fact and no false one (perfect).</p>")
+    parts.append(f"<h3>The captions that the arms trained on</h3>{note}{table(rows)}")
   if found["prepare"]:
     rows = [{"name": name, "command": Markup(f"<code>mmdiff {text(shlex.join(about['argv']))}</code>"),
              "time": "" if about["seconds"] is None else duration(about["seconds"])} for name, about in found["prepare"].items()]

@@ -1,0 +1,68 @@
+r"""How many of the captions should be synthetic? The ablation of DALL·E 3 (Betker et al. 2023, https://cdn.openai.com/papers/dall-e-3.pdf,
+section 3): text-to-image models that differ only in the share of original, of short and of long synthetic captions.
+
+  mmdiff ablate --config=configs/ablations/caption_mix.py:demo --workdir=runs/caption_mix
+      the whole loop on scenes of 16 px: a CLIP model to score with, a captioner trained on alt texts and then on 2,000 long captions, the
+      training set captioned by it, 4 arms × 3 seeds, and the report.
+"""
+from configs import common
+
+SHARES = (65, 80, 95)
+
+
+def get_config(arg=""):
+  arg = common.parse(arg, demo=False, part="", seeds=3)
+  if arg.part not in ("", "scorer"):
+    raise ValueError(f"config argument part takes scorer, found {arg.part!r}")
+  return scorer() if arg.part else demo(arg.seeds)
+
+
+def mix(**shares: int) -> tuple[str]:
+  """An arm: the captions' shares in per cent."""
+  return (f"data.captions={ {kind: share / 100 for kind, share in shares.items() if share} }",)
+
+
+# The demo: scenes of 16 px
+
+TIER, SIZE, TEXT_LEN, VOCAB = "T16", 16, 46, 512         # the longest long caption has 44 tokens
+
+
+def demo(seeds: int) -> dict:
+  config = common.base(steps=512, batch_size=64, log_every_steps=64, save_every_steps=256)
+  objective = common.small_t2i(image_size=SIZE, vocab=VOCAB, text_len=TEXT_LEN)
+  # Four patches see each other and the words in one attention; that narrow, they learn to read within 300 steps.
+  objective["denoiser"] |= dict(width=128, heads=4, text="joint")
+  config.objective = objective
+  config.data = common.data(common.scenes(TIER), image_size=SIZE, text_len=TEXT_LEN, captions=dict(long=0.95, original=0.05),
+                            tokenizer=common.bpe(VOCAB), sidecar="{workdir}/prepare/captions")
+  # Without decay a model that reads late is not one that no longer learns.
+  config.optim = dict(default=common.adamw(lr=2e-3, warmup_steps=50, weight_decay=0.0, decay="constant", b2=0.98, clip=1.0))
+  config.ema = dict(eval=0.98)
+  config.evals = dict(alignment=dict(
+    name="alignment", source=common.scenes(TIER, "val_iid"), scorer="{workdir}/prepare/scorer", captions=("long", "original"), limit=128,
+    every_steps=64, params="eval", steps=12, guidance=2.0))
+  return dict(
+    base=config, seeds=tuple(range(seeds)), reference="long95", read="alignment",
+    arms=dict(original=mix(original=100)) | {f"long{share}": mix(long=share, original=100 - share) for share in SHARES},
+    prepare=dict(
+      scorer=("train", "--config=configs/ablations/caption_mix.py:part=scorer", "--workdir={workdir}/prepare/scorer"),
+      captioner=("train", f"--config=configs/coca.py:tiny,tier={TIER}", "--workdir={workdir}/prepare/captioner"),
+      captioner_long=("train", f"--config=configs/coca_long.py:tiny,tier={TIER}", "--workdir={workdir}/prepare/captioner_long",
+                      "--config.init.path={workdir}/prepare/captioner"),
+      captions=("caption", "--model={workdir}/prepare/captioner_long", f"--data=name=scenes,tier={TIER},split=train",
+                "--out={workdir}/prepare/captions", "--kind=long", "--batch_size=250")))
+
+
+def scorer():
+  """A CLIP model of the pictures that the arms are scored on; it sees true captions, as the arms do not."""
+  config = common.base(steps=300, batch_size=128, save_every_steps=1_000)
+  config.objective = dict(
+    name="contrastive", loss="softmax", chunk=0,
+    model=dict(name="clip", variant="tiny", image_size=SIZE, patch=8, vocab=VOCAB, text_len=TEXT_LEN, dtype="float32", remat="none",
+               attention="auto"))
+  config.data = common.data(common.scenes(TIER), image_size=SIZE, text_len=TEXT_LEN, captions=dict(long=0.5, original=0.5),
+                            tokenizer=common.bpe(VOCAB))
+  config.optim = dict(default=common.adamw(lr=1e-3, warmup_steps=50, weight_decay=0.1, b2=0.98, eps=1e-6, clip=1.0))
+  config.evals = dict(retrieval=dict(name="retrieval", source=common.scenes(TIER, "val_iid"), caption="long", limit=500,
+                                     every_steps=config.steps, params=""))
+  return config
