@@ -31,7 +31,9 @@ CONFIGS_MAY = {"configs", "ml_collections"}
 # value_and_grad is the mark of a training step: there is one.
 STEP = "mmdiff/train/step.py"
 # A loss whose definition contains a gradient would be listed here with its equation.
-NESTED_GRADIENTS: dict[str, str] = {}
+NESTED_GRADIENTS: dict[str, str] = {
+  "mmdiff/losses/adversarial.py": "VQGAN's adaptive weight, a ratio of gradient norms (https://arxiv.org/abs/2012.09841, eq. 7)",
+}
 
 
 def sources(*folders):

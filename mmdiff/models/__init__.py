@@ -19,3 +19,11 @@ TEXT_ENCODERS = {
 AUTOENCODERS = {
   "kl": "mmdiff.models.autoencoder:kl",
 }
+FEATURES = {
+  "lpips": "mmdiff.models.perceptual:lpips",
+  "random": "mmdiff.models.perceptual:random",
+  "gradients": "mmdiff.models.perceptual:gradients",
+}
+DISCRIMINATORS = {
+  "patch": "mmdiff.models.discriminator:patch",
+}
