@@ -5,6 +5,7 @@ s = 1 is no guidance. The paper's own w is s - 1. Guidance acts on the network's
 guiding x0, since at one noise level each is an affine function of it.
 """
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from mmdiff.core.types import Array
 
@@ -13,7 +14,7 @@ def _each(x: Array) -> tuple[int, ...]:
   return tuple(range(1, x.ndim))
 
 
-def guide(conditional: Array, unconditional: Array, scale, rescale=0.0) -> Array:
+def guide(conditional: Float[Array, "B ..."], unconditional: Float[Array, "B ..."], scale, rescale=0.0) -> Float[Array, "B ..."]:
   """Guided output [B …]; `rescale` (phi in [0, 1]) pulls its standard deviation per example back to the conditional's.
 
   Lin 2023 (https://arxiv.org/abs/2305.08891), eq. 14 to 16; 0.7 is usual with a zero terminal SNR, 0 turns it off.
@@ -24,7 +25,7 @@ def guide(conditional: Array, unconditional: Array, scale, rescale=0.0) -> Array
   return guided * (rescale * ratio + (1 - rescale))
 
 
-def dynamic_threshold(x0: Array, quantile: float = 0.995) -> Array:
+def dynamic_threshold(x0: Float[Array, "B ..."], quantile: float = 0.995) -> Float[Array, "B ..."]:
   """x0 [B …] clipped to ±s and divided by s, with s = max(quantile of |x0|, 1) per example.
 
   Saharia 2022 (https://arxiv.org/abs/2205.11487), §2.3. For pixels only: latents have no range to clip to.

@@ -52,7 +52,7 @@ class _Options(NamedTuple):
   flow: bool
 
 
-Rows = list[dict[str, float]]           # coefficients by column; `at`: index of the level where the row evaluates, if not the row's own
+Rows = list[dict[str, float | int]]     # coefficients by column; `at`: index of the level where the row evaluates, if not the row's own
 
 
 def _ratio(a: float, b: float) -> float:

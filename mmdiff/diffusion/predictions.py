@@ -14,6 +14,7 @@ Levels broadcast against x [B …] from the left: a level of shape [] or [B].
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from mmdiff.core.types import Array
 from mmdiff.diffusion.schedules import Level
@@ -36,23 +37,23 @@ def edm(sigma, sigma_data: float = SIGMA_DATA) -> Precondition:
   return Precondition(sigma_data**2 / total, sigma * sigma_data / jnp.sqrt(total), 1 / jnp.sqrt(total), jnp.log(sigma) / 4)
 
 
-def expand(level: Level, x: Array) -> Level:
+def expand(level: Level, x: Float[Array, "B ..."]) -> Level:
   """The level with trailing axes of length one, so that it multiplies x [B …]."""
   return Level(*(jnp.reshape(leaf, jnp.shape(leaf) + (1,) * (x.ndim - jnp.ndim(leaf))) for leaf in level))
 
 
-def add_noise(x0: Array, eps: Array, level: Level) -> Array:
+def add_noise(x0: Float[Array, "B ..."], eps: Float[Array, "B ..."], level: Level) -> Float[Array, "B ..."]:
   """x_t, of the shape of x0."""
   level = expand(level, x0)
   return level.alpha * x0 + level.sigma * eps
 
 
-def network_input(x: Array, level: Level, kind: str) -> Array:
+def network_input(x: Float[Array, "B ..."], level: Level, kind: str) -> Float[Array, "B ..."]:
   """What the network sees: x_t itself, but scaled by c_in in a variance-exploding schedule (kind `edm`)."""
   return x * edm(expand(level, x).sigma).in_ if kind == "edm" else x
 
 
-def target(prediction: str, x0: Array, eps: Array, level: Level) -> Array:
+def target(prediction: str, x0: Float[Array, "B ..."], eps: Float[Array, "B ..."], level: Level) -> Float[Array, "B ..."]:
   """What a network of this prediction should output."""
   a, s, _ = expand(level, x0)
   if prediction == "edm":
@@ -61,7 +62,7 @@ def target(prediction: str, x0: Array, eps: Array, level: Level) -> Array:
   return {"eps": lambda: eps, "x0": lambda: x0, "v": lambda: a * eps - s * x0, "flow": lambda: eps - x0}[prediction]()
 
 
-def to_x0(prediction: str, output: Array, x: Array, level: Level) -> Array:
+def to_x0(prediction: str, output: Float[Array, "B ..."], x: Float[Array, "B ..."], level: Level) -> Float[Array, "B ..."]:
   """The clean picture that an output implies. `eps` at alpha = 0 says nothing about it: 0, the middle of the range."""
   a, s, _ = expand(level, x)
   if prediction == "eps":
@@ -73,14 +74,14 @@ def to_x0(prediction: str, output: Array, x: Array, level: Level) -> Array:
           "flow": lambda: (x - s * output) / (a + s)}[prediction]()
 
 
-def from_x0(prediction: str, x0: Array, x: Array, level: Level) -> Array:
+def from_x0(prediction: str, x0: Float[Array, "B ..."], x: Float[Array, "B ..."], level: Level) -> Float[Array, "B ..."]:
   """The inverse of `to_x0`: the output that implies this clean picture. At sigma = 0 the noise is taken as 0."""
   a, s, _ = expand(level, x)
   eps = jnp.where(s > 0, (x - a * x0) / jnp.where(s > 0, s, 1.0), 0.0)
   return target(prediction, x0, eps, level)
 
 
-def convert(output: Array, x: Array, level: Level, *, source: str, to: str) -> Array:
+def convert(output: Float[Array, "B ..."], x: Float[Array, "B ..."], level: Level, *, source: str, to: str) -> Float[Array, "B ..."]:
   """An output of one prediction as another's."""
   if source == to:
     return output
@@ -93,7 +94,7 @@ def convert(output: Array, x: Array, level: Level, *, source: str, to: str) -> A
   return from_x0(to, to_x0(source, output, x, level), x, level)
 
 
-def error_scale(prediction: str, level: Level) -> Array:
+def error_scale(prediction: str, level: Level) -> Float[Array, "..."]:
   """|error of the output|² / |error of the implied x0|², of the level's shape: the last column of the table."""
   a, s, _ = level
   return {"eps": lambda: (a / s) ** 2, "x0": lambda: jnp.ones_like(s), "v": lambda: ((a**2 + s**2) / s) ** 2,

@@ -7,9 +7,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Integer
+from jaxtyping import Key as KeyArray
 
 from mmdiff.core.sharding import BATCH, pin
-from mmdiff.core.types import Array, Key
+from mmdiff.core.types import Array
 from mmdiff.diffusion.plans import COLUMN, Plan
 from mmdiff.diffusion.schedules import Level
 
@@ -18,17 +20,17 @@ Denoise = Callable[[Array, Level, Array], Array]       # (x [B …], level [], g
 MEMORY = 3                              # earlier evaluations that a row may combine: on_m1, on_m2, on_m3
 
 
-def picture_keys(seeds: Array) -> Key:
+def picture_keys(seeds: Integer[Array, " B"]) -> KeyArray[Array, " B"]:
   """One key per picture from its seed, [B]."""
   return jax.vmap(jax.random.key)(seeds)
 
 
-def start_noise(keys: Key, shape: tuple[int, ...]) -> Array:
+def start_noise(keys: KeyArray[Array, " B"], shape: tuple[int, ...]) -> Float[Array, "B ..."]:
   """Unit normal noise [B, *shape], float32, of picture keys [B]; row r of a plan folds them with r + 1, the start with 0."""
   return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), shape))(keys)
 
 
-def sample(denoise: Denoise, x: Array, plan: Plan, keys: Key) -> Array:
+def sample(denoise: Denoise, x: Float[Array, "B ..."], plan: Plan, keys: KeyArray[Array, " B"]) -> Float[Array, "B ..."]:
   """Runs the plan from x, float32 [B …] at the noise of its first row (`plan.start_scale` times unit noise), to pictures [B …].
 
   Traced once for all plans; the loop's bound and coefficients are arrays. Only rows with noise draw random numbers.

@@ -13,8 +13,10 @@ predicts: `loss = weight(level) · |x0_hat - x0|² = weight / error_scale · |ou
 """
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
+from jaxtyping import Key as KeyArray
 
-from mmdiff.core.types import Array, Key
+from mmdiff.core.types import Array
 from mmdiff.diffusion import predictions, schedules
 from mmdiff.diffusion.schedules import Level, Schedule
 
@@ -23,12 +25,12 @@ TIME_SAMPLINGS = {"uniform": (0.0, 1.0), "logit_normal": (0.6, 1.3), "lognormal"
 TINY = 1e-20
 
 
-def snr(level: Level) -> Array:
+def snr(level: Level) -> Float[Array, "..."]:
   """alpha² / sigma²."""
   return (level.alpha / level.sigma) ** 2
 
 
-def weight(name: str, level: Level, *, prediction: str, gamma: float = 5.0) -> Array:
+def weight(name: str, level: Level, *, prediction: str, gamma: float = 5.0) -> Float[Array, "..."]:
   """Weight on the mean squared error of the network's *output*, float32 of the level's shape; never NaN, also at alpha = 0."""
   if name == "uniform":
     return jnp.ones_like(level.sigma)
@@ -47,7 +49,7 @@ def weight(name: str, level: Level, *, prediction: str, gamma: float = 5.0) -> A
   return on_x0 / jnp.maximum(predictions.error_scale(prediction, level), TINY)
 
 
-def sample_time(name: str, schedule: Schedule, keys: Key, *, mean: float, std: float) -> Array:
+def sample_time(name: str, schedule: Schedule, keys: KeyArray[Array, " B"], *, mean: float, std: float) -> Float[Array, " B"]:
   """Training times t [B] from one key each.
 
   uniform: over the levels of a discrete schedule, else over (0, 1); logit_normal: sigmoid(mean + std · n) (SD3, eq. 19);

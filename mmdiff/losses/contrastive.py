@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Bool, Float, Int
 
 from mmdiff.core.sharding import BATCH
 from mmdiff.core.types import Array
@@ -25,7 +26,8 @@ class Ring(NamedTuple):
   size: int = 1
 
 
-def softmax(image: Array, text: Array, scale: Array, *, chunk: int = 0, valid: Array | None = None) -> tuple[Array, dict[str, Array]]:
+def softmax(image: Float[Array, "B D"], text: Float[Array, "B D"], scale: Float[Array, ""], *, chunk: int = 0,
+            valid: Bool[Array, " B"] | None = None) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
   """½ (cross-entropy over texts + cross-entropy over images), averaged over the B pairs.
 
   Args:
@@ -48,8 +50,8 @@ def softmax(image: Array, text: Array, scale: Array, *, chunk: int = 0, valid: A
   return _softmax(image, text, scale, divisor(image.shape[0] // ring.size, chunk), ring)
 
 
-def sigmoid(image: Array, text: Array, scale: Array, bias: Array, *, chunk: int = 0,
-            valid: Array | None = None) -> tuple[Array, dict[str, Array]]:
+def sigmoid(image: Float[Array, "B D"], text: Float[Array, "B D"], scale: Float[Array, ""], bias: Float[Array, ""], *, chunk: int = 0,
+            valid: Bool[Array, " B"] | None = None) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
   """−1/B Σ_ij log σ(z_ij (scale · cos_ij + bias)), z = 1 on the diagonal and −1 elsewhere; arguments as for `softmax`.
 
   Normalised by the number of positives, not of pairs (the paper's algorithm 1).
@@ -64,13 +66,14 @@ def sigmoid(image: Array, text: Array, scale: Array, bias: Array, *, chunk: int 
   return _sigmoid(image, text, scale, bias, divisor(image.shape[0] // ring.size, chunk), ring)
 
 
-def accuracies(right: Array, logits: Array, valid: Array | None) -> dict[str, Array]:
+def accuracies(right: Float[Array, " B"], logits: Float[Array, "B B"], valid: Bool[Array, " B"] | None) -> dict[str, Float[Array, ""]]:
   """From the logits of the true pairs [B] and all of them [B B]."""
   wrong = at_pairs(jax.lax.stop_gradient(logits), jnp.zeros((), jnp.int32), True, -jnp.inf)
   return shares(right, wrong.max(axis=1), wrong.max(axis=0), valid)
 
 
-def shares(right: Array, best_text: Array, best_image: Array, valid: Array | None = None) -> dict[str, Array]:
+def shares(right: Float[Array, " B"], best_text: Float[Array, " B"], best_image: Float[Array, " B"],
+           valid: Bool[Array, " B"] | None = None) -> dict[str, Float[Array, ""]]:
   """From the logits [B] of the true pairs and of the best wrong text and image."""
   return {"accuracy_image_to_text": jnp.mean(right > best_text, dtype=jnp.float32, where=valid),
           "accuracy_text_to_image": jnp.mean(right > best_image, dtype=jnp.float32, where=valid)}
@@ -118,7 +121,7 @@ def around(ring: Ring, hop: Callable, kept, moving):
   return kept, turn(moving)
 
 
-def at_pairs(logits: Array, start: Array, home: bool, value) -> Array:
+def at_pairs(logits: Float[Array, "c b"], start: Int[Array, ""], home: bool, value) -> Float[Array, "c b"]:
   """Logits [c b] of rows `start` … with `value` where image and text belong together, which is in the device's own block only."""
   if not home:
     return logits

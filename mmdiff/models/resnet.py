@@ -4,6 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Float
 
 from mmdiff.core.errors import ConfigError
 from mmdiff.core.sharding import BATCH, pin
@@ -32,7 +33,7 @@ def batch_norm(name: str, *, train: bool, dtype: Any, scale_init=nn.initializers
                       use_fast_variance=False, name=name)
 
 
-def halve(x: Array) -> Array:
+def halve(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
   return nn.avg_pool(x, (2, 2), (2, 2))
 
 
@@ -44,7 +45,7 @@ class Bottleneck(nn.Module):
   train: bool = False
 
   @nn.compact
-  def __call__(self, x: Array) -> Array:
+  def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
     norm = lambda name, **kw: batch_norm(name, train=self.train, dtype=self.dtype, **kw)
     shrink = halve if self.stride == 2 else lambda y: y
     y = nn.relu(norm("norm1")(conv(self.width, 1, dtype=self.dtype, name="conv1")(x)))
@@ -66,7 +67,7 @@ class ResNet(nn.Module):
   attention: str = "auto"
 
   @nn.compact
-  def __call__(self, image: Array, *, train: bool = False) -> Array:
+  def __call__(self, image: Float[Array, "B H W 3"], *, train: bool = False) -> Float[Array, "B D"]:
     if image.shape[1] % 32 or image.shape[2] % 32:
       raise ConfigError(f"a ResNet reduces its image 32 times; {image.shape[1]}×{image.shape[2]} does not divide by 32")
     x = image.astype(self.dtype)

@@ -82,8 +82,8 @@ def test_flow_shift_moves_towards_noise():
 def test_karras_ramp():
   np.testing.assert_allclose(schedules.karras_ramp(10, 0.0292, 14.6146),
                              [14.6146, 9.1034, 5.479, 3.1692, 1.7499, 0.9144, 0.4471, 0.2015, 0.082, 0.0292], atol=6e-5)
-  np.testing.assert_allclose(schedules.karras_ramp(18, 0.002, 80),
-                             [80, 57.586, 40.786, 28.375, 19.353, 12.910, 8.401, 5.315, 3.257, 1.923, 1.088, 0.5853, 0.2964, 0.1395,
+  np.testing.assert_allclose(schedules.karras_ramp(18, 0.002, 80.0),
+                             [80.0, 57.586, 40.786, 28.375, 19.353, 12.910, 8.401, 5.315, 3.257, 1.923, 1.088, 0.5853, 0.2964, 0.1395,
                               0.0599, 0.0229, 0.0075, 0.002], rtol=8e-4, atol=5e-5)
 
 

@@ -98,9 +98,9 @@ def test_wrong_sizes_are_refused_by_name():
 
 def test_every_field_can_be_said():
   model = tiny(image_mlp_dim=48, text_mlp_dim=40, text_pool="last", text_act="gelu", act="silu", eps=1e-3, mean=(0.1, 0.2, 0.3),
-               std=[1.0, 1.0, 1.0])
+               std=(1.0, 1.0, 1.0))
   assert (model.image.mlp_dim, model.text.mlp_dim, model.text.pool, model.image.act, model.text.act) == (48, 40, "last", "silu", "gelu")
   assert model.image.eps == model.text.eps == 1e-3 and model.mean == (0.1, 0.2, 0.3) and model.std == (1.0, 1.0, 1.0)
-  resnet = clip(variant="tiny-rn", image_width=8, image_heads=2, blocks=[1, 2, 1, 1]).image
+  resnet = clip(variant="tiny-rn", image_width=8, image_heads=2, blocks=(1, 2, 1, 1)).image
   assert (resnet.width, resnet.heads, resnet.blocks) == (8, 2, (1, 2, 1, 1))
   assert tiny(image_width=32).image.mlp_dim == tiny(text_width=32).text.mlp_dim == 128
