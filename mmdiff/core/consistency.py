@@ -90,8 +90,9 @@ def _sizes(config: Mapping) -> Iterator[Problem]:
       yield Problem(path, f"{value} entries for the {vocab} tokens of data.tokenizer.vocab")
     if last == "text_len" and isinstance(value, int) and value < data["text_len"]:
       yield Problem(path, f"{value} is shorter than the captions of data.text_len {data['text_len']}")
+  objective = config["objective"]
+  latents = any(isinstance(value, Mapping) and key not in ("model", "denoiser", "condition") for key, value in objective.items())
   for part in ("model", "denoiser"):
-    size = config["objective"].get(part, {}).get("image_size") if isinstance(config["objective"].get(part), Mapping) else None
-    latents = any(isinstance(value, Mapping) and key not in ("model", "denoiser", "condition") for key, value in config["objective"].items())
+    size = objective[part].get("image_size") if isinstance(objective.get(part), Mapping) else None
     if isinstance(size, int) and size != data["image_size"] and not latents:
       yield Problem(f"objective.{part}.image_size", f"{size}, but the pictures of data.image_size are {data['image_size']}")
