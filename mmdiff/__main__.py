@@ -20,6 +20,8 @@ COMMANDS = {
   "sample": "make pictures from prompts",
   "caption": "caption a data set, in units that any number of processes share",
   "ablate": "train the arms of an ablation and compare them",
+  "convert": "turn weights into a public format",
+  "info": "say what a checkpoint is",
   "data": "build, inspect and validate data sets",
   "bench": "measure speed, memory and MFU",
   "doctor": "check a machine, a config and a run directory",

@@ -50,6 +50,7 @@ class Reading(NamedTuple):
   ignorable: Sequence[str] = ()
   style: Mapping[str, Any] = {}
   notices: Sequence[str] = ()
+  facts: Mapping[str, Any] = {}         # what else there is to say of it: prediction type, scaling factor, …
 
 
 class Writing(NamedTuple):

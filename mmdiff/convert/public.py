@@ -36,6 +36,7 @@ class Loaded(NamedTuple):
   style: Mapping[str, Any]
   tokenizer: Path | None
   dtypes: dict[str, int]
+  inputs: tuple
 
 
 def is_public(path: str | os.PathLike) -> bool:
@@ -102,7 +103,7 @@ def load(path: str | os.PathLike, *, allow_missing: str | None = None, quiet: bo
   params = {name: value for name, value in leaves.items() if not name.startswith(STATISTICS)}
   statistics = {name.removeprefix(STATISTICS): value for name, value in leaves.items() if name.startswith(STATISTICS)}
   return Loaded(found.name, found.family, reading.module, reading.config, nest(params), nest(statistics) or (), report, reading.style,
-                tokenizer_folder(source.folder), kinds)
+                tokenizer_folder(source.folder), kinds, reading.inputs)
 
 
 def initial(reading: Reading) -> dict[str, np.ndarray]:

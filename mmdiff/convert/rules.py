@@ -148,11 +148,7 @@ def load(found: Mapping[str, Tensor], bindings: Sequence[Binding], shapes: Mappi
     DataError: names all that is missing, unexpected or of another shape.
   """
   allowed = lambda name: bool(allow_missing and re.fullmatch(allow_missing, name))
-  names = {binding.theirs for binding in bindings}
-  missing = [name for name in (binding.theirs for binding in bindings) if name not in found]
-  others = [name for name in found if name not in names]
-  ignored = [name for name in others if any(re.fullmatch(pattern, name) for pattern in ignorable)]
-  unexpected = [name for name in others if name not in set(ignored)]
+  missing, unexpected, ignored = cover(found, bindings, ignorable)
   faults = dict(missing=[name for name in missing if not allowed(name)], unexpected=[name for name in unexpected if not allowed(name)])
   problems = [f"{len(listed)} tensors are {kind}: {shown(listed)}" for kind, listed in faults.items() if listed]
   reshaped, notices, wrong = [], [], []
@@ -191,6 +187,14 @@ def load(found: Mapping[str, Tensor], bindings: Sequence[Binding], shapes: Mappi
                     "(--allow_missing=REGEX, allow_missing=…)" * (not wrong))
   loaded = [binding.theirs for binding in bindings if binding.theirs in found]
   return leaves, Report(loaded, reshaped, missing, unexpected, ignored, notices)
+
+
+def cover(found: Mapping[str, Tensor], bindings: Sequence[Binding], ignorable: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+  """Names that are (missing, unexpected, ignorable)."""
+  names = {binding.theirs for binding in bindings}
+  others = [name for name in found if name not in names]
+  ignored = {name for name in others if any(re.fullmatch(pattern, name) for pattern in ignorable)}
+  return sorted(names - set(found)), [name for name in others if name not in ignored], sorted(ignored)
 
 
 def _sides(shape: Shape) -> list[int]:
