@@ -1,0 +1,107 @@
+"""Convert weights between public formats, or export a trained run.
+
+  mmdiff convert --src=CLIP-ViT-B-32 --to=open_clip --out=out --verify
+  mmdiff convert --src=runs/clip@2000 --params=eval --to=hf-clip --out=out --dtype=bfloat16
+
+--src is a folder or weight file in a public format, or a run directory; `mmdiff info` says what it is. Every tensor is accounted for: a
+missing, an unexpected or a mis-shaped one is an error that names it, unless --allow_missing matches its name. --out gets the weights as
+safetensors, the format's configs, the tokenizer's files, and convert.json with the report and the digests of all weight files.
+"""
+import hashlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from mmdiff.core.errors import ConfigError, DataError
+
+FLAGS = {
+  "src": dict(type="str", required=True, help="folder or weight file in a public format, or run directory (DIR@STEP)"),
+  "to": dict(type="str", required=True, help="format to write: hf-clip, hf-siglip, open_clip, …"),
+  "out": dict(type="str", required=True, help="folder to write"),
+  "dtype": dict(choices=("float32", "bfloat16", "float16"), default="float32", help="of the tensors written"),
+  "params": dict(type="str", help="of a run: raw, or an average of config.ema; by default eval where there is one"),
+  "prefer": dict(type="str", help="of a training checkpoint with several sets of weights: the one to take, such as state_dict_ema"),
+  "variant": dict(type="str", default="", help="fp16 for NAME.fp16.safetensors"),
+  "allow_missing": dict(type="str", help="regular expression of tensor names that may be missing or unexpected"),
+  "image_size": dict(type="int", help="another picture size: position tables are interpolated"),
+  "text_len": dict(type="int", help="another text length: position tables are interpolated"),
+  "act": dict(type="str", help="of a bare state dict: gelu or quick_gelu"),
+  "head_width": dict(type="int", help="of a bare state dict: width of an attention head"),
+  "shard_gb": dict(type="float", default=5.0, help="largest weight file, in 10⁹ bytes"),
+  "verify": dict(type="bool", default=False, help="read the result back and compare the outputs of both"),
+}
+LOAD = ("prefer", "variant", "allow_missing", "image_size", "text_len", "act", "head_width")
+TOLERANCE = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}          # of --verify, relative to the largest output
+
+
+def main(argv: list[str]) -> int:
+  from mmdiff.commands import flags
+  given = flags.parse(argv, FLAGS)
+  if given["shard_gb"] <= 0:
+    raise ConfigError(f"--shard_gb: expected a positive number, found {given['shard_gb']}")
+  if Path(given["out"]).resolve() in (source := Path(given["src"]).resolve(), source.parent if source.is_file() else source):
+    raise ConfigError("--out: the result may not replace its source; give another folder")
+  run(given, argv=["convert", *argv])
+  return 0
+
+
+def run(given: Mapping, *, argv: list[str]) -> None:
+  import jax
+
+  from mmdiff.commands import results, train
+  from mmdiff.convert import public, verify
+  public.known(given["to"])
+  results.use_compile_cache()
+  options = {name: given[name] for name in LOAD if given[name]}
+  if public.is_public(given["src"]):
+    if given["params"]:
+      raise ConfigError("--params: a public checkpoint has one set of parameters; --prefer chooses among those of a training checkpoint")
+    loaded = public.load(given["src"], **options)
+    tokenizer = None
+  else:
+    loaded, tokenizer = of_run(given, options)
+  out = Path(given["out"])
+  files = public.save(out, format=given["to"], module=loaded.module, config=loaded.config, params=loaded.params,
+                      statistics=loaded.statistics, style=loaded.style if loaded.format == given["to"] else None, dtype=given["dtype"],
+                      tokenizer=tokenizer, files=loaded.tokenizer, shard_bytes=int(given["shard_gb"] * 1e9))
+  facts = dict(argv=argv, source=dict(path=given["src"], format=loaded.format, dtypes=loaded.dtypes, digests=digests(Path(given["src"]))),
+               report=loaded.report._asdict(), format=given["to"], dtype=given["dtype"],
+               files={name: digest(out / name) for name in files}, versions=train.versions())
+  print(f"written to {out}: {', '.join(files)}", file=sys.stderr)
+  if given["verify"]:
+    again = public.load(out, quiet=True)
+    params, statistics = (jax.tree.map(jax.numpy.asarray, values) for values in (loaded.params, loaded.statistics))
+    facts["difference"] = verify.difference((loaded.module, params, statistics), (again.module, again.params, again.statistics),
+                                            again.inputs)
+    print(f"verified: outputs differ by at most {facts['difference']:.2g} of the largest")
+  train.write_json(out / "convert.json", facts)
+  if facts.get("difference", 0) > TOLERANCE[given["dtype"]]:
+    raise DataError(f"{out}: read back, its outputs differ by {facts['difference']:.2g} of the largest, and rounding by at most "
+                    f"{TOLERANCE[given['dtype']]}: do not use it, and report this")
+
+
+def of_run(given: Mapping, options: Mapping):
+  """A run directory as a `Loaded`, and its tokenizer. Raises ConfigError for options that only public checkpoints take."""
+  import jax
+
+  import mmdiff.model
+  from mmdiff.convert import public, rules
+  if options:
+    raise ConfigError(f"{given['src']} is a run directory, which takes no {', '.join('--' + name for name in options)}")
+  model = mmdiff.model.load(given["src"], params=given["params"])
+  params, extra = (jax.tree.map(model.services.fetch, values) for values in (model.params, model.extra))
+  report = rules.Report([], [], [], [], [], [f"step {model.report['step']}, {model.report['params']} parameters"])
+  return public.Loaded("mmdiff", "", public.module_of(model.config), model.config, params, extra, report, {}, None, {}, ()), model.tokenizer
+
+
+def digest(file: Path) -> str:
+  """sha256, in pieces: weight files are large."""
+  with open(file, "rb") as opened:
+    return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def digests(path: Path) -> dict[str, str]:
+  """Of a weight file, or of the weight files of a folder."""
+  from mmdiff.convert import containers
+  files = [path] if path.is_file() else [file for file in sorted(path.glob("*")) if file.is_file() and file.suffix in containers.WEIGHTS]
+  return {file.name: digest(file) for file in files}

@@ -1,0 +1,90 @@
+"""What a checkpoint is: format, family, sizes, dtypes, and whether every tensor has its place. Reads headers and configs, not values.
+
+  mmdiff info --model=CLIP-ViT-B-32
+  mmdiff info --model=runs/t2i --json=info.json
+"""
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FLAGS = {
+  "model": dict(type="str", required=True, help="folder or weight file in a public format, or run directory (DIR@STEP)"),
+  "prefer": dict(type="str", help="of a training checkpoint with several sets of weights: the one to look at"),
+  "variant": dict(type="str", default="", help="fp16 for NAME.fp16.safetensors"),
+  "act": dict(type="str", help="of a bare state dict: gelu or quick_gelu"),
+  "head_width": dict(type="int", help="of a bare state dict: width of an attention head"),
+  "json": dict(type="str", help="write the facts to this file, too"),
+}
+
+
+def main(argv: list[str]) -> int:
+  from mmdiff.commands import flags, results, train
+  from mmdiff.convert import public
+  given = flags.parse(argv, FLAGS)
+  options = {name: given[name] for name in ("prefer", "variant", "act", "head_width") if given[name]}
+  facts = about_public(given["model"], options) if public.is_public(given["model"]) else about_run(given["model"])
+  print(results.table([dict(what=name, value=said(value)) for name, value in facts.items()]))
+  if given["json"]:
+    train.write_json(Path(given["json"]), facts | dict(argv=["info", *argv]))
+  return 0
+
+
+def said(value: Any) -> str:
+  """A fact on one line."""
+  if isinstance(value, Mapping):
+    return ", ".join(f"{key} {said(inner)}" for key, inner in value.items())
+  if isinstance(value, (list, tuple)):
+    return ", ".join(map(str, value[:8])) + (f" and {len(value) - 8} more" if len(value) > 8 else "") if value else "none"
+  return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def about_public(path: str, options: Mapping) -> dict[str, Any]:
+  """The facts of a public checkpoint. Raises DataError for what is none."""
+  from mmdiff.convert import formats, public, rules
+  from mmdiff.convert.tensors import size
+  found, source, reading = public.read(path, **options)
+  shapes = formats.variables(reading.module, reading.inputs)
+  bindings = rules.bind(reading.rules, shapes)
+  missing, unexpected, ignored = rules.cover(reading.found, bindings, reading.ignorable)
+  wrong = [f"{b.theirs} {list(reading.found[b.theirs].shape)}, expected {list(b.shape)}" for b in bindings if b.theirs in reading.found
+           and size(reading.found[b.theirs].shape) != size(b.shape)]
+  dtypes: dict[str, int] = {}
+  for tensor in reading.found.values():
+    dtypes[str(tensor.dtype)] = dtypes.get(str(tensor.dtype), 0) + 1
+  groups: dict[str, int] = {}
+  for leaf, shape in shapes.items():
+    if not leaf.startswith(formats.STATISTICS):
+      group = leaf.split("/")[0]
+      groups[group] = groups.get(group, 0) + size(shape)
+  model = (reading.config.get("objective") or {}).get("model") or reading.config.get("model") or {}
+  return dict(path=str(path), format=found.name, about=found.about, family=found.family, container=source.container.kind,
+              objective=(reading.config.get("objective") or {}).get("name", "none"), model=dict(model),
+              data=dict(reading.config["data"]), **dict(reading.facts), dtypes=dtypes, parameters=sum(groups.values()), groups=groups,
+              tensors=len(reading.found), matched=len(bindings) - len(missing), missing=missing, unexpected=unexpected, ignored=ignored,
+              misshapen=wrong, tokenizer=str(public.tokenizer_folder(source.folder) or "none"), notices=list(reading.notices))
+
+
+def about_run(path: str) -> dict[str, Any]:
+  """The facts of a run directory. Raises DataError if it is none."""
+  import json
+  import math
+
+  from mmdiff.train import checkpoint, run_directory
+  workdir, step = run_directory.locate(path)
+  config = run_directory.read_config(workdir)
+  steps = checkpoint.available_steps(workdir)
+  chosen = step if step is not None else steps[-1] if steps else None
+  facts: dict[str, Any] = dict(path=str(workdir), format="mmdiff", objective=config["objective"]["name"],
+                               model={key: value for key, value in config["objective"].items() if isinstance(value, Mapping)},
+                               steps=steps, averages=sorted(config["ema"]))
+  for key in ("prediction", "schedule", "loss"):
+    if key in config["objective"]:
+      facts[key] = config["objective"][key]
+  if chosen in steps:
+    meta = json.loads((workdir / "checkpoints" / str(chosen) / "meta" / "metadata").read_text())
+    groups: dict[str, int] = {}
+    for item in ("params", "frozen"):
+      for name, shape in meta["shapes"].get(item, {}).items():
+        groups[name.split(".")[0]] = groups.get(name.split(".")[0], 0) + math.prod(shape)
+    facts |= dict(step=chosen, parameters=sum(groups.values()), groups=groups)
+  return facts
