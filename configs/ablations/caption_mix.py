@@ -41,6 +41,9 @@ def demo(seeds: int) -> dict:
   config.evals = dict(alignment=dict(
     name="alignment", source=common.scenes(TIER, "val_iid"), scorer="{workdir}/prepare/scorer", captions=("long", "original"), limit=128,
     every_steps=64, params="eval", steps=12, guidance=2.0))
+  # Pairs of shape and colour that no picture of the training set shows.
+  config.evals.held_out = dict(name="scenes_judge", tier=TIER, prompts=128, splits=("val_comp",), every_steps=config.steps, params="eval",
+                               steps=12, guidance=2.0)
   return dict(
     base=config, seeds=tuple(range(seeds)), reference="long95", read="alignment",
     arms=dict(original=mix(original=100)) | {f"long{share}": mix(long=share, original=100 - share) for share in SHARES},

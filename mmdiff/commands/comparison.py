@@ -65,16 +65,29 @@ def compare(config: Mapping, runs: Sequence, workdir: Path) -> dict[str, Any] | 
     return None
   check_alike(curves)
   arms: dict[str, dict] = {}
+  others = [name for name in config["base"]["evals"] if name != config["read"]]
   for run in runs:
     curve = curves.get((run.arm, run.seed))
     if curve:
       areas = {metric: float(area(curve.steps, curve.scalars[metric])) for metric in curve.pictures if metric in curve.scalars}
       arm = arms.setdefault(run.arm, {"overrides": list(config["arms"][run.arm]), "seeds": {}})
-      arm["seeds"][str(run.seed)] = {"steps": curve.steps, **curve.scalars, "area": areas, "finished": run.finished, **cost(run.workdir)}
+      arm["seeds"][str(run.seed)] = {"steps": curve.steps, **curve.scalars, "area": areas, "finished": run.finished, **cost(run.workdir),
+                                     "last": last_scalars(run.workdir, others)}
   example = next(iter(curves.values()))
   return {"arms": arms, "reference": config["reference"], "comparisons": comparisons(curves, config),
           "protocol": dict(example.protocol), "prepare": prepared(config, workdir), "captions": captions_used(config),
           "finished": sum(run.finished for run in runs), "runs": len(runs)}
+
+
+def last_scalars(workdir: Path, names: Sequence[str]) -> dict[str, float]:
+  """{entry/scalar: value} of the newest result of each entry."""
+  found: dict[str, float] = {}
+  for name in names:
+    results = [json.loads(file.read_text(encoding="utf-8")) for file in (workdir / "eval").glob(f"{name}_*.json")]
+    results = [result for result in results if result.get("name") == name]
+    if results:
+      found |= {f"{name}/{key}": value for key, value in max(results, key=lambda result: result["step"])["scalars"].items()}
+  return found
 
 
 def check_alike(curves: Mapping[tuple[str, int], Curve]) -> None:
@@ -125,11 +138,9 @@ def prepared(config: Mapping, workdir: Path) -> dict[str, Any]:
   for name, line in config["prepare"].items():
     marker = workdir / "prepare" / f"{name}.json"
     done = json.loads(marker.read_text()) if marker.exists() else {}
-    scalars: dict[str, float] = {}
-    for file in sorted((workdir / "prepare" / name / "eval").glob("*.json")):
-      found = json.loads(file.read_text(encoding="utf-8"))
-      scalars |= {f"{found.get('name')}/{key}": value for key, value in found.get("scalars", {}).items()}
-    made[name] = dict(argv=list(line), seconds=done.get("seconds"), scalars=scalars)
+    folder = workdir / "prepare" / name
+    entries = json.loads((folder / "config.json").read_text()).get("evals", {}) if (folder / "config.json").exists() else {}
+    made[name] = dict(argv=list(line), seconds=done.get("seconds"), scalars=last_scalars(folder, list(entries)))
   return made
 
 

@@ -89,6 +89,9 @@ def arms(found: Mapping) -> str:
         row[named(metric)] = spread([seed[metric][-1] for seed in seeds])
     if all("all_facts" in seed["area"] for seed in seeds):
       row["all facts, area under the curve"] = spread([seed["area"]["all_facts"] for seed in seeds])
+    for key in seeds[0]["last"]:                 # of other evaluators: whole scores, not their intervals or parts
+      if not key.endswith(("_low", "_high")) and key.count("/") == 1 and all(key in seed["last"] for seed in seeds):
+        row[key.replace("_", " ")] = spread([seed["last"][key] for seed in seeds])
     rows.append(row)
   return f"<h3>Arms at their last step</h3>{table(rows)}<p class='soft'>Mean over seeds [each seed].</p>"
 

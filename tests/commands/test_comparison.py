@@ -81,6 +81,15 @@ def test_other_evaluators_and_later_steps_do_not_count(tmp_path):
   assert comparison.read_curve(run, "other") is None
 
 
+def test_the_last_scores_of_other_evaluators_are_told(tmp_path):
+  config = CONFIG | dict(base=BASE | dict(evals=dict(alignment={}, held_out={}, absent={})))
+  run = write(tmp_path, "low", 0, np.full((4, 5), 0.7))
+  for step, value in ((4, 0.1), (8, 0.4)):
+    (run.workdir / "eval" / f"held_out_{step:08}.json").write_text(json.dumps(dict(name="held_out", step=step, scalars=dict(right=value))))
+  found = comparison.compare(config, [run], tmp_path)
+  assert found["arms"]["low"]["seeds"]["0"]["last"] == {"held_out/right": 0.4}
+
+
 def test_runs_that_drew_other_prompts_are_not_compared(runs, tmp_path):
   other = write(tmp_path / "b", "high", 0, np.full((4, PROMPTS + 1), 0.5))
   with pytest.raises(DataError, match="low, seed 0, and high, seed 0, drew different prompts"):
@@ -108,6 +117,7 @@ def test_captions_are_held_against_the_truth(tmp_path):
 def test_what_was_prepared_is_told_with_its_scores(tmp_path):
   config = CONFIG | dict(prepare=dict(scorer=("train", "--x"), later=("caption", "--y")))
   (tmp_path / "prepare" / "scorer" / "eval").mkdir(parents=True)
+  (tmp_path / "prepare" / "scorer" / "config.json").write_text(json.dumps(dict(evals=dict(retrieval={}))))
   (tmp_path / "prepare" / "scorer.json").write_text(json.dumps(dict(argv=["train", "--x"], seconds=3.5)))
   for step, value in ((1, 0.2), (2, 0.9)):
     (tmp_path / "prepare" / "scorer" / "eval" / f"retrieval_{step:08}.json").write_text(
