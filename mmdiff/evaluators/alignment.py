@@ -58,6 +58,7 @@ def alignment(services: Services, *, source: Built["mmdiff.data:SOURCES"], every
                   sampler=sampler or "the model's own", steps=steps, guidance=guidance, first_seed=seed,
                   prompts={kind: len(found) for kind, found in prompts.items()},
                   shown={kind: [prompt.text for prompt in found[:shown]] for kind, found in prompts.items()})
+  protocol |= {f"true pictures, {kind}": true_score(clip, dataset, found, texts[kind]) for kind, found in prompts.items() if clip}
 
   def run(params, step, extra=()):
     scalars: dict[str, float] = {}
@@ -107,6 +108,13 @@ def read_prompts(source: Sequence[Mapping], kinds: Sequence[str], count: int) ->
   if lacking:
     raise DataError(f"alignment: none of the first {count} records has a caption of kind {', '.join(lacking)}; set captions, or sidecar")
   return found
+
+
+def true_score(clip: Any, dataset, prompts: Sequence[Prompt], texts: np.ndarray, *, limit: int = 256) -> float:
+  """The CLIP score of the records' own pictures, the first `limit`: what a model that draws them perfectly would reach."""
+  few = prompts[:limit]
+  pictures = np.stack([dataset.plain_at(prompt.number)[0].image for prompt in few])
+  return float(100 * cosines(clip.embed_image(pictures), texts[:len(few)]).mean())
 
 
 @functools.lru_cache(maxsize=2)

@@ -48,6 +48,10 @@ def test_each_picture_is_scored_against_its_own_caption():
     np.testing.assert_allclose([row["clip_similarity"] for row in rows], likeness, rtol=1e-5)
     np.testing.assert_array_equal(result.images[key], base.grid(pictures[:16], 3))
   protocol = result.tables["protocol"][0]
+  pictures = np.stack([np.asarray(toys.Colors()[i]["image"]) for i in range(11)])
+  texts = [toys.Colors()[i]["captions"]["original"] for i in range(11)]
+  true = 100 * (Scorer().embed_image(pictures) * Scorer().embed_text(texts)).sum(1).mean()
+  assert protocol["true pictures, original"] == pytest.approx(true, rel=1e-6)
   assert protocol["scorer"] == "clip" and protocol["scorer_step"] == 7 and protocol["prompts"] == dict(long=11, original=11)
   assert made.run({}, 10).tables == result.tables and "all_facts" not in result.scalars
 
