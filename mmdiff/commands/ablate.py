@@ -204,13 +204,15 @@ def check_sidecar(config: Mapping) -> None:
   if not config["data"]["sidecar"]:
     return
   from mmdiff.core.build import build
-  from mmdiff.data import SOURCES
-  from mmdiff.data.sidecar import Sidecar
-  source, sidecar = build(SOURCES, config["data"]["source"]), Sidecar(config["data"]["sidecar"])
-  own = set(source[0].get("captions") or {}) & set(sidecar.kinds)
-  if own and len(sidecar) < len(source):
-    raise DataError(f"data.sidecar: {config['data']['sidecar']} has captions for {len(sidecar):,} of {len(source):,} records; the others "
-                    f"have captions of kind {', '.join(sorted(own))} by another hand. Caption all records, or give the kind another name")
+  from mmdiff.data import SOURCES, sidecar
+  source = build(SOURCES, config["data"]["source"])
+  kinds, joined = set(source[0].get("captions") or {}), sidecar.join(source, config["data"]["sidecar"])
+  while isinstance(joined, sidecar.Joined):
+    given, joined = joined.sidecar, joined.source
+    own = kinds & set(given.kinds)
+    if own and len(given) < len(source):
+      raise DataError(f"data.sidecar: {given.path} has captions for {len(given):,} of {len(source):,} records; the others have captions of "
+                      f"kind {', '.join(sorted(own))} by another hand. Caption all records, or give the kind another name")
 
 
 def report(config: Mapping, runs: Sequence[Run], workdir: Path, argv: Sequence[str]) -> list[str]:

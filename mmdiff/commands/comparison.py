@@ -148,22 +148,27 @@ def captions_used(config: Mapping, limit: int = 2_000) -> dict[str, dict[str, fl
   """How true the side-car's captions are of the first `limit` pictures that the arms train on: {kind: the scalars of
   `evaluators.captions.measure`}. {} where nobody knows the truth, that is for all but the built-in world."""
   data = config["base"]["data"]
-  if not data["sidecar"] or data["source"]["name"] != "scenes" or not Path(data["sidecar"]).exists():
+  if not data["sidecar"] or data["source"]["name"] != "scenes":
     return {}
   from mmdiff.core.build import build
-  from mmdiff.data import SOURCES
-  from mmdiff.data.sidecar import Sidecar
+  from mmdiff.data import SOURCES, sidecar
   from mmdiff.evaluators.captions import measure
-  source, sidecar = build(SOURCES, data["source"]), Sidecar(data["sidecar"])
-  records = [source[number] for number in range(min(limit, len(source)))]
+  source = build(SOURCES, data["source"])
+  try:
+    joined = sidecar.join(source, data["sidecar"])
+  except DataError:                                # not made yet, or half
+    return {}
+  kinds, layer = set(), joined
+  while isinstance(layer, sidecar.Joined):
+    kinds, layer = kinds | set(layer.sidecar.kinds), layer.source
+  records = [joined[number] for number in range(min(limit, len(source)))]
   found = {}
-  for kind in sidecar.kinds:
-    texts = [(sidecar.get(record["key"]).get(kind), record) for record in records]
-    texts = [(text, record) for text, record in texts if isinstance(text, str)]
-    if texts:
-      scalars, _ = measure([text for text, _ in texts], [record["scene"] for _, record in texts],
-                           [record["facts"]["long"] for _, record in texts], source.tier)
-      found[kind] = {"captions": len(texts), **scalars}
+  for kind in sorted(kinds):
+    told = [record for record in records if isinstance(record["captions"].get(kind), str)]
+    if told:
+      scalars, _ = measure([record["captions"][kind] for record in told], [record["scene"] for record in told],
+                           [record["facts"]["long"] for record in told], source.tier)
+      found[kind] = {"captions": len(told), **scalars}
   return found
 
 
