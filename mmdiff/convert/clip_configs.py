@@ -138,7 +138,19 @@ def shortest(given: Mapping[str, Any]) -> tuple[CLIP, dict[str, Any]]:
     preset = clip(variant=name)
     if dataclasses.replace(preset, scale_init=module.scale_init, bias_init=module.bias_init) == module:
       return module, dict(name="clip", variant=name)
-  return module, dict(name="clip", **given)
+  needed = dict(given)
+  for key in given:
+    rest = {name: value for name, value in needed.items() if name != key}
+    if key != "variant" and _same(rest, module):
+      needed = rest
+  return module, dict(name="clip", **needed)
+
+
+def _same(given: Mapping[str, Any], module: CLIP) -> bool:
+  try:
+    return clip(**given) == module
+  except ConfigError:
+    return False
 
 
 def pixel_options(mean: Any, std: Any) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def _patch(shape: Shape) -> Shape:
 
 
 def _fused(x: np.ndarray, shapes: list[Shape]) -> list[np.ndarray]:
-  return [part.T for part in np.split(x, len(shapes), axis=0)]
+  return [part.T for part in np.split(x, np.cumsum([shape[1] for shape in shapes])[:-1], axis=0)]
 
 
 KINDS = {
@@ -60,7 +60,8 @@ KINDS = {
   "patch": _one(_patch, lambda x, s: x.transpose(2, 3, 1, 0).reshape(s),
                 lambda x: x.reshape(*_patch(x.shape)[2:], 3, -1).transpose(3, 2, 0, 1)),
   "fused": Kind(lambda ss: (sum(s[1] for s in ss), ss[0][0]), _fused, lambda parts: np.concatenate([part.T for part in parts])),
-  "fused_bias": Kind(lambda ss: (sum(s[0] for s in ss),), lambda x, ss: np.split(x, len(ss)), np.concatenate),
+  "fused_bias": Kind(lambda ss: (sum(s[0] for s in ss),), lambda x, ss: np.split(x, np.cumsum([s[0] for s in ss])[:-1]),
+                     np.concatenate),
   # big_vision keeps heads apart ([D N Dh], [N Dh], [N Dh D]) and stacks on a leading axis of its own; it is only read.
   "flat": _one(lambda s: s, lambda x, s: x.reshape(s), lambda x: x),
 }

@@ -17,7 +17,8 @@ def random_weights(model):
   generator = torch.Generator().manual_seed(0)
   for name, value in model.state_dict().items():
     if value.dtype.is_floating_point:
-      value.copy_(torch.randn(value.shape, generator=generator) * (0.02 if name.startswith("logit") else 0.15) + (1.0 if "norm" in name else 0.0))
+      drawn = torch.randn(value.shape, generator=generator)
+      value.copy_(drawn * (0.02 if name.startswith("logit") else 0.15) + (1.0 if "norm" in name else 0.0))
   return model.eval()
 
 

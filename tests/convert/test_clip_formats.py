@@ -1,0 +1,140 @@
+"""The committed checkpoints compute what their makers computed, and are written back as they were."""
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from mmdiff.convert import containers, public
+from mmdiff.core.errors import ConfigError, DataError
+
+FIXTURES = Path(__file__).parent / "fixtures"
+EXPECTED = dict(np.load(FIXTURES / "clip_expected.npz"))
+
+
+def outputs(loaded, image="image"):
+  """Unit embeddings of the expected file's pictures and texts."""
+  mask = np.arange(8)[None] < EXPECTED["lengths"][:, None]
+  variables = {"params": loaded.params} | ({"batch_stats": loaded.statistics} if loaded.statistics else {})
+  made = jax.jit(loaded.module.apply)(variables, EXPECTED[image], EXPECTED["tokens"], mask)
+  return [np.asarray(x) / np.linalg.norm(x, axis=-1, keepdims=True) for x in made]
+
+
+def load(name, **options):
+  return public.load(FIXTURES / name, quiet=True, **options)
+
+
+def write_back(loaded, folder, **options):
+  return public.save(folder, **(dict(format=loaded.format, module=loaded.module, config=loaded.config, params=loaded.params,
+                                     statistics=loaded.statistics, style=loaded.style, dtype="float16") | options))
+
+
+def same_weights(first, second):
+  a, b = (containers.read(containers.find(folder)).tensors for folder in (first, second))
+  assert set(a) == set(b)
+  for name in a:
+    assert a[name].shape == b[name].shape and a[name].dtype == b[name].dtype, name
+    np.testing.assert_array_equal(a[name].read(), b[name].read(), err_msg=name)
+
+
+@pytest.mark.parametrize("name, format, kind, image, options", [
+  ("hf_clip", "hf-clip", "clip", "image", {}), ("hf_siglip", "hf-siglip", "siglip", "image", {}),
+  ("open_clip_vit", "open_clip", "clip", "image", {}), ("open_clip_rn", "open_clip", "resnet", "large", {}),
+  ("openai.pt", "openai", "clip", "image", dict(head_width=8)), ("siglip_big_vision.npz", "big_vision", "siglip", "image", {})])
+def test_forward_and_back(tmp_path, name, format, kind, image, options):
+  loaded = load(name, **options)
+  assert loaded.format == format and not (loaded.report.missing or loaded.report.unexpected)
+  made = outputs(loaded, image)
+  np.testing.assert_allclose(made[0], EXPECTED[f"{kind}_image"], atol=1e-5)
+  np.testing.assert_allclose(made[1], EXPECTED["siglip_text" if kind == "siglip" else "clip_text"], atol=1e-5)
+  assert loaded.config["objective"]["loss"] == ("sigmoid" if kind == "siglip" else "softmax")
+  if format in ("openai", "big_vision"):
+    with pytest.raises(ConfigError, match=f"format '{format}' is only read; written are hf-clip"):
+      write_back(loaded, tmp_path)
+  else:
+    write_back(loaded, tmp_path)
+    same_weights(FIXTURES / name, tmp_path)
+    again = public.load(tmp_path, quiet=True)
+    assert again.module == loaded.module and again.config == loaded.config
+
+
+def test_any_to_any_within_the_family(tmp_path):
+  openai, hf = load("openai.pt", head_width=8), load("hf_clip")
+  write_back(openai, tmp_path / "hf", format="hf-clip", style=None)
+  same_weights(FIXTURES / "hf_clip", tmp_path / "hf")
+  write_back(hf, tmp_path / "open", format="open_clip", style=None)
+  same_weights(FIXTURES / "open_clip_vit", tmp_path / "open")
+  config = json.loads((tmp_path / "open" / "open_clip_config.json").read_text())
+  assert config == json.loads((FIXTURES / "open_clip_vit" / "open_clip_config.json").read_text())
+  write_back(load("siglip_big_vision.npz"), tmp_path / "siglip", format="hf-siglip", style=None)
+  same_weights(FIXTURES / "hf_siglip", tmp_path / "siglip")
+  for name, format in (("hf_siglip", "hf-clip"), ("hf_siglip", "open_clip"), ("hf_clip", "hf-siglip")):
+    with pytest.raises(ConfigError, match="can't express this model"):
+      write_back(load(name), tmp_path / "x", format=format, style=None)
+  with pytest.raises(ConfigError, match="has no ResNets: convert to open_clip"):
+    write_back(load("open_clip_rn"), tmp_path / "x", format="hf-clip", style=None)
+
+
+def copied(name, folder, change=lambda config: None, file="config.json"):
+  shutil.copytree(FIXTURES / name, folder)
+  config = json.loads((folder / file).read_text())
+  change(config)
+  (folder / file).write_text(json.dumps(config))
+  return folder
+
+
+def test_configs_decide_and_must_fit_the_weights(tmp_path):
+  other = copied("hf_clip", tmp_path / "a", lambda config: config["vision_config"].update(hidden_act="gelu"))
+  assert np.abs(outputs(public.load(other, quiet=True))[0] - EXPECTED["clip_image"]).max() > 1e-4
+  deeper = copied("hf_clip", tmp_path / "b", lambda config: config["text_config"].update(num_hidden_layers=3))
+  with pytest.raises(DataError, match=r"16 tensors are missing: text_model.encoder.layers.2.*and 8 more"):
+    public.load(deeper, quiet=True)
+  wider = copied("hf_clip", tmp_path / "c", lambda config: config.update(projection_dim=24))
+  with pytest.raises(DataError, match=r"text_projection.weight \[20, 16\], expected \[24, 16\]"):
+    public.load(wider, quiet=True)
+  larger = copied("hf_clip", tmp_path / "d", lambda config: config["vision_config"].update(image_size=32))
+  with pytest.raises(DataError, match=r"position_embedding.weight \[5, 24\], expected \[17, 24\]"):
+    public.load(larger, quiet=True)
+  odd = copied("hf_clip", tmp_path / "e", lambda config: config["text_config"].update(hidden_act="mish"))
+  with pytest.raises(DataError, match="text_config: unknown activation 'mish'"):
+    public.load(odd, quiet=True)
+
+
+@pytest.mark.parametrize("change, message", [
+  (lambda c: c["model_cfg"]["vision_cfg"].update(timm_model_name="vit"), "timm_model_name: 'vit' is a part that mmdiff's CLIP does not"),
+  (lambda c: c["model_cfg"]["text_cfg"].update(no_causal_mask=True), "no_causal_mask"),
+  (lambda c: c["model_cfg"].pop("embed_dim"), "embed_dim: expected int, found None"),
+  (lambda c: c["preprocess_cfg"].update(resize_mode="zoom"), "unknown resize_mode")])
+def test_parts_that_are_not_modelled_are_refused(tmp_path, change, message):
+  with pytest.raises(DataError, match=message):
+    public.load(copied("open_clip_vit", tmp_path / "x", change, "open_clip_config.json"), quiet=True)
+
+
+def test_a_bare_state_dict_has_to_be_told_what_it_lacks(tmp_path):
+  shutil.copyfile(FIXTURES / "open_clip_vit" / "open_clip_model.safetensors", tmp_path / "x.safetensors")
+  with pytest.raises(DataError, match="the weights of a CLIP without its config: put open_clip_config.json beside them, or say"):
+    public.load(tmp_path / "x.safetensors", quiet=True)
+  loaded = public.load(tmp_path / "x.safetensors", quiet=True, act="quick_gelu", head_width=8)
+  np.testing.assert_allclose(outputs(loaded)[0], EXPECTED["clip_image"], atol=1e-5)
+  with pytest.raises(ConfigError, match="takes no act; it takes image_size, text_len"):
+    load("hf_clip", act="gelu")
+
+
+def test_pictures_of_another_size_and_longer_texts():
+  loaded = load("hf_clip", image_size=32, text_len=12)
+  assert loaded.module.image_size == 32 and loaded.params["image"]["position"].shape == (17, 24)
+  assert loaded.params["text"]["position"].shape == (12, 16) and len(loaded.report.notices) == 2
+  assert "5 positions were interpolated to 17" in "\n".join(loaded.report.notices)
+
+
+def test_preprocessing_travels_with_the_weights(tmp_path):
+  change = lambda config: config.update(image_mean=[0.1, 0.2, 0.3], image_std=[0.5, 0.5, 0.5], resample=2, do_center_crop=False)
+  loaded = public.load(copied("hf_clip", tmp_path / "a", change, "preprocessor_config.json"), quiet=True)
+  assert loaded.module.mean == (0.1, 0.2, 0.3) and loaded.config["data"]["resize"] == "squash"
+  assert loaded.config["data"]["interpolation"] == "bilinear"
+  write_back(loaded, tmp_path / "b")
+  again = public.load(tmp_path / "b", quiet=True)
+  assert again.module == loaded.module and again.config == loaded.config
+  assert "no preprocessing beside the weights" in load("hf_siglip").report.notices[0]
