@@ -99,7 +99,8 @@ def check_alike(curves: Mapping[tuple[str, int], Curve]) -> None:
 
 
 def comparisons(curves: Mapping[tuple[str, int], Curve], config: Mapping) -> list[dict[str, Any]]:
-  """Each arm minus the reference, over the seeds and steps that both have: half-way, at the end, and the area under the curve."""
+  """Each arm minus the reference, over the seeds that both have, as far as those have come: half-way, at the last step, and the area under
+  the curve of whole runs."""
   from mmdiff.evaluators.statistics import area, paired
   reference, total, rows = config["reference"], config["base"]["steps"], []
   for arm in config["arms"]:
@@ -108,13 +109,15 @@ def comparisons(curves: Mapping[tuple[str, int], Curve], config: Mapping) -> lis
       continue
     pairs = [(curves[arm, seed], curves[reference, seed]) for seed in seeds]
     steps = sorted(set.intersection(*(set(curve.steps) for pair in pairs for curve in pair)))
-    if not steps:
+    if not steps or 2 * steps[-1] < total:
       continue
-    half, last = min(steps, key=lambda step: (abs(2 * step - total), step)), steps[-1]
+    half = min(steps, key=lambda step: (abs(2 * step - total), step))
+    points = [(HALF, half, lambda y: y[steps.index(half)])]                                                  # noqa: B023
+    if steps[-1] == total:
+      points += [(END, total, lambda y: y[-1]), (AREA, None, lambda y: area(steps, y))]                      # noqa: B023
     for metric in pairs[0][0].pictures:
       values = [[curve.pictures[metric][[curve.steps.index(step) for step in steps]] for curve in pair] for pair in pairs]   # [S 2 T N]
-      for at, step, reduce in ((HALF, half, lambda y: y[steps.index(half)]), (END, last, lambda y: y[-1]),    # noqa: B023
-                               (AREA, None, lambda y: area(steps, y))):                                       # noqa: B023
+      for at, step, reduce in points:
         a, b = (np.stack([reduce(pair[side]) for pair in values]) for side in (0, 1))                          # [S N]
         found = paired(a, b)
         rows.append(dict(arm=arm, reference=reference, metric=metric, at=at, step=step, arm_mean=float(a.mean()),

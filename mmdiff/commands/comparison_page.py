@@ -83,7 +83,8 @@ def arms(found: Mapping) -> str:
   rows = []
   for arm, about in found["arms"].items():
     seeds = list(about["seeds"].values())
-    row: dict[str, Any] = {"arm": arm, "seeds": len(seeds), "step": min(seed["steps"][-1] for seed in seeds)}
+    whole = Markup(f'<span style="white-space:nowrap">{text(arm)}</span>')
+    row: dict[str, Any] = {"arm": whole, "seeds": len(seeds), "step": min(seed["steps"][-1] for seed in seeds)}
     for metric in metrics_of(found):
       if all(metric in seed for seed in seeds):
         row[named(metric)] = spread([seed[metric][-1] for seed in seeds])

@@ -69,7 +69,7 @@ def test_what_is_not_there_yet_is_left_out(runs, tmp_path):
   (runs[0].workdir / "eval" / "alignment_00000008.json").unlink()
   found = comparison.compare(CONFIG, [run for run in runs if run.seed == 0], tmp_path)
   assert found["arms"]["low"]["seeds"]["0"]["steps"] == [2, 4, 6]
-  assert {row["step"] for row in found["comparisons"]} == {4, 6, None}                   # what both have
+  assert {(row["at"], row["step"]) for row in found["comparisons"]} == {("half-way", 4)}          # as far as both have come
 
 
 def test_other_evaluators_and_later_steps_do_not_count(tmp_path):
