@@ -34,6 +34,12 @@ def t2i() -> dict:
                      condition=dict(name="conv_text", vocab=320, text_len=24, width=16)))
 
 
+def coca() -> dict:
+  return config(dict(name="coca", model=dict(name="coca", variant="tiny", image_size=16, patch=8, vocab=320, text_len=24, image_width=16,
+                                             image_depth=1, image_heads=2, text_width=16, unimodal_depth=1, multimodal_depth=1,
+                                             text_heads=2, queries=4, embed_dim=8)))
+
+
 def make(workdir: Path, config: dict, *, steps: tuple[int, ...] = (2,)) -> Path:
   """The directory of a run of `config` with checkpoints at `steps`: random parameters that grow by a tenth a checkpoint, and an average
   that stays. Nothing is compiled but the checkpoint's fingerprints."""
