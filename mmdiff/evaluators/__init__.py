@@ -6,6 +6,7 @@ EVALUATORS = {
   "clipscore": "mmdiff.evaluators.clipscore:clipscore",
   "alignment": "mmdiff.evaluators.alignment:alignment",
   "samples": "mmdiff.evaluators.samples:samples",
+  "reconstruction": "mmdiff.evaluators.reconstruction:reconstruction",
   "scenes_judge": "mmdiff.evaluators.scenes:scenes_judge",
   "hard_negatives": "mmdiff.evaluators.scenes:hard_negatives",
   "captions": "mmdiff.evaluators.captions:captions",
