@@ -1,0 +1,46 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mmdiff
+from mmdiff.__main__ import main
+from tests import toy_runs
+
+FIXTURES = Path(__file__).parent.parent / "convert" / "fixtures"
+
+
+def test_a_public_checkpoint_is_converted_and_verified(tmp_path, capsys):
+  out = tmp_path / "out"
+  assert main(["convert", f"--src={FIXTURES / 'hf_clip'}", "--to=open_clip", f"--out={out}", "--verify", "--dtype=bfloat16"]) == 0
+  assert "verified: outputs differ by at most" in capsys.readouterr().out
+  facts = json.loads((out / "convert.json").read_text())
+  assert set(facts["files"]) == {"open_clip_model.safetensors", "open_clip_config.json"} and len(facts["report"]["loaded"]) == 78
+  assert facts["argv"][0] == "convert" and 0 < facts["difference"] < 5e-2 and len(facts["source"]["digests"]["model.safetensors"]) == 64
+
+
+def test_a_run_is_exported_and_loads_as_it_was(tmp_path):
+  workdir = toy_runs.make(tmp_path / "run", toy_runs.clip())
+  assert main(["convert", f"--src={workdir}", "--to=hf-clip", f"--out={tmp_path / 'out'}", "--verify", "--params=raw"]) == 0
+  run, exported = mmdiff.load(workdir, params="raw"), mmdiff.load(tmp_path / "out", quiet=True)
+  images = np.random.default_rng(0).integers(0, 256, (3, 20, 16, 3), dtype=np.uint8)
+  np.testing.assert_allclose(exported.embed_image(images), run.embed_image(images), atol=1e-5)
+  np.testing.assert_allclose(exported.embed_text(["a red circle", ""]), run.embed_text(["a red circle", ""]), atol=1e-5)
+  assert exported.logit_scale == pytest.approx(run.logit_scale)
+  mmdiff.save(run, tmp_path / "again", format="hf-clip")
+  assert (tmp_path / "again" / "model.safetensors").read_bytes() == (tmp_path / "out" / "model.safetensors").read_bytes()
+  with pytest.raises(mmdiff.core.errors.ConfigError, match="was trained here and has no format of its own"):
+    mmdiff.save(run, tmp_path / "x")
+
+
+@pytest.mark.parametrize("arguments, code, message", [
+  (["--src=SRC", "--to=hf-clop", "--out=OUT"], 64, "did you mean 'hf-clip'"), (["--src=SRC", "--to=openai", "--out=OUT"], 64, "only read"),
+  (["--src=SRC", "--to=hf-clip", "--out=SRC"], 64, "may not replace its source"),
+  (["--src=SRC", "--to=hf-clip", "--out=OUT", "--params=eval"], 64, "has one set of parameters"),
+  (["--src=SRC", "--to=hf-clip", "--out=OUT", "--act=gelu"], 64, "takes no act"),
+  (["--src=OUT", "--to=hf-clip", "--out=OUT2"], 65, "no run directory")])
+def test_mistakes(tmp_path, capsys, arguments, code, message):
+  place = lambda word: word.replace("SRC", str(FIXTURES / "hf_clip")).replace("OUT", str(tmp_path / "out"))
+  assert main(["convert", *map(place, arguments)]) == code
+  assert message in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -1,0 +1,28 @@
+import json
+from pathlib import Path
+
+from mmdiff.__main__ import main
+from tests import toy_runs
+
+FIXTURES = Path(__file__).parent.parent / "convert" / "fixtures"
+
+
+def test_a_public_checkpoint_is_described(tmp_path, capsys):
+  assert main(["info", f"--model={FIXTURES / 'open_clip_rn'}", f"--json={tmp_path / 'info.json'}"]) == 0
+  said = capsys.readouterr().out
+  assert "open_clip's folder" in said and "float16" in said
+  facts = json.loads((tmp_path / "info.json").read_text())
+  assert facts["family"] == "clip" and facts["missing"] == facts["unexpected"] == facts["misshapen"] == [] and facts["tokenizer"] == "none"
+  assert facts["parameters"] == sum(facts["groups"].values()) and facts["tensors"] == facts["matched"] + len(facts["ignored"])
+
+
+def test_a_run_is_described(tmp_path, capsys):
+  workdir = toy_runs.make(tmp_path / "run", toy_runs.clip(), steps=(2, 4))
+  assert main(["info", f"--model={workdir}", f"--json={tmp_path / 'info.json'}"]) == 0
+  facts = json.loads((tmp_path / "info.json").read_text())
+  assert facts["objective"] == "contrastive" and facts["step"] == 4 and facts["averages"] == ["eval"] and facts["groups"]["text"] > 0
+
+
+def test_nothing_to_describe(tmp_path, capsys):
+  assert main(["info", f"--model={tmp_path}"]) == 65
+  assert "no run directory" in capsys.readouterr().err
