@@ -7,6 +7,8 @@
   mmdiff data shard SOURCE --out=DIR                    any source as webdataset tars (or a TFDS set), resumable
   mmdiff data index SOURCE                              make the index files of tar shards and TFRecords ahead of a run
   mmdiff data tokenizer SOURCE --out=tokenizer.json     train a byte-level BPE on the captions
+  mmdiff data precompute --config=FILE --out=DIR        latents and text states of a config's frozen encoders; --config.data.features=DIR
+                                                        trains on them. Any number of processes, as for `mmdiff caption`
 
 SOURCE is a path (tar glob '/data/{00000..00041}.tar', folder of tars or pictures, prepared TFDS folder[:split], table of captions),
 `scenes:TIER[:split]`, or the name of a source whose keys follow as --source.KEY=VALUE. Or give --config, to take its data.source.
@@ -48,6 +50,10 @@ FLAGS = {
   "max_pixels": dict(type="int", default=89_478_485, help="a larger picture is bad (validate)"),
   "vocab": dict(type="int", default=512, help="tokens (tokenizer)"),
   "sample": dict(type="int", default=100_000, help="records whose captions are read, spread over the source (tokenizer)"),
+  "parts": dict(type="str,", default=(), help="latents, texts or both; by default those whose encoder the config freezes (precompute)"),
+  "dtype": dict(choices=("float32", "float16"), default="float32", help="of what is stored; float16 is half as large (precompute)"),
+  "batch_size": dict(type="int", default=64, help="pictures or texts encoded at a time (precompute)"),
+  "per_unit": dict(type="int", default=1_000, help="records of a unit where the source has no shards (precompute)"),
 }
 TAKES = {
   "build": ("out", "format", "per_shard", "dataset_name", "splits", "tier", "count", "size", "font", "table"),
@@ -56,8 +62,9 @@ TAKES = {
   "shard": ("source", "config", "out", "format", "per_shard", "dataset_name"),
   "index": ("source", "config"),
   "tokenizer": ("source", "config", "out", "vocab", "sample"),
+  "precompute": ("config", "out", "parts", "dtype", "batch_size", "per_unit", "threads"),
 }
-NEEDS_OUT = ("build", "shard", "tokenizer")
+NEEDS_OUT = ("build", "shard", "tokenizer", "precompute")
 BUILDS = {"scenes": ("train", "val_iid", "val_comp", "val_rel", "val_count", "val_len"), "emoji": ("train", "val", "val_comp")}
 FORMATS = ("webdataset", "array_record")
 BLOCK = schema.Block(table="mmdiff.data:SOURCES")
@@ -76,6 +83,8 @@ def main(argv: list[str]) -> int:
   if command == "build":
     given = flags.parse(rest, table, positional=("what",))
     return _build(given, argv, overrides)
+  if command == "precompute":
+    return _precompute(flags.parse(rest, table | {"config": dict(required=True)}), argv, overrides)
   try:
     given = flags.parse(rest, table, positional=("path",))
   except ConfigError as error:
@@ -111,7 +120,8 @@ def _source_problems(rest: Sequence[str], overrides: Sequence[tuple[str, str | N
 
 
 def _bad_numbers(given: Mapping[str, Any]) -> list[str]:
-  least = {"per_shard": 1, "examples": 1, "threads": 1, "limit": 0, "count": 0, "size": 0, "vocab": 1, "sample": 1, "max_pixels": 1}
+  least = {"per_shard": 1, "per_unit": 1, "batch_size": 1,
+           "examples": 1, "threads": 1, "limit": 0, "count": 0, "size": 0, "vocab": 1, "sample": 1, "max_pixels": 1}
   return [f"--{name}: expected at least {low}, found {given[name]}" for name, low in least.items() if name in given and given[name] < low]
 
 
@@ -318,6 +328,18 @@ def _tokenizer(source: Any, given: dict[str, Any], about: dict[str, Any]) -> int
   results = {"inputs": source.fingerprint(), "vocab": made.vocab_size, "sample": given["sample"]}
   _write_json(out.with_name(out.stem + ".meta.json"), about | results)
   print(f"{out}: {made.vocab_size} tokens")
+  return 0
+
+
+def _precompute(given: dict[str, Any], argv: list[str], overrides: Sequence) -> int:
+  problems = _bad_numbers(given) + [f"--source.{name}: precompute takes --config.data.source.{name}" for name, _ in overrides]
+  if problems:
+    raise ConfigError("\n".join(problems))
+  from mmdiff.commands import precompute
+  made = precompute.run(given["config"], given, {"argv": ["data", *argv]})
+  print(f"{given['out']}: {made['latents']:,} latents, {made['texts']:,} texts, {made['bytes']:,} bytes, "
+        f"bad records {made['bad'] or 'none'}")
+  print(f"train on them with --config.data.features={given['out']}", file=sys.stderr)
   return 0
 
 

@@ -138,6 +138,7 @@ def run_held(config: Mapping, workdir: Path, argv: list[str]):
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/mmdiff/jax"))
   import mmdiff.model
   from mmdiff import parallel
+  from mmdiff.commands import precompute
   from mmdiff.evaluators.base import serve
   from mmdiff.objectives import OBJECTIVES
   from mmdiff.train import init, loop
@@ -163,12 +164,17 @@ def run_held(config: Mapping, workdir: Path, argv: list[str]):
   def has_result(name: str, step: int) -> bool:
     return (workdir / "eval" / f"{name}_{step:08}.json").exists()
 
+  def check(setup) -> None:
+    params = setup.state.full()
+    check_vocabulary(params, dataset.tokenizer)
+    precompute.check_encoders(dataset.features, params, config)
+
   try:
     source = starts_from(config)
     return loop.train(config, workdir, objective=objective, dataset=dataset, evaluators=evaluators, save_result=save_result,
                       initialise=(lambda state: init.initialised(state, **source)) if source else None,
                       has_result=has_result,
-                      on_start=lambda setup: check_vocabulary(setup.state.full(), dataset.tokenizer))
+                      on_start=check)
   finally:
     if jax.process_index() == 0 and (workdir / "metrics.jsonl").exists():
       write_report(workdir)

@@ -68,8 +68,10 @@ class Output:
         os.fsync(file.fileno())
       self.parts[suffix] = part
     except OSError as error:
-      part.unlink(missing_ok=True)
       raise CannotWrite(f"cannot write {part}: {error}") from error
+    finally:
+      if suffix not in self.parts:
+        part.unlink(missing_ok=True)
 
   def discard(self) -> None:
     for part in self.parts.values():

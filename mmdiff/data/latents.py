@@ -5,18 +5,20 @@ of .npy files of one row an entry that can be mapped into memory:
 
     00000.512x512.latent_mean.npy   float [n h w C]      00000.text.text_states.npy   float [n L D]
     00000.512x512.latent_std.npy    float [n h w C]      00000.text.text_pooled.npy   float [n D], if the encoder pools
-    00000.512x512.size.npy          int32 [n 6]          00000.text.mask.npy          bool [n L]
-    00000.512x512.keys.npy          uint64 [n 2]         00000.text.keys.npy          uint64 [n 2]
+    00000.512x512.size.npy          int32 [n 6]          00000.text.keys.npy          uint64 [n 2]
+    00000.512x512.keys.npy          uint64 [n 2]
 
 Latents are found by record key. Texts are found by record key, kind and the text itself, so that a caption that has changed since is
 missed, never mistaken. Mean and standard deviation are stored, not a draw, so that training draws anew at every step.
 """
+import collections
+import contextlib
 import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -25,7 +27,7 @@ from mmdiff.data import indexes, jobs, key_index
 from mmdiff.data.quarantine import BadRecord
 
 LATENTS = ("latent_mean", "latent_std", "size")
-TEXTS = ("text_states", "text_pooled", "mask")
+TEXTS = ("text_states", "text_pooled")
 TEXT = "text"                        # the table of texts; the others are named by their picture size
 DTYPES = {"float32": np.float32, "float16": np.float16}
 
@@ -53,14 +55,60 @@ def _digest(*parts: str) -> tuple[int, int]:
   return int.from_bytes(made[:8], "little"), int.from_bytes(made[8:], "little")
 
 
-def write_table(output: jobs.Output, name: str, digests: Sequence[tuple[int, int]], columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
-  """Writes one table of a unit; what the unit's manifest says of it."""
-  made = {"keys": np.array(digests, np.uint64).reshape(len(digests), 2)} | dict(columns)
-  for column, values in made.items():
-    with output.open(f"{name}.{column}.npy") as file:
-      np.save(file, np.ascontiguousarray(values), allow_pickle=False)
-  return {"rows": len(digests), "columns": {column: {"dtype": values.dtype.str, "shape": list(values.shape[1:])}
-                                            for column, values in made.items()}}
+class Tables:
+  """The tables of one unit while they are written, row by row, so that a unit's size is bounded by the disk alone."""
+  HEADER = 192                       # bytes, filled with spaces: the number of rows is known at the end only
+
+  def __init__(self, output: jobs.Output):
+    self._output, self._stack = output, contextlib.ExitStack()
+    self._columns: dict[str, dict[str, tuple[BinaryIO, np.dtype, tuple[int, ...]]]] = {}
+    self._rows: dict[str, int] = {}
+
+  def __enter__(self) -> "Tables":
+    return self
+
+  def add(self, table: str, digests: Sequence[tuple[int, int]], columns: Mapping[str, np.ndarray]) -> None:
+    """Appends rows: the digests of their keys, and values [n …]."""
+    values = {"keys": np.array(digests, np.uint64).reshape(len(digests), 2)} | dict(columns)
+    held = self._columns.setdefault(table, {})
+    for name, rows in values.items():
+      if name not in held:
+        file = self._stack.enter_context(self._output.open(f"{table}.{name}.npy"))
+        file.write(bytes(self.HEADER))
+        held[name] = file, rows.dtype, rows.shape[1:]
+      file, dtype, shape = held[name]
+      if (rows.dtype, rows.shape[1:]) != (dtype, shape) or len(rows) != len(digests):
+        raise ValueError(f"{table}.{name}: rows of {dtype} {shape} so far, now {len(rows)} of {rows.dtype} {rows.shape[1:]}")
+      file.write(np.ascontiguousarray(rows).tobytes())
+    self._rows[table] = self._rows.get(table, 0) + len(digests)
+
+  def __exit__(self, kind, *rest) -> None:
+    if kind is None:
+      for table, columns in self._columns.items():
+        for file, dtype, shape in columns.values():
+          told = repr({"descr": dtype.str, "fortran_order": False, "shape": (self._rows[table], *shape)}).encode("latin1")
+          file.seek(0)
+          file.write(b"\x93NUMPY\x01\x00" + (self.HEADER - 10).to_bytes(2, "little") + told.ljust(self.HEADER - 11) + b"\n")
+    self._stack.__exit__(kind, *rest)
+
+  def facts(self) -> dict[str, Any]:
+    """What the unit's manifest says of its tables."""
+    return {table: {"rows": self._rows[table], "columns": {name: {"dtype": dtype.str, "shape": list(shape)}
+                                                           for name, (_, dtype, shape) in sorted(columns.items())}}
+            for table, columns in sorted(self._columns.items())}
+
+
+def summary(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """What manifest.json says: the entries by kind of table, bad records, and a digest of all files."""
+  bad: collections.Counter[str] = collections.Counter()
+  count = {"latents": 0, "texts": 0}
+  for entry in entries:
+    bad.update(entry["bad"])
+    for table, facts in entry["tables"].items():
+      count["texts" if table == TEXT else "latents"] += facts["rows"]
+  files = [[entry["unit"], suffix, facts["sha256"]] for entry in entries for suffix, facts in sorted(entry["files"].items())]
+  return {**count, "bad": dict(sorted(bad.items())), "bytes": sum(facts["bytes"] for entry in entries for facts in entry["files"].values()),
+          "content": hashlib.blake2b(json.dumps(files).encode(), digest_size=16).hexdigest()}
 
 
 class Features:
@@ -110,7 +158,7 @@ class Features:
 
   def of(self, key: str, kind: str, text: str) -> dict[str, np.ndarray]:
     """What there is for a record and its caption: latent_mean, latent_std float32 [h w C] and, in buckets, size int32 [6]; text_states
-    float32 [L D], mask bool [L] and perhaps text_pooled float32 [D]. BadRecord("missing_key") when it was not computed."""
+    float32 [L D] and perhaps text_pooled float32 [D]. BadRecord("missing_key") when it was not computed."""
     made = {}
     if self.has_latents:
       made |= self._row(image_digest(key), LATENTS, key, "latents of this record")

@@ -1,10 +1,10 @@
 """Named functions that turn a source's record into an example, as pure functions of (record, recipe, seed, epoch)."""
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from mmdiff.data import captions, decode, draws, transforms
+from mmdiff.data import buckets, captions, decode, draws, sizes, transforms
 from mmdiff.data.quarantine import BadRecord
 
 
@@ -82,6 +82,14 @@ def key_of(record: Mapping) -> str:
 def picture(record: Mapping, recipe: Recipe, *, key: str, seed: int, epoch: int) -> np.ndarray:
   """The record's picture, augmented and at the recipe's size: uint8 [S S 3]. Raises BadRecord."""
   return picture_and_size(record, recipe, key=key, seed=seed, epoch=epoch)[0]
+
+
+def bucketed(record: Mapping, recipe: Recipe, shapes: Sequence[tuple[int, int]], *, key: str) -> tuple[np.ndarray, tuple[int, ...]]:
+  """The same without augmentation, in the bucket of `shapes` that fits the picture. Raises BadRecord."""
+  if not shapes:
+    return picture_and_size(record, recipe, key=key, seed=0, epoch=0)
+  size = np.array([sizes.size_of(record["image"])])
+  return picture_and_size(record, recipe, key=key, seed=0, epoch=0, bucket=shapes[int(buckets.assign(size, shapes)[0])])
 
 
 def picture_and_size(record: Mapping, recipe: Recipe, *, key: str, seed: int, epoch: int,

@@ -106,7 +106,7 @@ def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: M
     say(f"{tree.count(state.params):,} parameters trained, {tree.count(state.frozen):,} frozen, on mesh "
         f"{dict(setup.mesh.shape)}; ready in {time.perf_counter() - started:.1f} s", active=chief)
   if on_start:
-    on_start(setup)
+    on_start(setup._replace(state=state))
 
   def save(state: TrainState, *, wait: bool = False) -> None:
     counts = read_counts(parallel.fetch(state.counts), dataset.count_names)
