@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
+from flax import linen as nn
 
 from mmdiff.models.clip import CLIP
 from mmdiff.models.coca import CoCa
@@ -13,6 +15,7 @@ from mmdiff.models.conv_text import ConvText
 from mmdiff.models.dit import TIME_WIDTH, DiT
 from mmdiff.models.resnet import ResNet
 from mmdiff.models.text import TextTransformer
+from mmdiff.models.unet import UNet
 from mmdiff.models.vit import ViT
 
 TRAIN = 3               # forward passes' worth of a forward and a backward pass
@@ -111,9 +114,25 @@ def dit(model: DiT, *, text_len: int, text_width: int) -> int:
   return condition + 2 * dense(length, values, width) + dense(1, width, 2 * width) + model.depth * block
 
 
-def text_to_image(denoiser: DiT, encoder: ConvText | TextTransformer, *, text_len: int) -> int:
-  """The forward pass of one picture and its caption."""
-  encoded = conv_text(encoder, text_len) if isinstance(encoder, ConvText) else text(encoder, text_len)
+def unet(model: UNet, *, text_len: int, text_width: int, pooled_width: int) -> int:
+  """One picture's forward pass, given its encoded text."""
+  shape = jax.ShapeDtypeStruct
+  x, time = shape((1, model.image_size, model.image_size, model.channels), jnp.float32), shape((1,), jnp.float32)
+  described = {"tokens": shape((1, text_len, text_width), jnp.float32), "mask": shape((1, text_len), bool),
+               "pooled": shape((1, pooled_width), jnp.float32), "size": shape((1, 6), jnp.int32), "level": shape((1,), jnp.int32)}
+  plain = model.clone(attention="xla", remat="none", parent=None)            # a fused kernel hides its products
+  params = jax.eval_shape(plain.init, jax.random.key(0), x, time, described)
+  return traced(plain.apply, params, x, time, described)
+
+
+def text_to_image(denoiser: DiT | UNet, encoder: nn.Module, *, text_len: int) -> int:
+  """The forward pass of one picture, or its latents, and of its caption where the encoder is one that trains along. Published encoders
+  and autoencoders, which are frozen and may have been run before, are left out."""
+  encoded = conv_text(encoder, text_len) if isinstance(encoder, ConvText) else \
+    text(encoder, text_len) if isinstance(encoder, TextTransformer) else 0
+  if isinstance(denoiser, UNet):
+    return encoded + unet(denoiser, text_len=text_len, text_width=encoder.width,
+                          pooled_width=getattr(encoder, "pooled_width", encoder.width))
   return encoded + dit(denoiser, text_len=text_len, text_width=encoder.width)
 
 

@@ -109,11 +109,16 @@ class ClipStates(nn.Module):
   remat: str = "none"
   unroll: int | bool = 1
   attention: str = "auto"
+  sees_padding = True                   # all states count for who reads them
 
   @property
   def empty(self) -> tuple[int, ...]:
     """The tokens of an empty text: start and end, the vocabulary's last two."""
     return self.vocab - 2, self.vocab - 1
+
+  @property
+  def pooled_width(self) -> int:
+    return self.embed_dim or self.width
 
   @nn.compact
   def __call__(self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"]) -> Mapping[str, Array]:
@@ -141,6 +146,7 @@ class SideBySide(nn.Module):
   """Two encoders of the same tokens: states side by side, `pooled` of the second (SDXL, https://arxiv.org/abs/2307.01952 §2.1)."""
   first: nn.Module
   second: nn.Module
+  sees_padding = True
 
   @property
   def empty(self) -> tuple[int, ...]:
@@ -149,6 +155,10 @@ class SideBySide(nn.Module):
   @property
   def width(self) -> int:
     return self.first.width + self.second.width
+
+  @property
+  def pooled_width(self) -> int:
+    return self.second.pooled_width
 
   def __call__(self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"]) -> Mapping[str, Array]:
     first, second = self.first(tokens, mask), self.second(tokens, mask)

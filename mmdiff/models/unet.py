@@ -1,15 +1,18 @@
 """The UNet of latent diffusion (Rombach et al. 2022, https://arxiv.org/abs/2112.10752; openaimodel.py of CompVis/latent-diffusion).
 
-| variant | what | parameters with its text |
-|---|---|---|
-| `sd1` | Stable Diffusion 1.x: 8 heads, CLIP-L states of width 768 | 859,520,964 |
-| `sd2` | 2.x: heads of 64, OpenCLIP-H states of width 1024 | 865,910,724 |
-| `sdxl` | XL (https://arxiv.org/abs/2307.01952): three levels, transformers 0, 2, 10 deep, sizes and pooled text added to the time | 2,567,463,684 |
-| `refiner` | XL's second model: bigG states of width 1280, five numbers instead of six | 2,259,526,660 |
-| `x4` | 2.x's upscaler: 7 input channels, its own noise level as a class, no self-attention on the first three levels | |
-| `dalle3` | our reading of DALL·E 3's ablation model (Betker et al. 2023, app. A): three levels, a transformer over T5 states ("xfnet") whose | |
-| | output is attended to, times as scale and shift of every second group norm; the sizes are ours, the paper gives none | |
-| `tiny` | `dalle3` for small latents or pixels on a CPU | |
+| variant   | what                                                                                              | parameters    |
+|-----------|---------------------------------------------------------------------------------------------------|---------------|
+| `sd1`     | Stable Diffusion 1.x: 8 heads, CLIP-L states of width 768                                         | 859,520,964   |
+| `sd2`     | 2.x: heads of 64, OpenCLIP-H states of width 1024                                                 | 865,910,724   |
+| `sdxl`    | XL (https://arxiv.org/abs/2307.01952): three levels, transformers 0, 2, 10 deep, sizes and pooled | 2,567,463,684 |
+|           | text join the time; text of width 2048, pooled 1280                                               |               |
+| `refiner` | XL's second model: text of width 1280, five numbers instead of six                                | 2,259,526,660 |
+| `x4`      | 2.x's upscaler: 3 more input channels, their noise level as a class, no self-attention on the     | 473,398,020   |
+|           | first three levels; text of width 1024                                                            |               |
+| `dalle3`  | DALL-E 3's ablation model (Betker et al. 2023, app. A): three levels, a transformer over T5       | 711,816,516   |
+|           | states ("xfnet") whose output is attended to, time as scale and shift of group norms; the paper   |               |
+|           | gives no sizes, these are ours                                                                    |               |
+| `tiny`    | `dalle3` for small latents or pixels on a CPU                                                     |               |
 
 Beyond x, time and the text dict of `conv_text`, it reads from that dict `size` int32 [B 6] (original height and width, top and left of the
 crop, target height and width), `concat` [B H W C'] (further input channels: mask and masked latents, a low-resolution picture) and `level`
@@ -69,6 +72,7 @@ class UNet(nn.Module):
   unroll: int | bool = 1
   attention: str = "auto"
   dtype: Any = jnp.float32
+  keeps_text = True                     # an apply with mutable=["cache"] leaves what depends on the text alone
 
   @nn.compact
   def __call__(self, x: Float[Array, "B H W C"], time: Float[Array, " B"], text: Mapping[str, Array]) -> Float[Array, "B H W K"]:

@@ -1,11 +1,12 @@
-"""Text-to-image diffusion: a denoiser learns to undo Gaussian noise, given a caption (Ho 2020, https://arxiv.org/abs/2006.11239).
+"""Text-to-image diffusion: a denoiser learns to undo Gaussian noise, given a caption (Ho 2020, https://arxiv.org/abs/2006.11239), on pixels
+or on the latents of an autoencoder (Rombach et al. 2022, https://arxiv.org/abs/2112.10752).
 
 One objective for eps, x0, v, velocity and EDM's preconditioned prediction over the schedules of `diffusion.schedules`. The loss is a
 mean over examples, and an example's time, noise and caption dropout come from its own key, so that neither the batch size, the number
 of microbatches nor the devices change it.
 """
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,18 @@ from mmdiff.diffusion.plans import Plan
 from mmdiff.diffusion.schedules import Level, Schedule
 from mmdiff.diffusion.weighting import TIME_SAMPLINGS, sample_time, weight
 from mmdiff.models import flops
+from mmdiff.objectives.conditioning import (
+  Text,
+  as_text,
+  choose,
+  drop_captions,
+  fill_empty,
+  interleave,
+  separate,
+  spread,
+  whole_picture,
+  zero_where,
+)
 
 # Schedule kind -> what "auto" means.
 AUTO_WEIGHTING = {"discrete": "uniform", "edm": "edm", "flow": "uniform"}
@@ -28,17 +41,24 @@ QUARTERS = 4
 
 
 def diffusion(*, denoiser: Built["mmdiff.models:DENOISERS"], condition: Built["mmdiff.models:TEXT_ENCODERS"],
+              encode: Built["mmdiff.models:AUTOENCODERS"] | None = None,
               schedule: Literal["linear", "scaled_linear", "cosine", "edm", "flow"] = "flow",
               prediction: Literal["eps", "x0", "v", "flow", "edm"] = "x0",
               weighting: Literal["auto", "uniform", "inverse_time", "min_snr", "edm", "sigmoid"] = "auto", min_snr_gamma: float = 5.0,
               time_sampling: Literal["auto", "uniform", "logit_normal", "lognormal"] = "auto", time_mean: float | None = None,
               time_std: float | None = None, time_shift: float = 1.0, zero_terminal_snr: bool = False, offset_noise: float = 0.0,
-              caption_dropout: float = 0.1) -> Objective:
-  """The objective over parameter groups `denoiser` and `text`.
+              caption_dropout: float = 0.1, uncond: Literal["empty", "zeros"] = "empty") -> Objective:
+  """The objective over parameter groups `denoiser`, `text` and, on latents, `autoencoder`.
+
+  A batch may bring what the encoders would compute, which then don't run: `latent_mean` and `latent_std` float32 [B h w C], as
+  `encode.encode` gives them, in place of `image`; `text_states` float32 [B L D] (and `text_pooled` [B D]) with their `mask`. Only the
+  empty caption is still encoded, once a step. `size` int32 [B 6] says how each picture was scaled and cropped, see `conditioning`.
 
   Args:
     denoiser: a module (x [B H W C], time [B], text dict) -> [B H W C] with fields `image_size` and `channels`.
-    condition: a module (tokens, mask) -> text dict as in `models.conv_text`, or -> [B L D].
+    condition: a module (tokens, mask) -> text dict as in `conditioning`, or -> [B L D]. Its field `empty`, if any, is the empty caption.
+    encode: a module with methods encode(pictures) -> (mean, std) and decode(latents) -> pictures, to be frozen and initialised from a
+      trained one: latents are drawn anew at every step, without a gradient. None: the denoiser works on pixels.
     schedule: of the noise, see `diffusion.schedules`.
     prediction: what the network outputs, see `diffusion.predictions`.
     weighting: of the loss by noise level, see `diffusion.weighting`; auto is uniform, but edm for schedule edm and inverse_time for
@@ -50,6 +70,7 @@ def diffusion(*, denoiser: Built["mmdiff.models:DENOISERS"], condition: Built["m
     zero_terminal_snr: rescales a discrete schedule so that its last level is pure noise.
     offset_noise: standard deviation of a further noise per picture and channel (0.1 is usual), which lets overall brightness move.
     caption_dropout: share of examples that are trained without their caption, which guidance needs.
+    uncond: what stands for no caption: the encoder's states of the empty one (what `condition` makes of it), or zeros (SDXL).
 
   Raises:
     ConfigError: for combinations that are not defined; the message names the fix.
@@ -59,31 +80,79 @@ def diffusion(*, denoiser: Built["mmdiff.models:DENOISERS"], condition: Built["m
     weighting = "inverse_time" if (levels.kind, prediction) == ("flow", "x0") else AUTO_WEIGHTING[levels.kind]
   time_sampling = AUTO_TIMES[levels.kind] if time_sampling == "auto" else time_sampling
   _refuse(schedule, levels, prediction, weighting, time_sampling, min_snr_gamma, caption_dropout)
-  if denoiser.channels != 3:
-    raise ConfigError(f"objective.denoiser.channels: pictures have 3 channels, found {denoiser.channels}; leave it 3 to train on pixels")
+  channels = encode.latent_channels if encode else 3
+  if denoiser.channels != channels:
+    raise ConfigError(f"objective.denoiser.channels: {'latents of this encode' if encode else 'pictures'} have {channels} channels, found "
+                      f"{denoiser.channels}; set it to {channels}" + ("" if encode else ", or set objective.encode to train on latents"))
+  factor = encode.factor if encode else 1
   mean, std = _time_options(time_sampling, time_mean, time_std)
 
   def init(key: Key, batch: Batch) -> Variables:
-    k_denoiser, k_text = jax.random.split(key)
-    first = {name: batch[name][:1] for name in ("image", "tokens", "mask")}
-    text_params = condition.init(k_text, first["tokens"], first["mask"])["params"]
-    described = encode_text({"text": text_params}, first["tokens"], first["mask"])
-    x, time = to_pixels(first["image"]), jnp.zeros((1,), jnp.float32)
-    return Variables({"denoiser": denoiser.init(k_denoiser, x, time, described)["params"], "text": text_params})
+    k_denoiser, k_text, k_encode = jax.random.split(key, 3)
+    mask = jnp.zeros((1, batch["mask"].shape[1]), bool)
+    tokens = jnp.zeros(mask.shape, jnp.int32)
+    params = {"text": condition.init(k_text, tokens, mask)["params"]}
+    height, width = (side * factor for side in batch["latent_mean"].shape[1:3]) if "latent_mean" in batch else batch["image"].shape[1:3]
+    if encode:
+      params["autoencoder"] = encode.init(k_encode, jnp.zeros((1, height, width, 3), jnp.float32))["params"]
+    x, time = jnp.zeros((1, height // factor, width // factor, channels)), jnp.zeros((1,), jnp.float32)
+    described = sized(encode_text(params, tokens, mask), None, height, width)
+    return Variables(params | {"denoiser": denoiser.init(k_denoiser, x, time, described)["params"]})
 
-  def encode_text(params: Tree, tokens: Array, mask: Array) -> dict[str, Array]:
-    return as_text(condition.apply({"params": params["text"]}, tokens, mask), mask)
+  def encode_text(params: Tree, tokens: Array, mask: Array) -> Text:
+    """Captions [B L] as a text dict; a row without a true mask entry has no caption."""
+    filled = fill_empty(tokens, mask, getattr(condition, "empty", ()))
+    text = as_text(condition.apply({"params": params["text"]}, *filled), filled[1])
+    return zero_where(text, ~mask.any(1)) if uncond == "zeros" else text
 
-  def output(params: Tree, x: Array, level: Level, described: Mapping[str, Array]) -> Array:
-    """The network's output, float32; the level's leaves are [B]."""
+  def batch_text(params: Tree, batch: Batch, keep: Array) -> Text:
+    """The batch's captions where `keep` [B], none elsewhere, by their precomputed states if it has those."""
+    mask = batch["mask"] & keep[:, None]
+    if "text_states" not in batch:
+      return encode_text(params, *drop_captions(batch["tokens"], batch["mask"], keep))
+    seen = jnp.ones_like(mask) if getattr(condition, "sees_padding", False) else mask
+    text = as_text(batch["text_states"], seen) | ({"pooled": batch["text_pooled"]} if "text_pooled" in batch else {})
+    if uncond == "zeros":
+      return zero_where(text, ~mask.any(1))
+    return choose(mask.any(1), text, encode_text(params, jnp.zeros((1, mask.shape[1]), jnp.int32), jnp.zeros((1, mask.shape[1]), bool)))
+
+  def sized(text: Text, size: Array | None, height: int, width: int) -> Text:
+    """With the sizes of the pictures, if the denoiser reads them; None: whole pictures of these sides."""
+    if not getattr(denoiser, "sizes", 0):
+      return text
+    return text | {"size": whole_picture(text["mask"].shape[0], height, width) if size is None else size}
+
+  def clean(params: Tree, batch: Batch, keys: Key) -> Array:
+    """The pictures, or latents drawn by `keys` [B]: float32 [B h w C]."""
+    if not encode:
+      return to_pixels(batch["image"])
+    moments = (batch["latent_mean"], batch["latent_std"]) if "latent_mean" in batch else encode_image(params, batch["image"])
+    middle, spread_of = (jax.lax.stop_gradient(part.astype(jnp.float32)) for part in moments)
+    return middle + spread_of * jax.vmap(lambda key: jax.random.normal(key, middle.shape[1:]))(keys)
+
+  def encode_image(params: Tree, image: Array, extra: Tree = ()) -> tuple[Array, Array]:
+    """uint8 or [-1, 1] pictures [B H W 3] -> (mean, standard deviation) of their latents, float32 [B h w C]."""
+    return encode.apply({"params": params["autoencoder"]}, to_pixels(image), method="encode")
+
+  def output(params: Tree, x: Array, level: Level, described: Text, kept: Mapping[str, Tree] = {}) -> Array:
+    """The network's output, float32; the level's leaves are [B]. kept: of `keep_text`."""
     x = predictions.network_input(x, level, levels.kind)
-    return denoiser.apply({"params": params["denoiser"]}, x, level.time, described).astype(jnp.float32)
+    return denoiser.apply({"params": params["denoiser"], **kept}, x, level.time, described).astype(jnp.float32)
 
-  def errors(params: Tree, batch: Batch, keys: Key, t: Array, keep: Array) -> tuple[Array, Array]:
+  def keep_text(params: Tree, shape: tuple[int, ...], described: Text) -> Mapping[str, Tree]:
+    """What the denoiser computes from the text alone, for all evaluations of a sampling loop."""
+    if not getattr(denoiser, "keeps_text", False):
+      return {}
+    blank, rows = jnp.zeros(shape, jnp.float32), described["mask"].shape[0]
+    return denoiser.apply({"params": params["denoiser"]}, jnp.broadcast_to(blank[None], (rows, *shape)), jnp.zeros((rows,), jnp.float32),
+                          described, mutable=["cache"])[1]
+
+  def errors(params: Tree, batch: Batch, keys: list[Key], t: Array, keep: Array) -> tuple[Array, Array]:
     """([B] weighted loss, [B] plain squared error of the output) at times t [B], with captions where `keep` [B]."""
-    x0, level = to_pixels(batch["image"]), schedules.level(levels, t)
-    eps = jax.vmap(lambda key: noise(key, x0.shape[1:], offset_noise))(keys)
-    described = encode_text(params, *drop_captions(batch["tokens"], batch["mask"], keep))
+    k_noise, k_latent = keys
+    x0, level = clean(params, batch, k_latent), schedules.level(levels, t)
+    eps = jax.vmap(lambda key: noise(key, x0.shape[1:], offset_noise))(k_noise)
+    described = sized(batch_text(params, batch, keep), batch.get("size"), *(factor * side for side in x0.shape[1:3]))
     out = output(params, predictions.add_noise(x0, eps, level), level, described)
     error = jnp.square(out - predictions.target(prediction, x0, eps, level)).mean((1, 2, 3))
     return weights(level) * error, error
@@ -95,63 +164,81 @@ def diffusion(*, denoiser: Built["mmdiff.models:DENOISERS"], condition: Built["m
     return sample_time(time_sampling, levels, keys, mean=mean, std=std)
 
   def loss(params: Tree, context: Context, batch: Batch) -> tuple[Array, Aux]:
-    k_time, k_noise, k_drop = example_keys(context.key, batch["id"])
+    k_time, k_drop, *k_pixels = example_keys(context.key, batch["id"])
     keep = jax.vmap(jax.random.uniform)(k_drop) >= caption_dropout
-    weighted, error = errors(params, batch, k_noise, draw_times(k_time), keep)
+    weighted, error = errors(params, batch, k_pixels, draw_times(k_time), keep)
     value = weighted.mean()
     return value, Aux({"loss": value, "mse": error.mean()})
 
   def evaluate(params: Tree, batch: Batch, key: Key, extra: Tree = ()) -> dict[str, Array]:
     """The loss with all captions, and the output's error in each quarter of t; `valid` bool [B] leaves out padding."""
-    k_time, k_noise, _ = example_keys(key, batch["id"])
+    k_time, _, *k_pixels = example_keys(key, batch["id"])
     valid = batch["valid"].astype(jnp.float32) if "valid" in batch else jnp.ones(batch["id"].shape, jnp.float32)
     over = lambda values: (values * valid).sum() / jnp.maximum(valid.sum(), 1.0)
     keep = jnp.ones(batch["id"].shape, bool)
-    weighted, error = errors(params, batch, k_noise, draw_times(k_time), keep)
+    weighted, error = errors(params, batch, k_pixels, draw_times(k_time), keep)
 
     def quarter(q: Array) -> Array:
-      k_time, k_noise, _ = example_keys(jax.random.fold_in(key, q), batch["id"])
+      k_time, _, *k_pixels = example_keys(jax.random.fold_in(key, q), batch["id"])
       t = (q + jax.vmap(jax.random.uniform)(k_time)) / QUARTERS
-      return over(errors(params, batch, k_noise, t, keep)[1])
+      return over(errors(params, batch, k_pixels, t, keep)[1])
     by_quarter = jax.lax.map(quarter, jnp.arange(QUARTERS))
     return {"loss": over(weighted), "mse": over(error)} | {f"mse_quarter_{q + 1}": by_quarter[q] for q in range(QUARTERS)}
 
   def denoise(params: Tree, x: Array, t: Array, tokens: Array, mask: Array, extra: Tree = ()) -> Array:
-    """x_t [B H W C], t [B] -> the clean picture that the network expects, float32 [B H W C]."""
+    """x_t [B h w C], t [B] -> the clean picture, or latents, that the network expects, float32 [B h w C]."""
     level = schedules.level(levels, t)
-    return predictions.to_x0(prediction, output(params, x, level, encode_text(params, tokens, mask)), x, level)
+    described = sized(encode_text(params, tokens, mask), None, *(factor * side for side in x.shape[1:3]))
+    return predictions.to_x0(prediction, output(params, x, level, described), x, level)
 
   def plan(sampler: str | None = None, **options) -> Plan:
     """A sampling plan for this schedule with the options of `diffusion.plans.plan`, made on the host.
 
-    The sampler None is ddim, heun for edm, euler for flow. Expected pictures are clipped to [-1, 1] unless `clip` says otherwise.
+    The sampler None is ddim, heun for edm, euler for flow. Expected pictures are clipped to [-1, 1] unless `clip` says otherwise; latents
+    are not.
     """
-    return plans.plan(sampler or AUTO_SAMPLER[levels.kind], levels, **(dict(clip=1.0) | options))
+    return plans.plan(sampler or AUTO_SAMPLER[levels.kind], levels, **(dict(clip=0.0 if encode else 1.0) | options))
 
   def sample(params: Tree, tokens: Array, mask: Array, seeds: Array, plan: Plan, *, negative: tuple[Array, Array] | None = None,
-             latents: Array | None = None, extra: Tree = ()) -> Array:
+             latents: Array | None = None, size: Array | None = None, height: int | None = None, width: int | None = None,
+             decode: bool = True, extra: Tree = ()) -> Array:
     """Pictures float32 [B H W 3] in [-1, 1] for tokens [B L], mask [B L], seeds uint32 [B].
 
-    negative: (tokens, mask) of what guidance points away from; None = the empty caption. latents: unit noise [B H W 3] to start from
-    instead of the seeds'. Captions are encoded once. Rows with guidance 1 run the network on the prompts alone.
+    negative: (tokens, mask) of what guidance points away from; None = the empty caption. latents: unit noise [B h w C] to start from
+    instead of the seeds', of any size that the denoiser takes. size: int32 [B 6] as in training; None = whole pictures. height, width:
+    in pixels, None = the denoiser's own. decode: latents to pictures; False returns the latents. Captions are encoded once, and their
+    keys and values computed once. Rows with guidance 1 run the network on the prompts alone.
     """
-    prompt = encode_text(params, tokens, mask)
-    other = encode_text(params, *(negative or drop_captions(tokens, mask, jnp.zeros(mask.shape[0], bool))))
+    shape = ((height or factor * denoiser.image_size) // factor, (width or factor * denoiser.image_size) // factor, channels)
+    shape = shape if latents is None else latents.shape[1:]
+    sides = tuple(factor * side for side in shape[:2])
+    prompt = sized(encode_text(params, tokens, mask), size, *sides)
+    other = sized(encode_text(params, *(negative or drop_captions(tokens, mask, jnp.zeros(mask.shape[0], bool)))), size, *sides)
     both = jax.tree.map(interleave, prompt, other)
+    kept_prompt, kept_both = (keep_text(params, shape, text) for text in (prompt, both))
 
     def guided(x, level, scale):
-      one = lambda: output(params, x, spread(level, x.shape[0]), prompt)
-      two = lambda: guidance.guide(*separate(output(params, interleave(x, x), spread(level, 2 * x.shape[0]), both)), scale, plan.rescale)
+      one = lambda: output(params, x, spread(level, x.shape[0]), prompt, kept_prompt)
+      two = lambda: guidance.guide(*separate(output(params, interleave(x, x), spread(level, 2 * x.shape[0]), both, kept_both)), scale,
+                                   plan.rescale)
       return predictions.to_x0(prediction, jax.lax.cond(scale == 1.0, one, two), x, level)
 
     keys = samplers.picture_keys(seeds)
-    shape = (denoiser.image_size, denoiser.image_size, denoiser.channels)
     x = plan.start_scale * (samplers.start_noise(keys, shape) if latents is None else latents)
-    return jnp.clip(samplers.sample(guided, x, plan, keys), -1.0, 1.0)
+    x = samplers.sample(guided, x, plan, keys)
+    if not encode:
+      return jnp.clip(x, -1.0, 1.0)
+    return decode_latents(params, x) if decode else x
 
-  return Objective(init, loss, {
+  def decode_latents(params: Tree, latents: Array, extra: Tree = ()) -> Array:
+    """Latents float32 [B h w C] -> pictures float32 [B H W 3] in [-1, 1]."""
+    return jnp.clip(encode.apply({"params": params["autoencoder"]}, latents, method="decode"), -1.0, 1.0)
+
+  predict = {
     "denoise": denoise, "sample": sample, "plan": plan, "loss": evaluate,
-    "flops": lambda batch_size, text_len: flops.TRAIN * batch_size * flops.text_to_image(denoiser, condition, text_len=text_len)})
+    "encode_text": lambda params, tokens, mask, extra=(): encode_text(params, tokens, mask),
+    "flops": lambda batch_size, text_len: flops.TRAIN * batch_size * flops.text_to_image(denoiser, condition, text_len=text_len)}
+  return Objective(init, loss, predict | ({"encode_image": encode_image, "decode": decode_latents} if encode else {}))
 
 
 def to_pixels(image: Array) -> Array:
@@ -167,44 +254,10 @@ def noise(key: Key, shape: tuple[int, ...], offset: float) -> Array:
   return jax.random.normal(k_pixel, shape) + offset * jax.random.normal(k_channel, (1, 1, shape[-1]))
 
 
-def example_keys(key: Key, ids: Array) -> tuple[Key, Key, Key]:
-  """Three keys [B] for each record, functions of the step's key and the record alone."""
-  keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 3))(ids)
-  return keys[:, 0], keys[:, 1], keys[:, 2]
-
-
-def drop_captions(tokens: Array, mask: Array, keep: Array) -> tuple[Array, Array]:
-  """Captions [B L] emptied where `keep` [B] is false."""
-  return jnp.where(keep[:, None], tokens, 0), mask & keep[:, None]
-
-
-def as_text(encoded: Any, mask: Array) -> dict[str, Array]:
-  """A text encoder's output as the text dict of `models.conv_text`.
-
-  An array [B L D] is pooled by its masked mean. Of an empty caption one zero token is left, which the denoiser's norm turns into a
-  learned constant.
-  """
-  if isinstance(encoded, Mapping):
-    return dict(encoded)
-  x = jnp.where(mask[..., None], encoded, 0)
-  pooled = x.sum(1, dtype=jnp.float32) / jnp.maximum(mask.sum(1, keepdims=True), 1)
-  first = (jnp.arange(mask.shape[1]) == 0)[None]
-  return {"tokens": x, "mask": mask | (~mask.any(1, keepdims=True) & first), "pooled": pooled.astype(encoded.dtype)}
-
-
-def interleave(a: Array, b: Array) -> Array:
-  """Two [B …] -> [2B …], a row of a and its row of b side by side: on a mesh both stay where they are."""
-  return jnp.stack([a, b], 1).reshape(2 * a.shape[0], *a.shape[1:])
-
-
-def separate(x: Array) -> tuple[Array, Array]:
-  """The inverse of `interleave`."""
-  return x[::2], x[1::2]
-
-
-def spread(level: Level, rows: int) -> Level:
-  """A level of scalars as one of [rows]."""
-  return Level(*(jnp.full((rows,), leaf, jnp.float32) for leaf in level))
+def example_keys(key: Key, ids: Array) -> tuple[Key, ...]:
+  """Keys [B] for each record's time, caption, noise and latents, functions of the step's key and the record alone."""
+  keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 4))(ids)
+  return tuple(keys[:, i] for i in range(4))
 
 
 def _time_options(name: str, mean: float | None, std: float | None) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from mmdiff.diffusion.samplers import picture_keys, start_noise
 from mmdiff.models import DENOISERS, TEXT_ENCODERS
 from mmdiff.models.text import causal_text
 from mmdiff.objectives import OBJECTIVES
-from mmdiff.objectives.diffusion import as_text, diffusion, drop_captions, interleave, separate
+from mmdiff.objectives.diffusion import diffusion
 from mmdiff.parallel import make_mesh
 
 DENOISER = dict(name="dit", variant="tiny", image_size=8, patch=4, width=32, depth=2, heads=2)
@@ -226,16 +226,6 @@ def test_an_array_encoder_becomes_a_text_dict():
   batch = make_batch(2)[0]
   params = jax.jit(made.init)(jax.random.key(0), batch).params
   assert np.isfinite(jax.jit(made.loss)(params, context(), batch)[0])
-  states = as_text(jnp.ones((2, 6, 4)), jnp.asarray([[True] * 3 + [False] * 3, [False] * 6]))
-  np.testing.assert_allclose(states["pooled"], [[1] * 4, [0] * 4])
-  assert states["mask"].sum(1).tolist() == [3, 1] and not np.asarray(states["tokens"][1]).any()
-
-
-def test_small_parts():
-  tokens, mask = drop_captions(jnp.ones((2, 3), jnp.int32), jnp.ones((2, 3), bool), jnp.asarray([True, False]))
-  assert tokens.sum(1).tolist() == [3, 0] and mask.sum(1).tolist() == [3, 0]
-  a, b = jnp.arange(6.0).reshape(3, 2), jnp.arange(6.0).reshape(3, 2) + 10
-  jax.tree.map(np.testing.assert_array_equal, separate(interleave(a, b)), (a, b))
 
 
 RECIPES = {
