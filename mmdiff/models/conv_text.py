@@ -11,6 +11,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Bool, Int
 
 from mmdiff.core.sharding import BATCH, pin
 from mmdiff.core.types import Array
@@ -28,7 +29,7 @@ class ConvText(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, tokens: Array, mask: Array) -> dict[str, Array]:
+  def __call__(self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"]) -> dict[str, Array]:
     if tokens.shape[1] > self.text_len:
       raise ValueError(f"captions of {tokens.shape[1]} tokens, but the text encoder has positions for {self.text_len}; set text_len alike")
     real = mask[..., None]

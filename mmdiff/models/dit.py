@@ -10,6 +10,7 @@ Parameters at width D, depth N, patch p, C channels, text width T, T' of the poo
   patches p²C D + D; final 2 D² + 2 D + p²C D + p²C; learned positions (H/p)² D, sin-cos ones none.
 DiT-XL/2 on 4-channel latents is 675 M with its 1,001 labels and 8 output channels; ours with joint text of width 768 is 675.4 M.
 """
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -17,11 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Float, Int
 
 from mmdiff.core.build import OneOf
 from mmdiff.core.errors import ConfigError
 from mmdiff.core.sharding import BATCH, pin
 from mmdiff.core.types import Array
+from mmdiff.nn import embed
 from mmdiff.nn.attention import Attention
 from mmdiff.nn.transformer import Mlp, layer_norm, stack
 
@@ -37,47 +40,18 @@ TIME_WIDTH = 256
 EPS = 1e-6
 
 
-def sinusoid(time: Array, width: int, longest: float = 10_000.0) -> Array:
-  """[B] -> float32 [B width]: cosines, then sines, of wavelengths 2 pi … 2 pi · longest (width even)."""
-  frequency = jnp.exp(-np.log(longest) * jnp.arange(width // 2, dtype=jnp.float32) / (width // 2))
-  angle = time.astype(jnp.float32)[:, None] * frequency[None]
-  return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
-
-
-def grid_position(height: int, width: int, dim: int) -> np.ndarray:
-  """float32 [height·width dim]: MAE's 2-D sin-cos embedding, first half by column and second half by row, as DiT uses it."""
-  def axis(n):
-    angle = n.reshape(-1)[:, None] * 10_000.0 ** (-np.arange(dim // 4) / (dim / 4))[None]
-    return np.concatenate([np.sin(angle), np.cos(angle)], 1)
-  row, column = np.meshgrid(np.arange(height, dtype=np.float64), np.arange(width, dtype=np.float64), indexing="ij")
-  return np.concatenate([axis(column), axis(row)], 1).astype(np.float32)
-
-
-def patchify(x: Array, patch: int) -> Array:
-  """[B H W C] -> [B (H/p)(W/p) p·p·C], row by row."""
-  b, h, w, c = x.shape
-  x = x.reshape(b, h // patch, patch, w // patch, patch, c).swapaxes(2, 3)
-  return x.reshape(b, (h // patch) * (w // patch), patch * patch * c)
-
-
-def unpatchify(x: Array, height: int, width: int, patch: int) -> Array:
-  """The inverse of `patchify`."""
-  b, _, values = x.shape
-  x = x.reshape(b, height // patch, width // patch, patch, patch, values // patch**2).swapaxes(2, 3)
-  return x.reshape(b, height, width, values // patch**2)
-
-
 class Modulated(nn.Module):
   """norm(x) (1 + scale) + shift in one float32 expression, rounded once."""
   dtype: Any
 
   @nn.compact
-  def __call__(self, x: Array, shift: Array, scale: Array) -> Array:
+  def __call__(self, x: Float[Array, "B L D"], shift: Float[Array, "B D"], scale: Float[Array, "B D"]) -> Float[Array, "B L D"]:
     normed = layer_norm("norm", eps=EPS, affine=False)(x.astype(jnp.float32))
     return (normed * (1 + scale[:, None].astype(jnp.float32)) + shift[:, None].astype(jnp.float32)).astype(self.dtype)
 
 
-def modulation(module_dtype: Any, condition: Array, parts: str, width: int, gate_init: float = 0.0) -> list[Array]:
+def modulation(module_dtype: Any, condition: Float[Array, "B D"], parts: str, width: int,
+               gate_init: float = 0.0) -> list[Float[Array, "B D"]]:
   """An array [B D] from silu(condition) per letter of `parts`: (s)hift and (c) scale start at zero, a (g)ate at `gate_init`."""
   starts = np.repeat([gate_init if part == "g" else 0.0 for part in parts], width)
   dense = nn.Dense(len(parts) * width, dtype=module_dtype, kernel_init=nn.initializers.zeros, name="modulation",
@@ -93,7 +67,7 @@ class CrossAttention(nn.Module):
   dtype: Any
 
   @nn.compact
-  def __call__(self, x: Array, text: Array, lengths: Array) -> Array:
+  def __call__(self, x: Float[Array, "B L D"], text: Float[Array, "B S D"], lengths: Int[Array, " B"]) -> Float[Array, "B L D"]:
     attend = Attention(self.heads, implementation=self.implementation, dtype=self.dtype, out_init=nn.initializers.zeros, name="attention")
     return attend(layer_norm("norm", dtype=self.dtype, eps=EPS)(x), text, lengths=lengths)
 
@@ -108,7 +82,8 @@ class DiTBlock(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array, condition: Array, text: Array, lengths: Array) -> tuple[Array, None]:
+  def __call__(self, x: Float[Array, "B L D"], condition: Float[Array, "B D"], text: Float[Array, "B S D"],
+               lengths: Int[Array, " B"]) -> tuple[Float[Array, "B L D"], None]:
     """x [B L D], condition [B D] after silu, text [B S D] of which `lengths` [B] are real -> ([B L D], None)."""
     x = pin(x, BATCH)
     shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation(self.dtype, condition, "scgscg", x.shape[-1], self.gate_init)
@@ -142,30 +117,30 @@ class DiT(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array, time: Array, text: dict[str, Array]) -> Array:
+  def __call__(self, x: Float[Array, "B H W C"], time: Float[Array, " B"], text: Mapping[str, Array]) -> Float[Array, "B H W C"]:
     height, width = x.shape[1:3]
     dense = lambda size, name, std=None: nn.Dense(
       size, dtype=self.dtype, name=name, kernel_init=nn.initializers.normal(std) if std else nn.initializers.xavier_uniform())
-    condition = dense(self.width, "project_time_in", 0.02)(sinusoid(time, TIME_WIDTH))
+    condition = dense(self.width, "project_time_in", 0.02)(embed.sinusoid(time, TIME_WIDTH))
     condition = dense(self.width, "project_time_out", 0.02)(jax.nn.silu(condition))                                   # [B D]
     condition = condition + dense(self.width, "project_pooled")(layer_norm("norm_pooled", dtype=self.dtype, eps=EPS)(text["pooled"]))
     condition = pin(jax.nn.silu(condition), BATCH)
     tokens = dense(self.width, "project_text")(layer_norm("norm_text", dtype=self.dtype, eps=EPS)(text["tokens"]))    # [B S D]
     lengths = text["mask"].sum(1, dtype=jnp.int32)
 
-    h = dense(self.width, "patchify", self.patch_std)(patchify(x.astype(self.dtype), self.patch))                     # [B L D]
+    h = dense(self.width, "patchify", self.patch_std)(embed.patches(x.astype(self.dtype), self.patch))                     # [B L D]
     h = pin(h + self.positions(height, width)[None].astype(self.dtype), BATCH)
     blocks = stack(DiTBlock, self.depth, remat=self.remat, unroll=self.unroll, heads=self.heads, mlp_dim=4 * self.width, joint=self.joint,
                    gate_init=self.gate_init, implementation=self.implementation, dtype=self.dtype)
     h, _ = blocks(h, condition, pin(tokens, BATCH), lengths)
     out = Final(self.patch**2 * self.channels, self.dtype, name="final")(h, condition)
-    return unpatchify(out, height, width, self.patch)
+    return embed.unpatch(out, self.patch, height=height, width=width)
 
-  def positions(self, height: int, width: int) -> Array:
+  def positions(self, height: int, width: int) -> Float[Array, "L D"]:
     """[L D]. Sin-cos ones exist for any size, learned ones for `image_size` only."""
     rows, columns = height // self.patch, width // self.patch
     if self.position == "sincos":
-      return jnp.asarray(grid_position(rows, columns, self.width))
+      return jnp.asarray(embed.sincos_positions(rows, columns, self.width))
     if (height, width) != (self.image_size, self.image_size):
       raise ValueError(f"learned positions are for {self.image_size} px, found a picture of {height}×{width}; use position='sincos'")
     return self.param("position", nn.initializers.normal(self.position_std), (rows * columns, self.width))
@@ -177,7 +152,7 @@ class Final(nn.Module):
   dtype: Any
 
   @nn.compact
-  def __call__(self, x: Array, condition: Array) -> Array:
+  def __call__(self, x: Float[Array, "B L D"], condition: Float[Array, "B D"]) -> Float[Array, "B L V"]:
     shift, scale = modulation(self.dtype, condition, "sc", x.shape[-1])
     x = Modulated(self.dtype, name="norm")(x, shift, scale)
     return nn.Dense(self.values, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="project_values")(x).astype(jnp.float32)

@@ -8,7 +8,7 @@ import pytest
 from mmdiff import parallel
 from mmdiff.core import tree
 from mmdiff.core.errors import ConfigError
-from mmdiff.models.dit import PRESETS, dit, grid_position, patchify, sinusoid, unpatchify
+from mmdiff.models.dit import PRESETS, dit
 
 
 def text_of(batch=2, length=5, width=12):
@@ -32,20 +32,6 @@ def trained(**options):
   keys = iter(jax.random.split(jax.random.key(2), len(jax.tree.leaves(params))))
   params = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(next(keys), leaf.shape), params)
   return params, jax.jit(model.apply)
-
-
-def test_patches_round_trip():
-  x = jnp.arange(2 * 8 * 12 * 3, dtype=jnp.float32).reshape(2, 8, 12, 3)
-  np.testing.assert_array_equal(unpatchify(patchify(x, 4), 8, 12, 4), x)
-  np.testing.assert_array_equal(patchify(x, 4)[0, 1].reshape(4, 4, 3), x[0, :4, 4:8])
-
-
-def test_positions_differ_and_have_the_published_form():
-  p = grid_position(3, 4, 16)
-  assert p.shape == (12, 16) and len(np.unique(p.round(6), axis=0)) == 12
-  np.testing.assert_allclose(p[1, :4], np.sin(1.0 * 10_000.0 ** -(np.arange(4) / 4)), rtol=1e-5)      # column 1, row 0
-  np.testing.assert_allclose(p[1, 8:12], 0.0)
-  np.testing.assert_allclose(sinusoid(jnp.asarray([0.0]), 6), [[1, 1, 1, 0, 0, 0]])
 
 
 def formula(depth, width, patch, channels, text, position, side, cross=False):
