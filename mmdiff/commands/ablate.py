@@ -34,6 +34,7 @@ FLAGS = {
   "report": dict(type="bool", default=False, help="only write the report of what is there"),
 }
 PREPARE = "prepare"
+FIRST = ("train", "caption")    # the commands that prepare: what they have done they don't do again
 WORKDIR = "{workdir}"           # in texts of the config: the directory of the ablation
 
 
@@ -136,16 +137,15 @@ def selected(runs: Sequence[Run], *, arms: Sequence[str], seeds: Sequence[int]) 
 
 def prepare_lines(config: Mapping) -> dict[str, list[str]]:
   """{name: command line} of what is prepared. Raises ConfigError for one that mmdiff would refuse."""
-  from mmdiff.__main__ import COMMANDS
   from mmdiff.commands import flags
   problems = []
   for name, line in config[PREPARE].items():
-    if not line or line[0] not in COMMANDS:
-      problems.append(f"config.prepare.{name}: expected a command of mmdiff and its flags, found {' '.join(line)!r}")
+    if not line or line[0] not in FIRST:
+      problems.append(f"config.prepare.{name}: expected one of {', '.join(FIRST)} and its flags, found {' '.join(line)!r}")
       continue
     known = importlib.import_module(f"mmdiff.commands.{line[0]}").FLAGS
-    try:         # what depends on a source or a task is checked by the command itself
-      flags.parse([word for word in line[1:] if not word.startswith(("--source.", "--task.", "--data."))], known)
+    try:         # what depends on a source is checked by the command itself
+      flags.parse([word for word in line[1:] if not word.startswith("--data.")], known)
     except ConfigError as error:
       problems += [f"config.prepare.{name}: {problem}" for problem in str(error).splitlines()]
   if problems:
