@@ -1,0 +1,91 @@
+r"""Text-to-image diffusion on the latents of a KL autoencoder (https://arxiv.org/abs/2112.10752): the published models, and one for a CPU.
+
+  mmdiff train --config=configs/t2i_latent.py:model=sd15 --workdir=DIR --config.init.path=PARTS \
+      --config.data.source.urls='tars/{00000..09999}.tar' --config.data.tokenizer.path=clip_tokenizer/
+      models sd15, sd21, sdxl, and dalle3: the model of DALL-E 3's caption ablation (256 px, T5-XXL, three levels). PARTS is a run directory
+      that holds the frozen groups `autoencoder` and `text`. None of these has been trained here.
+  mmdiff train --config=configs/t2i_latent.py:model=sdxl,size=512 --workdir=DIR2 --config.init.path=DIR …
+      progressive training: every size goes on from the run before it, 256, 512, then 768 (sd21) or 1024; sdxl's last in aspect buckets.
+  mmdiff train --config=configs/kl_f8.py:tiny --workdir=runs/kl_tiny
+  mmdiff train --config=configs/t2i_latent.py:tiny --workdir=runs/t2i_latent --config.init.path=runs/kl_tiny
+      scenes T64: latents of 16×16×4, a UNet that attends to the captions.
+"""
+from configs import common
+
+# Steps by picture size, from model cards and papers; sdxl's last and dalle3's beyond 256 px are guesses, nothing is published.
+STEPS = {
+  "sd15": {256: 237_000, 512: 595_000},
+  "sd21": {256: 550_000, 512: 850_000, 768: 150_000},
+  "sdxl": {256: 600_000, 512: 200_000, 1024: 100_000},
+  "dalle3": {256: 500_000, 512: 100_000, 1024: 100_000},
+}
+FACTOR = 8              # of the published autoencoders
+
+
+def get_config(arg=""):
+  arg = common.parse(arg, model="sd15", size=256, tiny=False)
+  if arg.tiny:
+    return tiny()
+  if arg.model not in STEPS:
+    raise ValueError(f"config argument model takes {', '.join(STEPS)}, found {arg.model!r}")
+  if arg.size not in STEPS[arg.model]:
+    raise ValueError(f"config argument size: {arg.model} takes {', '.join(map(str, STEPS[arg.model]))}, found {arg.size}")
+  config = common.base(steps=STEPS[arg.model][arg.size], batch_size=2_048, save_every_steps=5_000)
+  config.mesh = dict(data=-1, fsdp=8, tensor=1)
+  first = arg.size == min(STEPS[arg.model])
+  # From the parts, or from all of the size before.
+  config.init = dict(path="runs/parts" if first else "runs/smaller", params="", map={"denoiser": ""} if first else {})
+  config.objective = objective(arg.model, arg.size)
+  config.data = common.data(
+    dict(name="webdataset", urls="data/{00000..09999}.tar"), image_size=arg.size, text_len=128 if arg.model == "dalle3" else 77,
+    captions=dict(long=0.95, original=0.05) if arg.model == "dalle3" else dict(original=1.0),
+    tokenizer=dict(name="file", path="data/t5_tokenizer.json") if arg.model == "dalle3" else dict(name="clip", path="data/clip_tokenizer"),
+    threads=16, workers=8)
+  if arg.model == "sdxl" and arg.size == 1024:
+    config.data.buckets = ("step=64", "ratio=4")
+  config.optim = dict(default=common.adamw(lr=1e-4, warmup_steps=10_000, decay="constant", weight_decay=0.01, clip=1.0))
+  config.freeze = ("autoencoder/.*", "text/.*")
+  config.ema = dict(eval=0.9999)
+  config.evals = dict(
+    samples=dict(name="samples", source=config.data.source, count=16, every_steps=10_000, steps=50, guidance=7.5, params="eval"))
+  return config
+
+
+def objective(model: str, size: int) -> dict:
+  """A published model at a picture size; the time, the text and the losses are as published, bfloat16 is ours."""
+  kind = {"sd15": "sd1", "sd21": "sd2"}.get(model, model)
+  # From 512 px on a step keeps the inputs of its blocks only.
+  denoiser = dict(name="unet", variant=kind, image_size=size // FACTOR, dtype="bfloat16", remat="full" if size > 256 else "none",
+                  attention="auto")
+  clip = lambda variant: dict(name="clip_states", variant=variant, dtype="bfloat16", attention="auto")
+  condition = {"sd15": clip("sd1"), "sd21": clip("sd2"), "dalle3": dict(name="t5", variant="xxl", dtype="bfloat16"),
+               "sdxl": dict(name="two_texts", first=clip("sdxl-1"), second=clip("sdxl-2"))}[model]
+  encode = dict(name="kl", variant="sdxl" if model == "sdxl" else "sd", image_size=size, dtype="float32", attention="auto")
+  prediction = "v" if (model, size) == ("sd21", 768) else "eps"
+  made = dict(name="diffusion", schedule="scaled_linear", prediction=prediction, weighting="uniform", caption_dropout=0.1,
+              denoiser=denoiser, condition=condition, encode=encode)
+  if model == "sdxl":
+    made |= dict(uncond="zeros", offset_noise=0.05 if size == 1024 else 0.0)
+  return made
+
+
+def tiny():
+  vocab, text_len = 512, 160
+  config = common.base(steps=3_000, batch_size=32, save_every_steps=500)
+  config.init = dict(path="runs/kl_tiny", params="", map={"denoiser": "", "text": ""})
+  config.objective = dict(
+    name="diffusion", schedule="flow", prediction="x0", caption_dropout=0.1,
+    denoiser=dict(name="unet", variant="tiny", image_size=16, dtype="float32", remat="none", attention="auto"),
+    condition=dict(name="conv_text", vocab=vocab, text_len=text_len, width=128),
+    encode=dict(name="kl", variant="tiny", image_size=64, dtype="float32", attention="auto"))
+  config.data = common.data(common.scenes("T64"), image_size=64, text_len=text_len, captions=dict(long=0.95, original=0.05),
+                            tokenizer=common.bpe(vocab))
+  config.optim = dict(default=common.adamw(lr=1e-3, warmup_steps=50, weight_decay=0.0, b2=0.98, clip=1.0))
+  config.freeze = ("autoencoder/.*",)
+  config.ema = dict(eval=0.995)
+  drawing = dict(steps=40, guidance=2.0, sampler="euler_ancestral", params="eval")
+  config.evals = dict(
+    samples=dict(name="samples", source=common.scenes("T64", "val_iid"), caption="long", count=16, every_steps=config.steps // 4,
+                 **drawing),
+    judge=dict(name="scenes_judge", tier="T64", prompts=64, every_steps=config.steps, **drawing))
+  return config
