@@ -72,7 +72,7 @@ def set_up(config, objective: Objective, example: Mapping[str, np.ndarray], *, o
   key = jax.random.key(config["seed"])
   # Initialisation sees two rows of zeros: parameters depend on shapes, never on data.
   blank: dict[str, Any] = {name: np.zeros((2, *value.shape), value.dtype) for name, value in example.items() if name != "counts"}
-  params = jax.eval_shape(lambda k: objective.init(k, blank).params, key)
+  params = jax.eval_shape(lambda k, batch: objective.init(k, batch).params, key, blank)
   trained, _ = tree.partition(params, config["freeze"])
   groups = tuple(name for name, group in trained.items() if jax.tree.leaves(group))
   tx, schedules = optim.make(config["optim"], config["steps"], groups)
