@@ -67,16 +67,25 @@ def main(argv: list[str]) -> int:
     from mmdiff.commands import plan_ablation
     print("\n".join(plan_ablation.lines(config, every, workdir)))
     return 0
-  if not given["report"]:
-    prepare(lines, workdir, argv)
-    check_sidecar(config["base"])
-    for number, run in enumerate(mine, 1):
-      if not run.finished:
+  if given["report"]:
+    print("\n".join(report(config, every, workdir, argv)))
+    return 0
+  import jax
+
+  from mmdiff.train import distributed
+  distributed.initialize()
+  chief = jax.process_index() == 0
+  prepare(lines, workdir, chief=chief)
+  check_sidecar(config["base"])
+  for number, run in enumerate(mine, 1):
+    if not run.finished:
+      if chief:
         print(f"ablate: {run.arm}, seed {run.seed} ({number} of {len(mine)})", flush=True)
-        train.run(run.config, run.workdir, argv=argv)
-        if number < len(mine):
-          report(config, every, workdir, argv)
-  print("\n".join(report(config, every, workdir, argv)))
+      train.run(run.config, run.workdir, argv=argv)
+      if chief and number < len(mine):
+        report(config, every, workdir, argv)
+  if chief:
+    print("\n".join(report(config, every, workdir, argv)))
   return 0
 
 
@@ -155,17 +164,16 @@ def prepare_lines(config: Mapping) -> dict[str, list[str]]:
 
 # What comes before the arms
 
-def prepare(lines: Mapping[str, Sequence[str]], workdir: Path, argv: Sequence[str]) -> None:
-  """Runs the command lines that have not been run to their end, in order. Another process that does so already is waited for."""
+def prepare(lines: Mapping[str, Sequence[str]], workdir: Path, *, chief: bool) -> None:
+  """Runs the command lines that have not been run to their end, in order. Another ablation that does so already is waited for; of the
+  processes of one, the first (`chief`) says what is left to do."""
   if not lines:
     return
   import jax
   from jax.experimental import multihost_utils
 
   from mmdiff.commands import train
-  from mmdiff.train import distributed
-  distributed.initialize()
-  several, chief = jax.process_count() > 1, jax.process_index() == 0
+  several = jax.process_count() > 1
   with held(workdir / PREPARE) if chief else contextlib.nullcontext():
     for name, line in lines.items():
       marker = workdir / PREPARE / f"{name}.json"
@@ -175,7 +183,8 @@ def prepare(lines: Mapping[str, Sequence[str]], workdir: Path, argv: Sequence[st
         raise ConfigError(f"{marker} was made by another command line; undo the change or choose another --workdir\n"
                           f"then: mmdiff {shlex.join(done['argv'])}\nnow:  mmdiff {shlex.join(line)}")
       if undone:
-        print(f"ablate: prepare {name}: mmdiff {shlex.join(line)}", flush=True)
+        if chief:
+          print(f"ablate: prepare {name}: mmdiff {shlex.join(line)}", flush=True)
         start = time.time()
         importlib.import_module(f"mmdiff.commands.{line[0]}").main(list(line[1:]))
         if chief:
