@@ -5,6 +5,7 @@ FORMATS = {
   "hf-siglip": "mmdiff.convert.clip_formats:HF_SIGLIP",
   "hf-clip-text": "mmdiff.convert.clip_formats:HF_CLIP_TEXT",
   "hf-clip-image": "mmdiff.convert.clip_formats:HF_CLIP_IMAGE",
+  "hf-t5": "mmdiff.convert.t5_formats:HF_T5",
   "open_clip": "mmdiff.convert.clip_formats:OPEN_CLIP",
   "openai": "mmdiff.convert.clip_formats:OPENAI",
   "big_vision": "mmdiff.convert.clip_formats:BIG_VISION",

@@ -14,7 +14,8 @@ def predict(family: str, module: nn.Module, config: Mapping[str, Any]) -> dict[s
   if family == "text":
     def states(params: Tree, tokens: Array, mask: Array, *, extra: Tree = ()) -> tuple[Array, Array]:
       """int32 [B L], bool [B L] -> float32 [B L D], bool [B L], true at the text's own tokens."""
-      return module.apply({"params": params}, tokens, mask)["tokens"], mask
+      made = module.apply({"params": params}, tokens, mask)
+      return made["tokens"] if isinstance(made, Mapping) else made, mask
 
     def embed_text(params: Tree, tokens: Array, mask: Array, *, extra: Tree = ()) -> Array:
       """int32 [B L], bool [B L] -> float32 [B D], unit norm."""
