@@ -13,7 +13,7 @@ from mmdiff.core.types import Array, Batch, Key, Tree
 from mmdiff.losses import contrastive as losses
 from mmdiff.models import flops
 
-MAX_SCALE = 100.0               # CLIP §2.5
+MAX_SCALE = 100.0               # CLIP §2.5; SigLIP has no limit, and its released models go beyond
 
 
 def contrastive(*, model: Built["mmdiff.models:MODELS"], loss: Literal["softmax", "sigmoid"] = "softmax", chunk: int = 0,
@@ -58,7 +58,7 @@ def contrastive(*, model: Built["mmdiff.models:MODELS"], loss: Literal["softmax"
     return image, text, extra
 
   def score(params: Tree, image: Array, text: Array, *, chunk: int, valid: Array | None = None) -> tuple[Array, dict[str, Array]]:
-    scale = jnp.exp(at_most(params["logit_scale"], math.log(MAX_SCALE)))
+    scale = jnp.exp(at_most(params["logit_scale"], math.log(MAX_SCALE)) if loss == "softmax" else params["logit_scale"])
     if loss == "sigmoid":
       value, metrics = losses.sigmoid(image, text, scale, params["logit_bias"], chunk=chunk, valid=valid)
       return value, metrics | {"logit_scale": scale, "logit_bias": params["logit_bias"]}
@@ -79,8 +79,9 @@ def contrastive(*, model: Built["mmdiff.models:MODELS"], loss: Literal["softmax"
     return unit(model.apply(variables(params, extra), tokens, mask, method="encode_text"))
 
   def logit_scale(params: Tree, *, extra: Tree = ()) -> Array:
-    """What cosines are multiplied by, [], at most 100."""
-    return jnp.minimum(jnp.exp(params["logit_scale"]), MAX_SCALE)
+    """What cosines are multiplied by, []; with the softmax at most 100."""
+    scale = jnp.exp(params["logit_scale"])
+    return jnp.minimum(scale, MAX_SCALE) if loss == "softmax" else scale
 
   def evaluate(params: Tree, batch: Batch, key: Key, *, extra: Tree = ()) -> dict[str, Array]:
     """The loss and its metrics on one batch, with running batch statistics; `valid` bool [B] leaves out padding."""

@@ -132,3 +132,9 @@ def test_options_that_mean_nothing_are_refused():
     contrastive(model=tiny(), bias_init=-10.0)
   with pytest.raises(ConfigError, match="chunk"):
     contrastive(model=tiny(), chunk=-1)
+
+
+def test_the_sigmoid_has_no_limit():
+  objective = contrastive(model=tiny(), loss="sigmoid")
+  params = {"logit_scale": jnp.float32(5.0)}
+  assert float(objective.predict["logit_scale"](params)) == pytest.approx(float(np.exp(5.0)), rel=1e-5)
