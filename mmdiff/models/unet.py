@@ -62,6 +62,7 @@ class UNet(nn.Module):
   heads: int | None = None
   head_dim: int | None = None
   sizes: int = 0                        # numbers of `size` that are read, with `pooled`; 0: neither
+  size_width: int = SIZE_WIDTH          # features of each of these numbers
   levels: int = 0                       # classes of `level`
   text_only: tuple[bool, ...] = ()      # by level: no self-attention
   text_width: int = 0                   # > 0: text is normed and projected to this width, and its mean joins the time
@@ -146,7 +147,7 @@ class UNet(nn.Module):
     condition = embed(sinusoid(time, self.width), "project_time")
     if self.sizes:
       numbers = text["size"][:, :self.sizes]
-      features = sinusoid(numbers.reshape(-1), SIZE_WIDTH).reshape(numbers.shape[0], -1)
+      features = sinusoid(numbers.reshape(-1), self.size_width).reshape(numbers.shape[0], -1)
       condition = condition + embed(jnp.concatenate([text["pooled"].astype(jnp.float32), features], -1), "project_vector")
     if self.levels:
       condition = condition + nn.Embed(self.levels, width, embedding_init=nn.initializers.normal(1.0), dtype=self.dtype,
