@@ -6,6 +6,8 @@ FORMATS = {
   "hf-clip-text": "mmdiff.convert.clip_formats:HF_CLIP_TEXT",
   "hf-clip-image": "mmdiff.convert.clip_formats:HF_CLIP_IMAGE",
   "hf-t5": "mmdiff.convert.t5_formats:HF_T5",
+  "diffusers-unet": "mmdiff.convert.diffusers_formats:UNET",
+  "diffusers-vae": "mmdiff.convert.diffusers_formats:VAE",
   "open_clip": "mmdiff.convert.clip_formats:OPEN_CLIP",
   "openai": "mmdiff.convert.clip_formats:OPENAI",
   "big_vision": "mmdiff.convert.clip_formats:BIG_VISION",

@@ -32,15 +32,14 @@ def random_inputs(inputs: tuple, params: Any, *, rows: int, seed: int) -> tuple:
   """Arrays for abstract arguments with one row; tokens are drawn from the smallest embedding of `params`."""
   rng = np.random.default_rng(seed)
   words = min((leaf.shape[0] for path, leaf in zip(tree.paths(params), jax.tree.leaves(params)) if path.endswith("embedding")), default=2)
-  made = []
-  for like in inputs:
+
+  def draw(like):
     shape = (rows, *like.shape[1:])
     if like.dtype == jnp.bool_:
-      made.append(np.arange(shape[1])[None] < rng.integers(2, shape[1] + 1, (rows, 1)))
-    elif like.dtype == jnp.uint8:
-      made.append(rng.integers(0, 256, shape, dtype=np.uint8))
-    elif jnp.issubdtype(like.dtype, jnp.integer):
-      made.append(rng.integers(0, words, shape, dtype=np.int32))
-    else:
-      made.append(rng.normal(size=shape).astype(np.float32))
-  return tuple(made)
+      return np.arange(shape[1])[None] < rng.integers(2, shape[1] + 1, (rows, 1))
+    if like.dtype == jnp.uint8:
+      return rng.integers(0, 256, shape, dtype=np.uint8)
+    if jnp.issubdtype(like.dtype, jnp.integer):
+      return rng.integers(0, words, shape, dtype=np.int32)
+    return rng.normal(size=shape).astype(np.float32)
+  return jax.tree.map(draw, inputs)
