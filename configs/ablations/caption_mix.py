@@ -6,11 +6,12 @@ section 3): text-to-image models that differ only in the share of original, of s
       training set captioned by it, 4 arms × 3 seeds, and the report.
   mmdiff ablate --config=configs/ablations/caption_mix.py --workdir=DIR --plan
       the paper's: 7 arms of 500,000 steps × 2,048 at 256 px. It wants the captions of `mmdiff caption --kind=short` and `--kind=long`, for
-      training in data/captions/ and for the prompts in data/prompts/, and CLIP ViT-B/32 in data/clip-vit-base-patch32.
+      training in data/captions/ and for the prompts in data/prompts/, the frozen encoders in runs/parts (see configs/t2i_latent.py), and
+      CLIP ViT-B/32 in data/clip-vit-base-patch32.
       The paper's figure 5, scored on original captions: 95 % above 90 % above 80 %, by 0.1 to 0.3 at a CLIP score of about 29.5; 65 % far
       behind and stopped early.
 """
-from configs import common
+from configs import common, t2i_latent
 
 SHARES = (65, 80, 95)
 
@@ -29,12 +30,9 @@ def mix(**shares: int) -> tuple[str]:
 
 def paper(seeds: int) -> dict:
   """The paper's arms and schedule, on the latent model of its appendix A; 50,000 prompts an evaluation."""
-  from configs import t2i_latent
-  config = t2i_latent.get_config("variant=dalle3")
-  config.steps, config.batch_size = 500_000, 2_048
+  config = t2i_latent.get_config("model=dalle3,size=256")        # 500,000 steps of 2,048
   config.data.sidecar = "data/captions/short,data/captions/long"
   config.data.on_missing = "error"
-  config.ema = dict(eval=0.9999)
   config.evals = dict(alignment=dict(
     name="alignment", source=dict(name="webdataset", urls="data/prompts/*.tar"), sidecar="data/prompts/short,data/prompts/long",
     scorer="data/clip-vit-base-patch32", captions=("long", "short", "original"), limit=50_000, every_steps=50_000, params="eval", steps=50,

@@ -48,3 +48,15 @@ def test_halves_and_evaluations_fall_on_steps(demo):
   entry = base["evals"]["alignment"]
   assert base["steps"] % (2 * entry["every_steps"]) == 0 and base["steps"] // entry["every_steps"] == 8
   assert Path("configs/ablations/caption_mix.py").read_text().count("mmdiff ablate --config=") >= 1
+
+
+def test_the_paper_has_seven_arms_of_its_schedule(tmp_path):
+  given = flags.parse(["--config=configs/ablations/caption_mix.py", f"--workdir={tmp_path}"], ablate.FLAGS)
+  runs = ablate.runs_of(given["config"], tmp_path)
+  assert [run.arm for run in runs if run.seed == 0] == ["original", "short95", "long65", "long80", "long90", "long95", "long100"]
+  assert {(run.config["steps"], run.config["batch_size"], run.config["data"]["image_size"]) for run in runs} == {(500_000, 2_048, 256)}
+  objective = runs[0].config["objective"]
+  assert objective["denoiser"]["variant"] == "dalle3" and objective["condition"]["variant"] == "xxl"
+  assert runs[0].config["freeze"] == ("autoencoder/.*", "text/.*")
+  assert dict(runs[1].config["data"]["captions"]) == dict(short=0.95, original=0.05)
+  assert given["config"]["base"]["evals"]["alignment"]["limit"] == 50_000
