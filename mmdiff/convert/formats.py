@@ -80,6 +80,9 @@ def open_source(path: str | Path, *, prefer: str | None = None, variant: str = "
     raise DataError(f"{path}: no such file or folder")
   folder = path if path.is_dir() else path.parent
   file = containers.find(path, variant=variant) if path.is_dir() else path
+  if file is None and (folder / "model_index.json").is_file():
+    parts = sorted(part.name for part in folder.iterdir() if part.is_dir() and (part / "config.json").is_file())
+    raise DataError(f"{path}: a pipeline of several models; give the folder of one: {', '.join(parts) or 'none is here'}")
   if file is None:
     raise DataError(f"{path}: no weights in this folder; expected one of model.safetensors, pytorch_model.bin, "
                     "open_clip_model.safetensors, …")

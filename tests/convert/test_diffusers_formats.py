@@ -40,8 +40,10 @@ def bound(reading):
 
 
 @pytest.mark.parametrize("config, expected", [
-  (SD1, (686, 859_520_964)), (SD1 | dict(in_channels=9), (686, 859_535_364)), (SD2, (686, 865_910_724)), (SDXL, (1680, 2_567_463_684)),
-  (REFINER, (1220, 2_259_526_660)), (X4, (None, 473_398_020))], ids=["SD1.5", "SD1.5 inpainting", "SD2", "SDXL", "refiner", "x4"])
+  (SD1 | dict(in_channels=9), (686, 859_535_364)), (SDXL, (1680, 2_567_463_684)),
+  *(pytest.param(*case, marks=pytest.mark.long) for case in ((SD1, (686, 859_520_964)), (SD2, (686, 865_910_724)),
+                                                             (REFINER, (1220, 2_259_526_660)), (X4, (None, 473_398_020))))],
+  ids=["SD1.5 inpainting", "SDXL", "SD1.5", "SD2", "refiner", "x4"])
 def test_published_unets(tmp_path, config, expected):
   bindings, _ = bound(read_unet(source(tmp_path, config)))
   assert expected[0] in (None, len(bindings))

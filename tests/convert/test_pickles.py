@@ -1,7 +1,5 @@
-import io
 import os
 import pickle
-import pickletools
 import resource
 import time
 import zipfile
@@ -99,12 +97,12 @@ def bombs():
 
 def test_bombs_end_at_once():
   for data in bombs():
-    started = time.perf_counter()
+    started = time.process_time()
     try:
       load(data)
     except DataError:
       pass
-    assert time.perf_counter() - started < 2, pickletools.dis(data[:50], io.StringIO())
+    assert time.process_time() - started < 2, data[:50]
 
 
 def test_shared_containers_do_not_flatten_for_ever():
@@ -139,13 +137,13 @@ def test_five_hundred_mutated_pickles_are_read_or_refused(tmp_path):
       whole = bytearray(file.read_bytes())
       whole[int(rng.integers(len(whole)))] = rng.integers(256)
       file.write_bytes(whole)
-    started = time.perf_counter()
+    started = time.process_time()
     try:
       found = archives.flatten(archives.read_pytorch(file))
       read += sum(tensor.read().size >= 0 for tensor in found.values())
     except DataError:
       pass
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
   assert not canary.exists() and read > 100
   assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000       # kB
 

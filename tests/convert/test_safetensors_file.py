@@ -131,7 +131,7 @@ def test_ten_thousand_mutated_headers_are_read_right_or_refused(tmp_path):
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   for i in range(10_000):
     text = mutated(rng, header)
-    started = time.perf_counter()
+    started = time.process_time()
     try:
       if i % 20:
         entries, _ = st.parse(text, len(data))
@@ -143,7 +143,7 @@ def test_ten_thousand_mutated_headers_are_read_right_or_refused(tmp_path):
     except (ValueError, DataError):
       continue
     finally:
-      slowest = max(slowest, time.perf_counter() - started)
+      slowest = max(slowest, time.process_time() - started)
     accepted += 1
     assert sum(tensors.size(shape) * dtype.itemsize for dtype, shape, _ in entries.values()) == len(data)
   assert 0 < accepted < 5000
