@@ -30,6 +30,7 @@ class ViT(nn.Module):
   patch: int
   embed_dim: int | None = None        # of the projection without bias; None = no projection, D out
   pool: str = "cls"                   # "cls": class token and a norm before the blocks (CLIP) | "map" (SigLIP) | "avg" | "none": all tokens
+  position_std: float | None = None   # of the positions at the start; None = width ** -0.5
   class_token: bool | None = None     # with the norm before the blocks; None = where pool is "cls"
   act: str = "gelu"
   eps: float = 1e-5
@@ -48,7 +49,8 @@ class ViT(nn.Module):
     if cls:
       token = self.param("class_token", normal, (self.width,)).astype(self.dtype)
       x = jnp.concatenate([jnp.broadcast_to(token[None, None], (x.shape[0], 1, self.width)), x], axis=1)
-    x = x + self.param("position", normal, x.shape[1:]).astype(self.dtype)[None]
+    spread = normal if self.position_std is None else nn.initializers.normal(self.position_std)
+    x = x + self.param("position", spread, x.shape[1:]).astype(self.dtype)[None]
     if cls:
       x = norm("norm_pre")(x)
     x, _ = stack(Block, self.depth, remat=self.remat, unroll=self.unroll, heads=self.heads, mlp_dim=self.mlp_dim, act=self.act,
