@@ -1,5 +1,8 @@
 """`mmdiff data precompute`: training on what it wrote is training on the pictures, and on nothing but the run's own encoders."""
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -19,10 +22,11 @@ from tests import toy_runs
 FREEZE = ("autoencoder/.*", "text/.*")
 
 
+ROOT = Path(__file__).parent.parent.parent
 TOY = dict(name="toy_latents")
 REAL = dict(name="diffusion", schedule="flow", prediction="flow",
             encode=dict(name="kl", variant="tiny", image_size=16, widths=(8, 8), blocks=1, groups=4),
-            denoiser=dict(name="dit", variant="tiny", image_size=8, channels=4, patch=4, width=32, heads=2),
+            denoiser=dict(name="dit", variant="tiny", image_size=4, channels=4, patch=2, width=32, heads=2),
             condition=dict(name="conv_text", vocab=320, text_len=24, width=16))
 
 
@@ -129,20 +133,20 @@ def test_another_encoder_is_refused(written):
 
 
 @pytest.mark.long
-def test_training_on_features_learns_what_training_on_pictures_learns(tmp_path, capsys):
-  """The command itself: precompute, then train with and without, then with another seed's encoders."""
-  def file(name, **more):
-    (tmp_path / f"{name}.json").write_text(json.dumps(config(REAL, **more)))
-    return f"--config={tmp_path / name}.json"
-  stored = str(tmp_path / "f")
-  assert main(["data", "precompute", file("write"), f"--out={stored}", "--batch_size=8"]) == 0
-  losses = []
+def test_training_on_features_learns_what_training_on_pictures_learns(tmp_path):
+  """The command itself, on one device: precompute, then train with and without, then with another seed's encoders."""
+  def run(*argv, **more):
+    (tmp_path / "config.json").write_text(json.dumps(config(REAL, **more)))
+    return subprocess.run([sys.executable, "-m", "mmdiff", *argv, f"--config={tmp_path / 'config.json'}"], cwd=ROOT, capture_output=True,
+                          text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+  stored, losses = str(tmp_path / "f"), []
+  assert run("data", "precompute", f"--out={stored}", "--batch_size=8").returncode == 0
   for name, features in (("online", ""), ("ahead", stored)):
-    assert main(["train", file(name, data=dict(features=features)), f"--workdir={tmp_path / name}"]) == 0
+    assert run("train", f"--workdir={tmp_path / name}", data=dict(features=features)).returncode == 0
     losses.append([json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()])
   assert np.allclose(*losses, rtol=1e-5)
-  assert main(["train", file("other", seed=1, data=dict(features=stored)), f"--workdir={tmp_path / 'other'}"]) == 64
-  assert "was computed by another 'autoencoder'" in capsys.readouterr().err
+  other = run("train", f"--workdir={tmp_path / 'other'}", data=dict(features=stored), seed=1)
+  assert other.returncode == 64 and "was computed by another 'autoencoder'" in other.stderr
 
 
 def test_what_can_not_be_computed_ahead():
