@@ -135,8 +135,9 @@ class Draws(Model):
 
   def generate(self, prompts: str | Sequence[str], negative_prompts: str | Sequence[str] | None = None, *, steps: int = 20,
                guidance: float = 2.0, sampler: str | None = None, seeds: int | Sequence[int] = 0, height: int | None = None,
-               width: int | None = None, latents: np.ndarray | None = None, output: Literal["uint8", "float"] = "uint8") -> np.ndarray:
-    """Prompts -> pictures [B H W 3], uint8 or float32 in [-1, 1].
+               width: int | None = None, latents: np.ndarray | None = None,
+               output: Literal["uint8", "float", "latents"] = "uint8") -> np.ndarray:
+    """Prompts -> pictures [B H W 3], uint8 or float32 in [-1, 1], or the latents float32 [B h w C] that they are decoded from.
 
     Picture i depends on prompt i, seed i and the other options, not on the batch that it is drawn in.
 
@@ -144,15 +145,18 @@ class Draws(Model):
       negative_prompts: what guidance points away from, one for all or one each; None and "" are no caption, as in training.
       steps, guidance, sampler: of the sampler; None is the model's own, `mmdiff.diffusion.plans.SAMPLERS` has the others.
       seeds: one each, or the first of consecutive ones.
-      height, width: the model's own or None.
-      latents: float32 [B h w C] of unit normal noise to start from, instead of the seeds'.
+      height, width: of the pictures; None is the model's own. Models on pixels draw their own size only.
+      latents: float32 [B h w C] of unit normal noise to start from, instead of the seeds'; its size is the picture's.
     """
     prompts = _texts(prompts)
     size = self.config["data"]["image_size"]
-    if (height or size, width or size) != (size, size):
+    decodes = "decode" in self.services.predict
+    if (height or size, width or size) != (size, size) and not decodes:
       raise ConfigError(f"height and width: this model draws {size}×{size}, found {height or size}×{width or size}")
-    if output not in ("uint8", "float"):
-      raise ConfigError(f"output: expected 'uint8' or 'float', found {output!r}; this model has no latents but its pixels")
+    if output not in ("uint8", "float", "latents") or (output == "latents" and not decodes):
+      raise ConfigError(f"output: expected 'uint8' or 'float'{' or latents' * decodes}, found {output!r}"
+                        + ("" if decodes else "; this model has no latents but its pixels"))
+    static = dict(decode=output != "latents", height=height or size, width=width or size) if decodes else {}
     if latents is not None and "latents" not in inspect.signature(self.services.predict["sample"]).parameters:
       raise ConfigError("latents: this model starts from the noise of seeds only; give seeds")
     seeds = _seeds(seeds, len(prompts), "prompts")
@@ -166,7 +170,7 @@ class Draws(Model):
     with jax.set_mesh(self.mesh):
       made = base.draw(self.services, self.params, *self.tokenize(prompts), seeds, sampler=sampler, steps=steps, guidance=guidance,
                        negative=None if negative_prompts is None else self._negative(negative_prompts), latents=latents,
-                       extra=self.extra, size=self._size(len(prompts)))
+                       extra=self.extra, size=self._size(len(prompts)), static=static)
     return base.to_uint8(made) if output == "uint8" else made
 
   def _negative(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,3 +1,4 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -112,3 +113,16 @@ def test_what_cannot_be_drawn_is_refused(t2i):
   with refused("sampler: unknown value 'eulr'"):
     t2i.generate(["a"], sampler="eulr")
   assert t2i.generate([]).shape == (0, 16, 16, 3)
+
+
+def test_latents_and_other_sizes(tmp_path):
+  """Of a model on latents: what pictures are decoded from, and pictures of the size asked for."""
+  model = mmdiff.load(toy_runs.make(tmp_path / "latent", toy_runs.latent()))
+  draw = lambda **kw: model.generate(["a red circle"], steps=2, **kw)
+  latents = draw(output="latents")
+  assert latents.shape == (1, 4, 4, 4) and latents.dtype == np.float32
+  decoded = model.services.predict["decode"](model.params, jnp.asarray(latents))
+  np.testing.assert_allclose(draw(output="float"), decoded, atol=1e-4)
+  assert draw(height=8, width=24).shape == (1, 8, 24, 3)
+  with pytest.raises(ConfigError, match="4 times their latents, found 18×16"):
+    draw(height=18)

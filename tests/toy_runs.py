@@ -34,6 +34,14 @@ def t2i() -> dict:
                      condition=dict(name="conv_text", vocab=320, text_len=24, width=16)))
 
 
+def latent() -> dict:
+  """On latents of 4×4×4."""
+  return config(dict(name="diffusion", condition=dict(name="conv_text", vocab=320, text_len=24, width=16, layers=0),
+                     denoiser=dict(name="dit", variant="tiny", image_size=4, channels=4, patch=2, width=16, depth=1, heads=2,
+                                   position="sincos"),
+                     encode=dict(name="kl", variant="tiny", image_size=16, widths=(8, 8))))
+
+
 def coca() -> dict:
   return config(dict(name="coca", model=dict(name="coca", variant="tiny", image_size=16, patch=8, vocab=320, text_len=24, image_width=16,
                                              image_depth=1, image_heads=2, text_width=16, unimodal_depth=1, multimodal_depth=1,

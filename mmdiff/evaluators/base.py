@@ -140,16 +140,17 @@ def embed_images(services: Services, params: Tree, batches: Iterable[Mapping], *
 
 def draw(services: Services, params: Tree, tokens: np.ndarray, mask: np.ndarray, seeds: Sequence[int], *, sampler: str | None = None,
          steps: int = 20, guidance: float = 1.0, negative: tuple[np.ndarray, np.ndarray] | None = None, latents: np.ndarray | None = None,
-         extra: Tree = (), size: int | None = None, **options) -> np.ndarray:
+         extra: Tree = (), size: int | None = None, static: Mapping[str, Any] = {}, **options) -> np.ndarray:      # noqa: B006
   """Pictures float32 [N H W 3] in [-1, 1] for tokens int32 [N L], mask bool [N L]; the one place that runs a sampler.
 
   Picture i depends on its tokens and `seeds[i]` (a uint32) alone, not on the batch. `sampler` None is the model's own. `negative`:
   (tokens, mask) [N L] that guidance points away from; `latents` float32 [N h w C]: the unit noise to start from instead of the seeds'.
-  Other options go to `predict["plan"]`. Sampler, steps and guidance are arrays of the plan: none of them compiles the program again.
+  `static`: options of `predict["sample"]` that shape the program: height, width, decode. Other options go to `predict["plan"]`. Sampler,
+  steps and guidance are arrays of the plan: none of them compiles the program again.
   """
   require(services, "drawing", "sample", "plan")
   plan = services.predict["plan"](sampler, steps=steps, guidance=guidance, **options)
-  sample = jax.jit(services.predict["sample"])
+  sample = jax.jit(services.predict["sample"], static_argnames=tuple(static))
   arrays = dict(tokens=tokens, mask=mask, seeds=np.asarray(seeds, np.uint32))
   if negative is not None:
     arrays |= dict(negative_tokens=negative[0], negative_mask=negative[1])
@@ -159,7 +160,7 @@ def draw(services: Services, params: Tree, tokens: np.ndarray, mask: np.ndarray,
   def run(batch):
     given = {"negative": (batch["negative_tokens"], batch["negative_mask"])} if negative is not None else {}
     given |= {"latents": batch["latents"]} if latents is not None else {}
-    return sample(params, batch["tokens"], batch["mask"], batch["seeds"], plan, extra=extra, **given)
+    return sample(params, batch["tokens"], batch["mask"], batch["seeds"], plan, extra=extra, **given, **static)
   return over_rows(services, run, arrays, size=size or fitting(services, len(tokens)))
 
 

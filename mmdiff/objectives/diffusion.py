@@ -209,8 +209,10 @@ def diffusion(*, denoiser: Built["mmdiff.models:DENOISERS"], condition: Built["m
     in pixels, None = the denoiser's own. decode: latents to pictures; False returns the latents. Captions are encoded once, and their
     keys and values computed once. Rows with guidance 1 run the network on the prompts alone.
     """
-    shape = ((height or factor * denoiser.image_size) // factor, (width or factor * denoiser.image_size) // factor, channels)
-    shape = shape if latents is None else latents.shape[1:]
+    own = factor * denoiser.image_size
+    if (height or own) % factor or (width or own) % factor:
+      raise ConfigError(f"height and width: pictures are {factor} times their latents, found {height or own}×{width or own}")
+    shape = ((height or own) // factor, (width or own) // factor, channels) if latents is None else latents.shape[1:]
     sides = tuple(factor * side for side in shape[:2])
     prompt = sized(encode_text(params, tokens, mask), size, *sides)
     other = sized(encode_text(params, *(negative or drop_captions(tokens, mask, jnp.zeros(mask.shape[0], bool)))), size, *sides)
