@@ -12,7 +12,7 @@ from mmdiff.commands import flags
 from mmdiff.core import schema
 from mmdiff.core.spelling import edits
 
-CONFIGS = ["clip.py:tiny", "clip.py", "siglip.py:tiny", "t2i_pixels.py", "t2i_pixels.py:emoji"]
+CONFIGS = ["clip.py:tiny", "clip.py", "siglip.py:tiny", "t2i_pixels.py", "t2i_pixels.py:emoji", "t2i_latent.py:tiny"]
 WRONG = {"int": "abc", "float": "x.5", "bool": "perhaps", "str": None}
 
 

@@ -7,6 +7,8 @@ from mmdiff.models import flops
 from mmdiff.models.clip import clip
 from mmdiff.models.conv_text import conv_text
 from mmdiff.models.dit import dit
+from mmdiff.models.t5 import t5
+from mmdiff.models.unet import unet
 
 # Forward GFLOPs of one pair, OpenCLIP's model_profile.csv. Its ResNet figures also count the norms and pools, about 3 %.
 PUBLISHED = {"RN50": 18.2, "RN101": 25.5, "RN50x4": 51.8, "RN50x16": 162.7, "RN50x64": 552.7, "ViT-B/32": 14.8, "ViT-B/16": 41.1,
@@ -67,3 +69,14 @@ def test_traced_counts_are_the_formulas():
   assert flops.traced(model.apply, jax.eval_shape(model.init, jax.random.key(0), *inputs), *inputs) == flops.clip(model)
   convolve = lambda x, w: jax.lax.conv_general_dilated(x, w, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
   assert flops.traced(convolve, jnp.zeros((1, 8, 8, 3)), jnp.zeros((3, 3, 3, 5))) == flops.dense(16, 27, 5)
+
+
+def test_a_published_unet():
+  """SDXL at 256 px: forward GFLOPs by a counter on the released model."""
+  assert abs(flops.unet(unet(variant="sdxl", image_size=32), text_len=77, text_width=2048, pooled_width=1280) / 1e9 - 427.8) <= 0.1
+
+
+def test_frozen_encoders_are_left_out():
+  denoiser = unet(variant="tiny", image_size=8, width=8, groups=4, text_width=16, heads=2)
+  frozen = flops.text_to_image(denoiser, t5(variant="tiny", vocab=16), text_len=4)
+  assert frozen == flops.unet(denoiser, text_len=4, text_width=64, pooled_width=64)

@@ -5,7 +5,7 @@ import pytest
 from flax import linen as nn
 
 from mmdiff.core.errors import ConfigError
-from mmdiff.nn.transformer import ACTIVATIONS, Block, clip_inits, layer_norm, stack
+from mmdiff.nn.transformer import ACTIVATIONS, Block, GatedMlp, clip_inits, layer_norm, stack
 
 X = jax.random.normal(jax.random.key(0), (2, 5, 16))
 
@@ -85,3 +85,13 @@ def test_activations_and_norm():
 def test_unknown_policy_is_named():
   with pytest.raises(ConfigError, match="unknown remat policy 'all'"):
     Net(remat="all").init(jax.random.key(0), X)
+
+
+def test_gated_mlp_by_hand():
+  mlp = GatedMlp(8, "gelu_tanh", use_bias=False)
+  params = jax.jit(mlp.init)(jax.random.key(2), X)["params"]
+  kernel = lambda name: params[name]["kernel"]
+  expected = (jax.nn.gelu(X @ kernel("gate")) * (X @ kernel("up"))) @ kernel("down")
+  assert jnp.abs(mlp.apply({"params": params}, X) - expected).max() <= 1e-5
+  narrow = GatedMlp(8, use_bias=False, dtype=jnp.bfloat16, down_dtype=jnp.float32)
+  assert jax.eval_shape(narrow.apply, {"params": params}, X).dtype == jnp.float32
