@@ -12,7 +12,7 @@ def test_hinge_by_hand():
 
 
 def test_the_hinge_lets_go_of_logits_beyond_the_margin():
-  pull = jax.grad(lambda real: hinge(real, -2 * jnp.ones((1, 1, 1, 1))).sum())(jnp.asarray([0.9, 1.1])[None, :, None, None])
+  pull = jax.grad(lambda real: hinge(real, -2 * jnp.ones((1, 2, 1, 1))).sum())(jnp.asarray([0.9, 1.1])[None, :, None, None])
   np.testing.assert_allclose(pull.ravel(), [-0.25, 0.0])
 
 
