@@ -30,10 +30,11 @@ PRESETS = {
   "2.1B": dict(image=(1408, 40, 16, 6144, 18), text=(1408, 18, 18, 16, 5632), embed_dim=1408),
   "ViT-B/32": dict(image=(768, 12, 12, 3072, 32), text=(512, 12, 12, 8, 2048), embed_dim=512, open_clip=True),
   "ViT-L/14": dict(image=(1024, 24, 16, 4096, 14), text=(768, 12, 12, 12, 3072), embed_dim=768, open_clip=True),
-  "tiny": dict(image=(128, 3, 4, 512, 4), text=(128, 1, 3, 4, 512), embed_dim=128, image_size=32, vocab=512, text_len=66, queries=16,
-               pixels="half", pool_heads=4),
+  "tiny": dict(image=(128, 3, 4, 512, 8), text=(128, 1, 3, 4, 512), embed_dim=128, image_size=32, vocab=512, text_len=66, queries=16,
+               pixels="half", pool_heads=4, position_std=0.4),
 }
-DEFAULTS = dict(image_size=288, vocab=64_000, text_len=76, queries=256, pool_heads=8, act="gelu", pixels="half", open_clip=False)
+DEFAULTS = dict(image_size=288, vocab=64_000, text_len=76, queries=256, pool_heads=8, act="gelu", pixels="half", open_clip=False,
+                position_std=None)
 OPEN_CLIP = dict(image_size=224, vocab=49_408, pixels="clip")
 PIXELS = {
   "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
@@ -78,7 +79,6 @@ class UnimodalText(nn.Module):
   embed_dim: int
   total_depth: int                      # of both halves, for the initial values
   sees_one_more: bool = False           # open_clip's `build_cls_mask` is off by one: see `class_token_mask`
-  position_std: float = 0.01
   act: str = "gelu"
   dtype: Any = jnp.float32
   remat: str = "none"
@@ -98,7 +98,7 @@ class UnimodalText(nn.Module):
     if length > self.length:
       raise ConfigError(f"texts of {length} tokens do not fit {self.length} positions: lower data.text_len or raise the model's text_len")
     x = nn.Embed(self.vocab, self.width, embedding_init=nn.initializers.normal(0.02), dtype=self.dtype, name="embed")(tokens)
-    position = self.param("position", nn.initializers.normal(self.position_std), (self.length + 1, self.width)).astype(self.dtype)
+    position = self.param("position", nn.initializers.normal(0.01), (self.length + 1, self.width)).astype(self.dtype)
     token = self.param("class_token", nn.initializers.normal(0.01), (self.width,)).astype(self.dtype) + position[self.length]
     x = jnp.concatenate([x + position[None, :length], jnp.broadcast_to(token[None, None], (batch, 1, self.width))], axis=1)
     x, _ = stack(Block, self.depth, remat=self.remat, unroll=self.unroll, **self.block)(
@@ -250,7 +250,7 @@ def coca(*, variant: OneOf["PRESETS"] = "Base", image_size: int | None = None, v
          image_heads: int | None = None, text_width: int | None = None, unimodal_depth: int | None = None,
          multimodal_depth: int | None = None, text_heads: int | None = None, queries: int | None = None,
          act: Literal["gelu", "gelu_tanh", "quick_gelu", "silu"] | None = None, pixels: Literal["clip", "half"] | None = None,
-         open_clip: bool | None = None, position_std: float = 0.01, dtype: Literal["float32", "bfloat16"] = "float32",
+         open_clip: bool | None = None, position_std: float | None = None, dtype: Literal["float32", "bfloat16"] = "float32",
          remat: Literal["none", "dots", "full", "names"] = "none", unroll: bool = False,
          attention: Literal["auto", "xla", "cudnn", "cpu"] = "auto") -> CoCa:
   """A CoCa of a preset's shape, with any part overridden.
@@ -266,13 +266,13 @@ def coca(*, variant: OneOf["PRESETS"] = "Base", image_size: int | None = None, v
     act: MLP activation.
     pixels: normalisation, CLIP's mean and std or 0.5 and 0.5.
     open_clip: open_clip's structure instead of the paper's, see the module.
-    position_std: of the words' positions at the start.
+    position_std: of the patches' positions at the start. Small models learn where things are much sooner from a large one.
     dtype: of the computation; parameters are float32.
     remat, unroll, attention: see `nn.transformer.stack` and `nn.attention.resolve`.
   """
   preset = PRESETS[variant]
   given = dict(image_size=image_size, vocab=vocab, text_len=text_len, embed_dim=embed_dim, queries=queries, act=act, pixels=pixels,
-               open_clip=open_clip)
+               open_clip=open_clip, position_std=position_std)
   given = {key: value for key, value in given.items() if value is not None}
   row = DEFAULTS | (OPEN_CLIP if preset.get("open_clip") else {}) | preset | given
   run = dict(act=row["act"], dtype=jnp.dtype(dtype), remat=remat, unroll=unroll, attention=attention)
@@ -281,13 +281,14 @@ def coca(*, variant: OneOf["PRESETS"] = "Base", image_size: int | None = None, v
     (image_width, image_depth, image_heads, image_width and 4 * image_width, patch), row["image"]))
   if row["image_size"] % size:
     raise ConfigError(f"image_size: {row['image_size']} does not divide into patches of {size}; set patch or another size")
-  image = ViT(width=width, depth=depth, heads=heads, mlp_dim=mlp_dim, patch=size, pool="none", class_token=row["open_clip"], **run)
+  image = ViT(width=width, depth=depth, heads=heads, mlp_dim=mlp_dim, patch=size, pool="none", class_token=row["open_clip"],
+              position_std=row["position_std"], **run)
 
   width, unimodal, multimodal, heads, mlp_dim = (value or default for value, default in zip(
     (text_width, unimodal_depth, multimodal_depth, text_heads, text_width and 4 * text_width), row["text"]))
   shape = dict(vocab=row["vocab"], width=width, heads=heads, mlp_dim=mlp_dim, total_depth=unimodal + multimodal)
   text = UnimodalText(length=row["text_len"], depth=unimodal, embed_dim=row["embed_dim"], sees_one_more=row["open_clip"],
-                      position_std=position_std, **shape, **run)
+                      **shape, **run)
   decoder = MultimodalDecoder(depth=multimodal, self_mlp=row["open_clip"], **shape, **run)
   pool = ImagePools(width=width, queries=row["queries"], heads=row["pool_heads"], embed_dim=row["embed_dim"], single=row["open_clip"],
                     dtype=jnp.dtype(dtype), implementation=attention)

@@ -1,0 +1,148 @@
+"""CoCa: published sizes, who sees what, and decoding steps that agree with the whole pass."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmdiff import decode
+from mmdiff.core.errors import ConfigError
+from mmdiff.core.tree import count
+from mmdiff.models.coca import PRESETS, class_token_mask, coca, step_function, uncached_step_function
+
+# Millions: image tower and text (both halves, embedding and head) of Table 1; totals as open_clip publishes them.
+TABLE = {"Base": (86, 297), "Large": (303, 484), "2.1B": (1_000, 1_100)}
+OPEN_CLIP = {"ViT-B/32": 253.6, "ViT-L/14": 638.5}
+
+
+def shapes(model):
+  size, length = model.image_size, model.text.length
+  shape = jax.ShapeDtypeStruct
+  return jax.eval_shape(model.init, jax.random.key(0), shape((1, size, size, 3), jnp.uint8), shape((1, length), jnp.int32),
+                        shape((1, length), bool))["params"]
+
+
+@pytest.mark.parametrize("variant", PRESETS)
+def test_parameter_counts(variant):
+  params = shapes(coca(variant=variant))
+  parts = {name: count(part) / 1e6 for name, part in params.items()}
+  if variant in TABLE:
+    image, text = TABLE[variant]
+    slack = 1 if variant != "2.1B" else 100                   # "1B" and "1.1B" are what the paper prints
+    assert abs(parts["image"] - image) <= slack and abs(parts["text"] + parts["decoder"] - text) <= slack
+  elif variant in OPEN_CLIP:
+    assert abs(count(params) / 1e6 - OPEN_CLIP[variant]) <= 0.06
+  else:
+    assert 1 <= count(params) / 1e6 <= 2
+
+
+def tiny(**options):
+  return coca(**(dict(variant="tiny", image_size=8, patch=4, image_width=16, image_depth=1, image_heads=2, text_width=16, text_heads=2,
+                      unimodal_depth=1, multimodal_depth=2, queries=3, embed_dim=8, vocab=20, text_len=7) | options))
+
+
+def inputs(rows=3, length=7, seed=0):
+  r = np.random.default_rng(seed)
+  lengths = np.array([length, 3, 5, 2])[:rows]
+  return (jnp.asarray(r.integers(0, 256, (rows, 8, 8, 3), dtype=np.uint8)), jnp.asarray(r.integers(3, 20, (rows, length), dtype=np.int32)),
+          jnp.asarray(np.arange(length)[None] < lengths[:, None]))
+
+
+def made(model, rows=3, **options):
+  """Parameters with nothing near zero, so that every path matters."""
+  batch = inputs(rows, **options)
+  params = jax.jit(model.init)(jax.random.key(0), *batch)["params"]
+  scaled = jax.tree.map(lambda x: x * 3 if x.ndim > 1 else x, params)
+  return scaled, batch
+
+
+BOTH = pytest.mark.parametrize("open_clip", [False, True], ids=["paper", "open_clip"])
+
+
+@BOTH
+def test_the_class_token_sees_the_words_and_nobody_sees_it(open_clip):
+  words = jnp.array([[1, 1, 1, 1], [1, 1, 0, 0]], bool)
+  mask = np.asarray(class_token_mask(words, sees_one_more=open_clip))[:, 0]
+  assert np.array_equal(mask[:, :4], np.broadcast_to(np.tri(4, 5, dtype=bool), (2, 4, 5)))
+  assert mask[0, 4].tolist() == [True] * 5
+  # open_clip pads its mask on the wrong side: a short text's class token sees the first padding and not itself.
+  assert mask[1, 4].tolist() == ([True, True, True, False, False] if open_clip else [True, True, False, False, True])
+
+
+@BOTH
+def test_padding_does_not_reach_the_embedding(open_clip):
+  model = tiny(open_clip=open_clip)
+  params, (image, tokens, mask) = made(model)
+  other = jnp.where(mask, tokens, 4)
+  if open_clip:                     # but for the first padding token
+    other = other.at[1, 3].set(tokens[1, 3]).at[2, 5].set(tokens[2, 5])
+  embed = jax.jit(lambda tokens, mask: model.apply({"params": params}, tokens, mask, method="encode_text"))
+  assert jnp.abs(embed(tokens, mask) - embed(other, mask)).max() <= 1e-5
+  if not open_clip:
+    assert jnp.abs(embed(tokens[1:2, :3], mask[1:2, :3]) - embed(tokens, mask)[1:2]).max() <= 1e-5
+
+
+def test_the_decoder_is_causal_and_sees_the_image_and_the_text_embedding_does_not():
+  model = tiny()
+  params, (image, tokens, mask) = made(model)
+  pixels = image.astype(jnp.float32) / 127.5 - 1
+  way, reader = np.random.default_rng(0).normal(size=(2, 16)).astype(np.float32)
+
+  def outputs(pixels, nudge):
+    """(text embedding, a number per position of the decoder), with the word at i moved by nudge[i]."""
+    moved = params["text"]["position"].at[:7].add(nudge[:, None] * way[None])
+    _, text, hidden = model.apply({"params": params | {"text": params["text"] | {"position": moved}}}, pixels, tokens[:1], mask[:1])
+    return text, hidden[0] @ reader
+  zero = jnp.zeros((7,))
+  by_word = np.abs(jax.jit(jax.jacfwd(lambda nudge: outputs(pixels[:1], nudge)[1]))(zero))                        # [L-1, L]
+  assert np.all(by_word[np.triu_indices(6, 1, 7)] == 0) and np.all(np.diag(by_word[:, :6]) > 0)
+  by_pixel = jax.jit(jax.jacrev(lambda pixels: outputs(pixels, zero)))(pixels[:1])
+  assert jnp.all(by_pixel[0] == 0) and jnp.all(jnp.abs(by_pixel[1]).max((1, 2, 3, 4)) > 0)
+
+
+@BOTH
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-4), ("bfloat16", 0.15)])
+def test_steps_with_a_cache_are_the_whole_pass(open_clip, dtype, tolerance):
+  model = tiny(open_clip=open_clip, dtype=dtype)
+  params, (image, tokens, mask) = made(model)
+  _, _, hidden = jax.jit(model.apply)({"params": params}, image, tokens, mask)
+  expected = hidden @ params["decoder"]["project_vocab"]["kernel"].astype(hidden.dtype)
+  image_tokens = model.apply({"params": params}, image, method="encode_image")[1]
+  for make in (step_function, uncached_step_function):
+    step, cache = make(model, params, image_tokens, max_len=7)
+    step = jax.jit(step)
+    for position in range(6):
+      logits, cache = step(tokens[:, position], jnp.int32(position), cache)
+      worst = jnp.abs(logits - expected[:, position]).max() / jnp.abs(expected).max()
+      assert worst <= tolerance, (make.__name__, position)
+
+
+@pytest.mark.parametrize("options", [dict(), dict(method="beam", beams=2, length_penalty=0.5), dict(method="sample", top_k=5)], ids=str)
+def test_cached_is_uncached_and_a_batch_is_its_rows(options):
+  model = tiny()
+  params, (image, _, _) = made(model, rows=4)
+  settings = decode.settings(start=1, end=2, max_len=7, **options)
+  seeds = jnp.arange(4, dtype=jnp.uint32)
+
+  def write(make, image, seeds):
+    tokens = model.apply({"params": params}, image, method="encode_image")[1]
+    step, cache = make(model, params, jnp.repeat(tokens, settings.beams, axis=0), max_len=7)
+    return decode.decode(step, cache, seeds, settings)
+  write = jax.jit(write, static_argnums=0)
+  cached, uncached = write(step_function, image, seeds), write(uncached_step_function, image, seeds)
+  assert jnp.array_equal(cached.tokens, uncached.tokens) and jnp.array_equal(cached.lengths, uncached.lengths)
+  assert len({tuple(row.tolist()) for row in cached.tokens}) > 1
+  one = write(step_function, image[2:3], seeds[2:3])
+  assert jnp.array_equal(one.tokens[0], cached.tokens[2])
+
+
+def test_what_does_not_fit_is_refused():
+  with pytest.raises(ConfigError, match="does not divide into patches"):
+    coca(variant="Base", image_size=224)
+  model = tiny()
+  params, (image, tokens, mask) = made(model)
+  with pytest.raises(ConfigError, match="make data.image_size"):
+    model.apply({"params": params}, image[:, :4], tokens, mask)
+  with pytest.raises(ConfigError, match="8 tokens do not fit 7 positions"):
+    model.apply({"params": params}, jnp.zeros((1, 8), jnp.int32), jnp.ones((1, 8), bool), method="encode_text")
+  with pytest.raises(ConfigError, match="max_len: 9 tokens"):
+    step_function(model, params, jnp.zeros((1, 3, 16)), max_len=9)

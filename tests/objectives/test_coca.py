@@ -1,0 +1,108 @@
+"""The coca objective: one loss however the batch is divided, weights that switch its halves off, and captions from predict."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mmdiff import decode
+from mmdiff.core.errors import ConfigError
+from mmdiff.core.objective import Context
+from mmdiff.models.coca import coca as captioner
+from mmdiff.objectives.coca import coca
+
+KEY = jax.random.key(2)
+
+
+def tiny(**options):
+  return captioner(**(dict(variant="tiny", image_size=8, patch=4, image_width=16, image_depth=1, image_heads=2, text_width=16, text_heads=2,
+                           unimodal_depth=1, multimodal_depth=1, queries=3, embed_dim=8, vocab=20, text_len=6) | options))
+
+
+def batch_of(rows, seed=0):
+  r = np.random.default_rng(seed)
+  lengths = r.integers(2, 7, (rows, 1))
+  return dict(image=jnp.asarray(r.integers(0, 256, (rows, 8, 8, 3), dtype=np.uint8)),
+              tokens=jnp.asarray(r.integers(0, 20, (rows, 6), dtype=np.int32)), mask=jnp.asarray(np.arange(6)[None] < lengths))
+
+
+def value_and_grads(objective, params, batch, microbatches=1):
+  context = Context(extra=(), ema={}, step=jnp.int32(0), key=KEY, microbatches=microbatches)
+  loss = lambda params, batch: objective.loss(params, context, batch)
+  (value, aux), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, batch)
+  return value, aux.metrics, grads
+
+
+@pytest.mark.parametrize("lambda_con", [1.0, 0.0])
+def test_the_loss_is_the_same_step_however_it_is_divided(lambda_con):
+  """1 × 64 = 4 microbatches of 16 = 8 devices × 8, and chunked = dense, though captions differ in length."""
+  model = tiny()
+  dense = coca(model=model, lambda_con=lambda_con)
+  chunked = coca(model=model, lambda_con=lambda_con, chunk=8, logits_chunk=2)
+  batch = batch_of(64)
+  params = jax.jit(dense.init)(KEY, batch).params
+  expected = value_and_grads(dense, params, batch)
+
+  def assert_close(found):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+      assert jnp.abs(jnp.asarray(a) - jnp.asarray(b)).max() <= 1e-5 + 1e-4 * jnp.abs(b).max()
+  assert chunked.couples_batch
+  assert_close(value_and_grads(chunked, params, batch, microbatches=4))
+  mesh = jax.make_mesh((4, 2, 1), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+  with jax.set_mesh(mesh):
+    placed = jax.device_put(batch, NamedSharding(mesh, P(("data", "fsdp"))))
+    whole = jax.device_put(params, NamedSharding(mesh, P()))
+    assert_close(value_and_grads(chunked, whole, placed))
+
+
+def test_the_caption_loss_is_the_mean_over_real_next_tokens():
+  model = tiny()
+  objective = coca(model=model, lambda_con=0.0, lambda_cap=1.0)
+  batch = batch_of(5)
+  params = jax.jit(objective.init)(KEY, batch).params
+  value, metrics, _ = value_and_grads(objective, params, batch)
+  _, _, hidden = model.apply({"params": params}, batch["image"], batch["tokens"], batch["mask"])
+  log_probs = np.asarray(jax.nn.log_softmax(hidden @ params["decoder"]["project_vocab"]["kernel"]))
+  each = [-log_probs[row, at, batch["tokens"][row, at + 1]] for row in range(5) for at in range(5) if batch["mask"][row, at + 1]]
+  assert abs(value - np.mean(each)) <= 1e-5 and abs(metrics["loss_caption"] - value) <= 1e-6
+  assert set(metrics) == {"loss_caption", "accuracy_token"}
+  other = dict(batch, tokens=jnp.where(batch["mask"], batch["tokens"], 7))
+  assert abs(value_and_grads(objective, params, other)[0] - value) <= 1e-5
+
+
+def test_weights_switch_the_halves_off():
+  batch = batch_of(6)
+  model = tiny()
+  both = coca(model=model, lambda_con=0.5, lambda_cap=3.0)
+  params = jax.jit(both.init)(KEY, batch).params
+  value, metrics, _ = value_and_grads(both, params, batch)
+  assert abs(value - (0.5 * metrics["loss_contrastive"] + 3 * metrics["loss_caption"])) <= 1e-5
+  _, _, grads = value_and_grads(coca(model=model, lambda_con=0.0), params, batch)
+  idle = {"text": ("class_token", "projection", "norm_post"), "pool": ("contrast", "projection", "norm_post")}
+  for group, names in idle.items():
+    assert all(not jnp.any(leaf) for name in names for leaf in jax.tree.leaves(grads[group][name]))
+  _, _, grads = value_and_grads(coca(model=model, lambda_cap=0.0), params, batch)
+  assert all(not jnp.any(leaf) for leaf in jax.tree.leaves(grads["decoder"])) and jnp.any(grads["text"]["class_token"])
+  with pytest.raises(ConfigError, match="one of the weights is positive"):
+    coca(model=model, lambda_con=0.0, lambda_cap=0.0)
+
+
+def test_predictions():
+  objective = coca(model=tiny())
+  batch = batch_of(6)
+  params = jax.jit(objective.init)(KEY, batch).params
+  predict = objective.predict
+  image = jax.jit(predict["embed_image"])(params, batch["image"])
+  text = jax.jit(predict["embed_text"])(params, batch["tokens"], batch["mask"])
+  assert image.shape == text.shape == (6, 8) and jnp.abs(jnp.linalg.norm(image, axis=-1) - 1).max() <= 1e-5
+  assert abs(predict["logit_scale"](params) - 1 / 0.07) <= 1e-3
+  evaluate = jax.jit(predict["loss"])
+  metrics = evaluate(params, batch, KEY)
+  assert abs(metrics["loss"] - value_and_grads(objective, params, batch)[0]) <= 1e-5
+  padded = jax.tree.map(lambda x: jnp.concatenate([x, x[:2]]), batch) | {"valid": jnp.arange(8) < 6}
+  assert all(abs(a - b) <= 1e-5 for a, b in zip(jax.tree.leaves(evaluate(params, padded, KEY)), jax.tree.leaves(metrics)))
+
+  made = jax.jit(predict["caption"])(params, batch["image"], jnp.arange(6, dtype=jnp.uint32), decode.settings(start=1, end=2, max_len=5))
+  assert made.tokens.shape == (6, 5) and jnp.all((made.lengths >= 1) & (made.lengths <= 5))
+  assert predict["flops"](2, 6) > predict["flops"](1, 6) > 0
