@@ -11,6 +11,10 @@ A batch is a flat dict of arrays whose first axis is the global batch:
 | `mask`   | bool [B L]         | true where a token is real; never inferred from the tokens                  |
 | `id`     | uint32 [B]         | identity of the record; per-example randomness is folded with it            |
 | `counts` | int32 [B K]        | what happened to each record (caption kind drawn, faults met): accounting   |
+| `size`   | int32 [B 6]        | in aspect buckets: original height, width, crop's top, left, target height, width, in pixels |
+
+Precomputed by frozen encoders, in place of `image` and `tokens`: `latent_mean`, `latent_std` float32 [B h w C]; `text_states` float32
+[B L D] with their `mask`, perhaps `text_pooled` float32 [B D].
 """
 from collections.abc import Mapping
 from typing import Any
