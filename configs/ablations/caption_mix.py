@@ -69,9 +69,10 @@ def demo(seeds: int) -> dict:
     arms=dict(original=mix(original=100)) | {f"long{share}": mix(long=share, original=100 - share) for share in SHARES},
     prepare=dict(
       scorer=("train", "--config=configs/ablations/caption_mix.py:part=scorer", "--workdir={workdir}/prepare/scorer"),
-      captioner=("train", f"--config=configs/coca.py:tiny,tier={TIER}", "--workdir={workdir}/prepare/captioner"),
+      captioner=("train", f"--config=configs/coca.py:tiny,tier={TIER}", "--workdir={workdir}/prepare/captioner", "--config.steps=250",
+                 "--config.evals.retrieval.every_steps=250"),
       captioner_long=("train", f"--config=configs/coca_long.py:tiny,tier={TIER}", "--workdir={workdir}/prepare/captioner_long",
-                      "--config.init.path={workdir}/prepare/captioner"),
+                      "--config.init.path={workdir}/prepare/captioner", f"--config.data.text_len={TEXT_LEN}"),
       captions=("caption", "--model={workdir}/prepare/captioner_long", f"--data=name=scenes,tier={TIER},split=train",
                 "--out={workdir}/prepare/captions", "--kind=long", "--batch_size=250")))
 
