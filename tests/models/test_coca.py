@@ -47,12 +47,11 @@ def inputs(rows=3, length=7, seed=0):
           jnp.asarray(np.arange(length)[None] < lengths[:, None]))
 
 
-def made(model, rows=3, **options):
-  """Parameters with nothing near zero, so that every path matters."""
-  batch = inputs(rows, **options)
-  params = jax.jit(model.init)(jax.random.key(0), *batch)["params"]
-  scaled = jax.tree.map(lambda x: x * 3 if x.ndim > 1 else x, params)
-  return scaled, batch
+def made(model, rows=3):
+  """Random parameters with nothing near zero, so that every path matters, and a batch."""
+  batch, r = inputs(rows), np.random.default_rng(0)
+  params = jax.eval_shape(model.init, jax.random.key(0), *batch)["params"]
+  return jax.tree.map(lambda x: jnp.asarray(r.normal(size=x.shape) * (0.6 if x.ndim > 1 else 0.3), jnp.float32), params), batch
 
 
 BOTH = pytest.mark.parametrize("open_clip", [False, True], ids=["paper", "open_clip"])
@@ -99,40 +98,53 @@ def test_the_decoder_is_causal_and_sees_the_image_and_the_text_embedding_does_no
   assert jnp.all(by_pixel[0] == 0) and jnp.all(jnp.abs(by_pixel[1]).max((1, 2, 3, 4)) > 0)
 
 
-@BOTH
-@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-4), ("bfloat16", 0.15)])
+@pytest.mark.parametrize("open_clip, dtype, tolerance", [(False, "float32", 1e-4), (True, "float32", 1e-4), (False, "bfloat16", 0.1)])
 def test_steps_with_a_cache_are_the_whole_pass(open_clip, dtype, tolerance):
   model = tiny(open_clip=open_clip, dtype=dtype)
   params, (image, tokens, mask) = made(model)
-  _, _, hidden = jax.jit(model.apply)({"params": params}, image, tokens, mask)
-  expected = hidden @ params["decoder"]["project_vocab"]["kernel"].astype(hidden.dtype)
-  image_tokens = model.apply({"params": params}, image, method="encode_image")[1]
-  for make in (step_function, uncached_step_function):
-    step, cache = make(model, params, image_tokens, max_len=7)
-    step = jax.jit(step)
-    for position in range(6):
-      logits, cache = step(tokens[:, position], jnp.int32(position), cache)
-      worst = jnp.abs(logits - expected[:, position]).max() / jnp.abs(expected).max()
-      assert worst <= tolerance, (make.__name__, position)
+
+  @jax.jit
+  def worst(params):
+    _, _, hidden = model.apply({"params": params}, image, tokens, mask)
+    whole = (hidden @ params["decoder"]["project_vocab"]["kernel"].astype(hidden.dtype)).astype(jnp.float32)
+    step, cache = step_function(model, params, model.apply({"params": params}, image, method="encode_image")[1], max_len=7)
+
+    def one(cache, position):
+      logits, cache = step(tokens[:, position], position, cache)
+      return cache, jnp.abs(logits - whole[:, position]).max()
+    return jax.lax.scan(one, cache, jnp.arange(6))[1] / jnp.abs(whole).max()
+  assert worst(params).max() <= tolerance
 
 
-@pytest.mark.parametrize("options", [dict(), dict(method="beam", beams=2, length_penalty=0.5), dict(method="sample", top_k=5)], ids=str)
+@pytest.mark.parametrize("options", [dict(), dict(method="beam", beams=2, length_penalty=0.5)], ids=["greedy", "beam"])
 def test_cached_is_uncached_and_a_batch_is_its_rows(options):
   model = tiny()
   params, (image, _, _) = made(model, rows=4)
   settings = decode.settings(start=1, end=2, max_len=7, **options)
-  seeds = jnp.arange(4, dtype=jnp.uint32)
 
-  def write(make, image, seeds):
+  def write(make, params, image):
     tokens = model.apply({"params": params}, image, method="encode_image")[1]
     step, cache = make(model, params, jnp.repeat(tokens, settings.beams, axis=0), max_len=7)
-    return decode.decode(step, cache, seeds, settings)
+    return decode.decode(step, cache, jnp.zeros((image.shape[0],), jnp.uint32), settings)
   write = jax.jit(write, static_argnums=0)
-  cached, uncached = write(step_function, image, seeds), write(uncached_step_function, image, seeds)
+  cached, uncached = write(step_function, params, image), write(uncached_step_function, params, image)
   assert jnp.array_equal(cached.tokens, uncached.tokens) and jnp.array_equal(cached.lengths, uncached.lengths)
   assert len({tuple(row.tolist()) for row in cached.tokens}) > 1
-  one = write(step_function, image[2:3], seeds[2:3])
-  assert jnp.array_equal(one.tokens[0], cached.tokens[2])
+  assert jnp.array_equal(write(step_function, params, image[2:3]).tokens[0], cached.tokens[2])
+
+
+def test_a_cached_step_costs_a_fraction_of_an_uncached_one():
+  """FLOPs of a step of 64 positions, since seconds are another program's business (tests/peers/decode_speed.py)."""
+  model = tiny(text_len=64)
+  params = shapes(model)
+
+  def flops(make):
+    def one(params, image_tokens, tokens, position):
+      step, cache = make(model, params, image_tokens, max_len=64)
+      return step(tokens, position, cache)[0]
+    shape = jax.ShapeDtypeStruct
+    return jax.jit(one).lower(params, shape((2, 3, 16), jnp.float32), shape((2,), jnp.int32), shape((), jnp.int32)).cost_analysis()["flops"]
+  assert 5 * flops(step_function) <= flops(uncached_step_function)
 
 
 def test_what_does_not_fit_is_refused():
