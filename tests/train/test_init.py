@@ -1,0 +1,101 @@
+"""A run that starts from another run's weights."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmdiff.commands import train
+from mmdiff.core.build import build
+from mmdiff.core.errors import DataError
+from mmdiff.data import TOKENIZERS
+from mmdiff.train import checkpoint, init, loop
+from tests import toy_runs
+from tests.train import toys
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+  return toy_runs.make(tmp_path_factory.mktemp("source"), toy_runs.coca(), steps=(2, 4))
+
+
+def test_the_longest_entry_counts():
+  names = {"text": "words", "text/stack": "", "image/stack": "visual/blocks"}
+  where = lambda path: init.source_path(path, names)
+  assert where("text/embed/embedding") == "words/embed/embedding" and where("text/stack/mlp/up/kernel") is None
+  assert where("image/stack/mlp/up/kernel") == "visual/blocks/mlp/up/kernel"
+  assert where("image/position") == "image/position" and where("textual/position") == "textual/position"
+
+
+def state_of(params, frozen=None):
+  from mmdiff.train.state import TrainState
+  zero = jnp.zeros((), jnp.int32)
+  frozen = jax.tree.map(lambda x: None, params) if frozen is None else frozen
+  return TrainState(step=zero, params=params, frozen=frozen, opt_state=(), ema={"eval": jax.tree.map(jnp.copy, params)}, extra=(),
+                    key=jax.random.key(0), counts=jnp.zeros((2, 1), jnp.uint32), skipped=zero, skipped_in_a_row=zero)
+
+
+def test_every_leaf_comes_from_the_source_and_what_is_fresh_stays(source):
+  values, _, _ = checkpoint.restore_params(source, step=4)
+  blank = jax.tree.map(lambda x: jnp.full(x.shape, 7.0), values)
+  made = init.initialised(state_of(blank), path=str(source), params="raw", map={"decoder/project_vocab": ""})
+  assert jnp.all(made.params["decoder"]["project_vocab"]["kernel"] == 7)
+  assert np.array_equal(made.params["image"]["position"], values["image"]["position"])
+  assert np.array_equal(made.ema["eval"]["text"]["position"], values["text"]["position"])
+  older = init.initialised(state_of(blank), path=f"{source}@2", params="raw")
+  assert not np.array_equal(older.params["image"]["position"], values["image"]["position"])
+
+
+def test_frozen_leaves_too(source):
+  values, _, _ = checkpoint.restore_params(source)
+  blank = jax.tree.map(lambda x: jnp.zeros(x.shape), values)
+  kept = {name: part if name != "image" else jax.tree.map(lambda x: None, part) for name, part in blank.items()}
+  frozen = {name: part if name == "image" else jax.tree.map(lambda x: None, part) for name, part in blank.items()}
+  made = init.initialised(state_of(kept, frozen), path=str(source), params="raw")
+  assert np.array_equal(made.frozen["image"]["position"], values["image"]["position"]) and made.params["image"]["position"] is None
+
+
+def test_what_does_not_fit_is_named(source):
+  values, _, _ = checkpoint.restore_params(source)
+  blank = jax.tree.map(lambda x: jnp.zeros(x.shape), values)
+  blank["image"]["position"] = jnp.zeros((5, 16))
+  blank["more"] = {"kernel": jnp.zeros((2, 2))}
+  with pytest.raises(DataError) as error:
+    init.initialised(state_of(blank), path=str(source), map={"wrong": ""})
+  for told in ("map names 'wrong'", "image/position: [5, 16] here, image/position is [4, 16] there",
+               "more/kernel: the source has no more/kernel"):
+    assert told in str(error.value)
+  with pytest.raises(DataError, match="no run directory"):
+    init.initialised(state_of(blank), path=str(source / "elsewhere"))
+
+
+def test_a_run_reads_its_data_with_the_sources_tokenizer(source, tmp_path):
+  config = toy_runs.coca() | dict(init=dict(path=f"{source}@2", params="", map={}))
+  config["data"] = dict(config["data"], captions=dict(short=1.0), tokenizer=dict(name="bpe", vocab=300, sample=3))
+  assert train.make_dataset(config, tmp_path).tokenizer.fingerprint() == build(
+    TOKENIZERS, dict(name="file", path=str(source / "tokenizer.json"))).fingerprint()
+  assert train.starts_from(config)["path"] == f"{source}@2" and train.starts_from(toy_runs.coca()) == {}
+
+
+def test_only_a_fresh_run_is_initialised(tmp_path):
+  seen = []
+
+  def initialise(state):
+    seen.append(int(state.step))
+    return state.replace(params=jax.tree.map(jnp.zeros_like, state.params))
+  run = lambda steps: loop.train(toys.config(steps=steps, optim=dict(default=dict(toy_runs.ADAMW, lr=0.0))), tmp_path,
+                                 objective=toys.regression(), dataset=toys.Data(), initialise=initialise, devices=jax.devices()[:1])
+  assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(run(2).params))
+  assert int(run(3).step) == 3 and seen == [0]
+
+
+@pytest.mark.long
+def test_a_run_starts_from_another_with_its_tokenizer_and_goes_on_without_it(source, tmp_path):
+  config = toy_runs.coca() | dict(steps=1, mesh=dict(data=-1, fsdp=1, tensor=1), init=dict(path=str(source), params="raw", map={}))
+  config["optim"] = dict(default=dict(toy_runs.ADAMW, lr=0.0))
+  config["data"] = dict(config["data"], captions=dict(short=1.0))
+  state = train.run(config, tmp_path / "run", argv=[])
+  values, _, _ = checkpoint.restore_params(source)
+  assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(values)))
+  assert (tmp_path / "run" / "tokenizer.json").read_text() == (source / "tokenizer.json").read_text()
+  gone = config | dict(steps=2, init=dict(path="nowhere", params="", map={}))
+  assert int(train.run(gone, tmp_path / "run", argv=[]).step) == 2
