@@ -1,0 +1,73 @@
+r"""CoCa (https://arxiv.org/abs/2205.01917): a captioner and a CLIP in one, at the paper's three sizes and open_clip's two.
+
+The paper's recipe: 65,536 pairs a step, 500,000 steps, Adafactor at 8e-4 after 2 % of warm-up, decayed to zero, weight decay 0.01.
+
+  mmdiff train --config=configs/coca.py:variant=Base --workdir=DIR --config.data.source.urls='tars/{00000..41455}.tar' \
+      --config.data.tokenizer.path=tokenizer.json
+      Base: 82.6 % zero-shot on ImageNet in the paper (JFT-3B and ALIGN); not run here.
+  mmdiff train --config=configs/coca.py:variant=ViT-B/32 --workdir=DIR --config.data.source.urls='tars/{00000..41455}.tar' \
+      --config.data.tokenizer.path=clip_tokenizer/
+      open_clip's coca_ViT-B-32: 63.3 % after 13 B pairs of LAION-2B.
+  mmdiff train --config=configs/coca.py:tiny --workdir=runs/coca
+      scenes T32 with their noisy alt texts; the base that coca_short.py and coca_long.py go on from. tier=T16 for the smallest world.
+"""
+from configs import common
+
+TIERS = {"T16": dict(size=16, text_len=64), "T32": dict(size=32, text_len=66)}
+
+
+def get_config(arg=""):
+  arg = common.parse(arg, variant="Base", tiny=False, tier="T32")
+  if arg.tiny:
+    return small(arg.tier)
+  open_clip = arg.variant.startswith("ViT")
+  config = common.base(steps=500_000, batch_size=65_536, save_every_steps=2_000)
+  config.objective = dict(
+    name="coca", lambda_con=1.0, lambda_cap=2.0, chunk=2_048, logits_chunk=16,
+    model=dict(name="coca", variant=arg.variant, dtype="bfloat16", remat="dots", attention="auto"))
+  config.data = common.data(
+    dict(name="webdataset", urls="data/{00000..41455}.tar"), image_size=224 if open_clip else 288, text_len=76, captions=dict(original=1.0),
+    tokenizer=dict(name="clip", path="data/clip_tokenizer") if open_clip else dict(name="file", path="data/tokenizer.json"),
+    threads=16, workers=8)
+  config.optim = dict(default=dict(name="adafactor", lr=8e-4, warmup_steps=10_000, decay="linear", b1=0.9, b2_cap=0.999, weight_decay=0.01,
+                                   clip=1.0))
+  config.evals = dict(
+    coco=dict(name="retrieval", every_steps=10_000, params="",
+              source=dict(name="tfds", dataset="coco_captions", split="val", captions=dict(original="captions/text"))))
+  return config
+
+
+def model(tier: str) -> dict:
+  """The captioner of minutes of CPU."""
+  return dict(name="coca", variant="tiny", image_size=TIERS[tier]["size"], text_len=TIERS[tier]["text_len"], dtype="float32", remat="none",
+              attention="auto")
+
+
+def small(tier: str):
+  if tier not in TIERS:
+    raise ValueError(f"config argument tier takes {', '.join(TIERS)}, found {tier!r}")
+  config = common.base(steps=400, batch_size=128, save_every_steps=1_000)
+  config.objective = dict(name="coca", lambda_con=1.0, lambda_cap=2.0, chunk=0, logits_chunk=0, model=model(tier))
+  # Alt texts are short; the tokenizer is trained on every kind of caption of the source.
+  config.data = common.data(common.scenes(tier), image_size=TIERS[tier]["size"], text_len=24, captions=dict(original=1.0),
+                            tokenizer=common.bpe(512))
+  config.optim = dict(default=common.adamw(lr=1e-3, warmup_steps=50, weight_decay=0.1, b2=0.98, clip=1.0))
+  config.evals = dict(
+    retrieval=dict(name="retrieval", source=common.scenes(tier, "val_iid"), caption="original", limit=500, every_steps=config.steps,
+                   params=""))
+  return config
+
+
+def fine_tuned(kind: str, tier: str, init: str, limit: int, steps: int):
+  """The captioner alone (no contrast), from a base, on `limit` gold captions of one kind."""
+  config = small(tier)
+  config.steps, config.batch_size = steps, 64
+  config.init.path = init
+  config.objective.lambda_con, config.objective.lambda_cap = 0.0, 1.0
+  config.data.source.size = limit
+  config.data.captions = {kind: 1.0}
+  config.data.text_len = TIERS[tier]["text_len"] if kind == "long" else 24
+  config.optim = dict(default=common.adamw(lr=1e-3, warmup_steps=50, weight_decay=0.1, b2=0.98, clip=1.0))
+  config.ema = dict(eval=0.99)
+  config.evals = dict(captions=dict(name="captions", tier=tier, kind=kind, limit=500, every_steps=config.steps, params="eval"))
+  return config

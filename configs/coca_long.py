@@ -1,0 +1,12 @@
+r"""A CoCa base fine-tuned to write long, descriptive captions (DALL·E 3 §2.1: "descriptive synthetic captions").
+
+  mmdiff train --config=configs/coca_long.py:tiny --workdir=runs/coca_long --config.init.path=runs/coca
+      2,000 gold captions of scenes T32.
+"""
+from configs import common
+from configs.coca import fine_tuned
+
+
+def get_config(arg=""):
+  arg = common.parse(arg, tiny=False, tier="T32", init="runs/coca", limit=2_000)
+  return fine_tuned("long", arg.tier, arg.init, arg.limit, 500)
