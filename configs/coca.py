@@ -13,7 +13,7 @@ The paper's recipe: 65,536 pairs a step, 500,000 steps, Adafactor at 8e-4 after 
 """
 from configs import common
 
-TIERS = {"T16": dict(size=16, text_len=64), "T32": dict(size=32, text_len=66)}
+TIERS = {"T16": dict(size=16, text_len=64, tuning_steps=1_000), "T32": dict(size=32, text_len=66, tuning_steps=2_500)}
 
 
 def get_config(arg=""):
@@ -58,16 +58,16 @@ def small(tier: str):
   return config
 
 
-def fine_tuned(kind: str, tier: str, init: str, limit: int, steps: int):
+def fine_tuned(kind: str, tier: str, init: str, limit: int):
   """The captioner alone (no contrast), from a base, on `limit` gold captions of one kind."""
   config = small(tier)
-  config.steps, config.batch_size = steps, 64
+  config.steps, config.batch_size = TIERS[tier]["tuning_steps"], 32
   config.init.path = init
   config.objective.lambda_con, config.objective.lambda_cap = 0.0, 1.0
   config.data.source.size = limit
   config.data.captions = {kind: 1.0}
   config.data.text_len = TIERS[tier]["text_len"] if kind == "long" else 24
-  config.optim = dict(default=common.adamw(lr=1e-3, warmup_steps=50, weight_decay=0.1, b2=0.98, clip=1.0))
+  config.optim = dict(default=common.adamw(lr=2e-3, warmup_steps=50, weight_decay=0.1, b2=0.98, clip=1.0))
   config.ema = dict(eval=0.99)
   config.evals = dict(captions=dict(name="captions", tier=tier, kind=kind, limit=500, every_steps=config.steps, params="eval"))
   return config

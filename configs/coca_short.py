@@ -9,4 +9,4 @@ from configs.coca import fine_tuned
 
 def get_config(arg=""):
   arg = common.parse(arg, tiny=False, tier="T32", init="runs/coca", limit=2_000)
-  return fine_tuned("short", arg.tier, arg.init, arg.limit, 300)
+  return fine_tuned("short", arg.tier, arg.init, arg.limit)
