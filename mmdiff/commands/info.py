@@ -18,9 +18,10 @@ FLAGS = {
 
 
 def main(argv: list[str]) -> int:
-  from mmdiff.commands import flags, results, train
-  from mmdiff.convert import public
+  from mmdiff.commands import flags
   given = flags.parse(argv, FLAGS)
+  from mmdiff.commands import results, train
+  from mmdiff.convert import public
   options = {name: given[name] for name in ("prefer", "variant", "act", "head_width") if given[name]}
   facts = about_public(given["model"], options) if public.is_public(given["model"]) else about_run(given["model"])
   print(results.table([dict(what=name, value=said(value)) for name, value in facts.items()]))

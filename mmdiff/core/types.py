@@ -20,8 +20,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
-Array = jax.Array
+Array = jax.Array | np.ndarray     # what a test of shapes accepts: numpy arrays are arguments like any other
 Key = jax.Array                    # a typed PRNG key, `jax.random.key(seed)`
 Tree = Any                         # any pytree of arrays
 Params = Any                       # nested dict of arrays: {"image": …, "text": …}

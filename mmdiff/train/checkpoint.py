@@ -42,7 +42,7 @@ def unflatten(flat: Mapping[str, Array], like: Tree) -> Tree:
   for path, leaf in jax.tree_util.tree_leaves_with_path(like):
     value = flat[tree.path_str(path).replace("/", ".")]
     is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    leaves.append(jax.random.wrap_key_data(value, impl=jax.random.key_impl(leaf)) if is_key else value)
+    leaves.append(jax.random.wrap_key_data(jnp.asarray(value), impl=jax.random.key_impl(leaf)) if is_key else value)
   return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 

@@ -20,7 +20,7 @@ class TrainState(struct.PyTreeNode):
   ema: Mapping[str, Tree]       # name -> average of `params`
   extra: Tree                   # the objective's non-gradient state
   key: Key                      # the run's key; step s uses fold_in(key, s)
-  counts: Array                 # uint32 [2, K]: running totals of the batch's `counts`, as (low, high) words of 2**30
+  counts: jax.Array             # uint32 [2, K]: running totals of the batch's `counts`, as (low, high) words of 2**30
   skipped: Array                # int32 [], updates refused because the loss or a gradient was not finite
   skipped_in_a_row: Array       # int32 []
 
