@@ -75,7 +75,8 @@ def tiny():
   config.init = dict(path="runs/kl_tiny", params="", map={"denoiser": "", "text": ""})
   config.objective = dict(
     name="diffusion", schedule="flow", prediction="x0", caption_dropout=0.1,
-    denoiser=dict(name="unet", variant="tiny", image_size=16, dtype="float32", remat="none", attention="auto"),
+    denoiser=dict(name="unet", variant="tiny", image_size=16, position_std=0.4, open_start=True, dtype="float32", remat="none",
+                  attention="auto"),
     condition=dict(name="conv_text", vocab=vocab, text_len=text_len, width=128),
     # The tiny autoencoder's latents have a deviation of 2.7 (its report's latent_std).
     encode=dict(name="kl", variant="tiny", image_size=64, scale=0.37, dtype="float32", attention="auto"))

@@ -69,6 +69,8 @@ class UNet(nn.Module):
   text_layers: int = 0                  # of the transformer over the projected text
   conditioning: str = "add"             # how a residual block takes the time: "add" or "scale_shift"
   groups: int = 32
+  position_std: float = 0.0             # > 0: learned positions of the full resolution, for `image_size` only
+  open_start: bool = False              # residual branches start at their size instead of zero
   remat: str = "none"
   unroll: int | bool = 1
   attention: str = "auto"
@@ -86,19 +88,22 @@ class UNet(nn.Module):
     if "concat" in text:
       x = jnp.concatenate([x, text["concat"].astype(x.dtype)], -1)
 
+    out_init = TORCH_INIT if self.open_start else nn.initializers.zeros
     res_block = ResBlock if self.remat == "none" else nn.remat(ResBlock, policy=REMAT[self.remat])
 
     def res(h: Array, level: int, name: str) -> Array:
-      block = res_block(self.width * self.mults[level], self.groups, EPS, self.conditioning, nn.initializers.zeros, self.dtype, name=name)
+      block = res_block(self.width * self.mults[level], self.groups, EPS, self.conditioning, out_init, self.dtype, name=name)
       return block(h, condition)
 
     def attend(h: Array, depth: int, level: int, name: str) -> Array:
       transformer = SpatialTransformer(
         depth, self.heads, self.head_dim, bool(self.text_only) and self.text_only[level], self.groups, self.remat, self.unroll,
-        self.attention, self.dtype, name=name)
+        self.attention, self.dtype, out_init, name=name)
       return transformer(h, states, lengths)
 
     h = conv(self.width, dtype=self.dtype, name="conv_in")(pin(x.astype(self.dtype), BATCH))
+    if self.position_std:
+      h = h + self.positions(*x.shape[1:3])[None].astype(self.dtype)
     skips = [h]
     for level, depth in enumerate(self.depths):
       for i in range(self.blocks):
@@ -122,6 +127,12 @@ class UNet(nn.Module):
 
     h = jax.nn.silu(GroupNorm(self.groups, EPS, self.dtype, name="norm_out")(h))
     return conv(self.channels, dtype=self.dtype, init=nn.initializers.zeros, name="conv_out")(h).astype(jnp.float32)
+
+  def positions(self, height: int, width: int) -> Array:
+    """[H W width]."""
+    if (height, width) != (self.image_size, self.image_size):
+      raise ConfigError(f"learned positions are for sides of {self.image_size}, found {height}×{width}; set position_std=0")
+    return self.param("position", nn.initializers.normal(self.position_std), (height, width, self.width))
 
   def read(self, text: Mapping[str, Array]) -> tuple[Array, Array]:
     """(states [B S D] that cross-attentions read, int32 [B] how many of them are real), kept in the cache where there is one."""
@@ -159,7 +170,8 @@ class UNet(nn.Module):
 
 def unet(*, variant: OneOf["PRESETS"], image_size: int, channels: int = 4, width: int | None = None, mults: tuple[int, ...] | None = None,
          depths: tuple[int, ...] | None = None, blocks: int | None = None, heads: int | None = None, text_width: int | None = None,
-         text_layers: int | None = None, groups: int | None = None, dtype: Literal["float32", "bfloat16"] = "float32",
+         text_layers: int | None = None, groups: int | None = None, position_std: float = 0.0, open_start: bool = False,
+         dtype: Literal["float32", "bfloat16"] = "float32",
          remat: Literal["none", "full", "dots", "names"] = "none", unroll: bool = False,
          attention: Literal["auto", "xla", "cudnn", "cpu"] = "auto") -> UNet:
   """The denoiser of a variant (see the module); what is None is the variant's.
@@ -173,6 +185,9 @@ def unet(*, variant: OneOf["PRESETS"], image_size: int, channels: int = 4, width
     heads: of each attention.
     text_width, text_layers: of the transformer over the text (`dalle3`, `tiny`).
     groups: of the group norms.
+    position_std: of learned positions; 0 is none, as published. A small model learns where things are much sooner with them, since noise
+      has none.
+    open_start: residual branches start at their size; published models start them at zero, which steadies deep ones.
     remat: what the backward pass recomputes, see `nn.transformer.stack`.
   """
   if variant not in PRESETS:
@@ -186,4 +201,5 @@ def unet(*, variant: OneOf["PRESETS"], image_size: int, channels: int = 4, width
     raise ConfigError(f"denoiser.depths: one depth for each of the {len(fields['mults'])} levels of mults {fields['mults']}, found "
                       f"{fields['depths']}")
   fields.setdefault("middle", max(fields["depths"][-1], 1))
-  return UNet(image_size=image_size, channels=channels, dtype=jnp.dtype(dtype), remat=remat, unroll=unroll, attention=attention, **fields)
+  return UNet(image_size=image_size, channels=channels, dtype=jnp.dtype(dtype), remat=remat, unroll=unroll, attention=attention,
+              position_std=position_std, open_start=open_start, **fields)

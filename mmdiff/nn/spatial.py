@@ -76,7 +76,7 @@ class SpatialBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-  """x + project_out(blocks(project_in(norm(x)))) over the positions of a map, zero at the start of training.
+  """x + project_out(blocks(project_in(norm(x)))) over the positions of a map; by default it starts as x.
 
   The published 1×1 convolutions and linear projections are the same function; both are kernels [C C] here.
   """
@@ -89,6 +89,7 @@ class SpatialTransformer(nn.Module):
   unroll: int | bool = 1
   implementation: str = "auto"
   dtype: Any = jnp.float32
+  out_init: nn.initializers.Initializer = nn.initializers.zeros
 
   @nn.compact
   def __call__(self, x: Array, text: Array, lengths: Array) -> Array:
@@ -102,5 +103,5 @@ class SpatialTransformer(nn.Module):
     blocks = stack(SpatialBlock, self.depth, remat=self.remat, unroll=self.unroll, heads=heads, head_dim=channels // heads,
                    text_only=self.text_only, implementation=self.implementation, dtype=self.dtype)
     h, _ = blocks(h, text, lengths)
-    h = nn.Dense(channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="project_out")(h)
+    h = nn.Dense(channels, dtype=self.dtype, kernel_init=self.out_init, name="project_out")(h)
     return x + h.reshape(x.shape)

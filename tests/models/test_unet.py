@@ -14,10 +14,11 @@ from mmdiff.models.unet import unet
 
 SMALL = dict(image_size=8, width=8, mults=(1, 2), depths=(0, 1), blocks=1, heads=2, groups=4)
 RNG = np.random.default_rng(0)
-TEXT = {"tokens": RNG.normal(size=(2, 5, 12)).astype(np.float32), "pooled": RNG.normal(size=(2, 6)).astype(np.float32),
-        "mask": np.arange(5)[None] < np.asarray([[3], [5]]), "size": np.asarray([[64, 64, 0, 0, 64, 64]] * 2, np.int32),
-        "level": np.asarray([1, 20], np.int32)}
-X, TIME = RNG.normal(size=(2, 8, 8, 4)).astype(np.float32), np.asarray([100.0, 900.0], np.float32)
+TEXT = {name: jnp.asarray(value) for name, value in {
+  "tokens": RNG.normal(size=(2, 5, 12)).astype(np.float32), "pooled": RNG.normal(size=(2, 6)).astype(np.float32),
+  "mask": np.arange(5)[None] < np.asarray([[3], [5]]), "size": np.asarray([[64, 64, 0, 0, 64, 64]] * 2, np.int32),
+  "level": np.asarray([1, 20], np.int32)}.items()}
+X, TIME = jnp.asarray(RNG.normal(size=(2, 8, 8, 4)), jnp.float32), jnp.asarray([100.0, 900.0])
 
 
 def small(variant="tiny", **options):
@@ -99,6 +100,17 @@ def test_text_is_computed_once():
   gone = lambda path, leaf: leaf * 0 if path.startswith(text_only) or re.search("cross_attention/(key|value)", path) else leaf
   blind = {"params": tree.map_with_path(gone, params["params"])}
   np.testing.assert_allclose(apply(blind | cache, X, TIME, TEXT | {"tokens": TEXT["tokens"] * 0}), apply(params, X, TIME, TEXT), atol=1e-5)
+
+
+def test_small_models_may_start_open_and_know_where():
+  model = small(position_std=0.4, open_start=True)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), X, TIME, TEXT)
+  assert shapes["params"]["position"].shape == (8, 8, 8)
+  with pytest.raises(ConfigError, match="position_std=0"):
+    jax.eval_shape(model.apply, shapes, X[:, :6], TIME, TEXT)
+  started = lambda model: jax.jit(lambda key: model.init(key, X, TIME, TEXT)["params"]["middle_attention"]["project_out"]["kernel"])(
+    jax.random.key(0))
+  assert np.asarray(started(model)).any() and not np.asarray(started(small())).any()
 
 
 def test_further_input_channels():
