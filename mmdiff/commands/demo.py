@@ -1,6 +1,6 @@
 """Train a CLIP model and a text-to-image model on captioned scenes, draw, score, and write one report.
 
-  mmdiff demo --workdir=runs/demo            17 minutes on two busy CPU cores
+  mmdiff demo --workdir=runs/demo            15 minutes on two busy CPU cores
   mmdiff demo --workdir=runs/demo --tiny     the same path in a minute, to see that it works; its scores mean nothing
 
 Stopped half-way, the same command goes on. Results: summary.json and report.html in the run directory.
