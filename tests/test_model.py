@@ -126,3 +126,20 @@ def test_latents_and_other_sizes(tmp_path):
   assert draw(height=8, width=24).shape == (1, 8, 24, 3)
   with pytest.raises(ConfigError, match="4 times their latents, found 18×16"):
     draw(height=18)
+
+
+def test_a_captioner_writes_and_embeds(tmp_path):
+  model = mmdiff.load(toy_runs.make(tmp_path / "coca", toy_runs.coca()), params="raw")
+  images = pictures(5)
+  written = model.caption(images)
+  assert len(written) == 5 and all(isinstance(text, str) for text in written) and model.embed_image(images).shape == (5, 8)
+  assert model.caption([images[3]]) == written[3:4] and model.caption([]) == []
+  tokens, lengths = model.caption_tokens(images, method="sample", seeds=[1, 2, 3, 4, 5], max_len=6)
+  assert tokens.shape == (5, 6) and lengths.min() >= 1 and lengths.max() <= 6
+  alone, _ = model.caption_tokens(images[4:], method="sample", seeds=[5], max_len=6)
+  np.testing.assert_array_equal(alone, tokens[4:])
+  wrong = {"unknown decoding option 'bems'": dict(bems=2), "top_p: expected more than 0": dict(top_p=0.0, method="sample"),
+           "one for each of the 5 images, found 1": dict(seeds=[1]), "max_len: 99 tokens": dict(max_len=99)}
+  for message, options in wrong.items():
+    with pytest.raises(ConfigError, match=message):
+      model.caption(images, **options)

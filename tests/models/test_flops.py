@@ -5,6 +5,7 @@ import pytest
 
 from mmdiff.models import flops
 from mmdiff.models.clip import clip
+from mmdiff.models.coca import coca
 from mmdiff.models.conv_text import conv_text
 from mmdiff.models.dit import dit
 from mmdiff.models.t5 import t5
@@ -80,3 +81,24 @@ def test_frozen_encoders_are_left_out():
   denoiser = unet(variant="tiny", image_size=8, width=8, groups=4, text_width=16, heads=2)
   frozen = flops.text_to_image(denoiser, t5(variant="tiny", vocab=16), text_len=4)
   assert frozen == flops.unet(denoiser, text_len=4, text_width=64, pooled_width=64)
+
+
+@pytest.mark.parametrize("variant, published", [("Base", 98.7), ("ViT-B/32", 33.3), ("ViT-L/14", 214.5)])
+def test_published_captioners(variant, published):
+  """Forward GFLOPs of a pair; open_clip's profile of its two models, and of its coca_base, whose decoder has more MLPs than the paper's."""
+  got = flops.coca(coca(variant=variant, text_len=76)) / 1e9
+  assert (0.85 if variant == "Base" else 0.97) * published <= got <= 1.02 * published
+
+
+@pytest.mark.parametrize("open_clip", [False, True])
+def test_the_compilers_count_of_a_captioner(open_clip):
+  model = coca(variant="tiny", image_width=256, text_width=256, embed_dim=256, unroll=True, attention="xla", open_clip=open_clip)
+  shape = jax.ShapeDtypeStruct
+  inputs = shape((2, 32, 32, 3), jnp.float32), shape((2, 66), jnp.int32), shape((2, 66), bool)
+  params = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+
+  def forward(params, image, tokens, mask):
+    image, text, hidden = model.apply(params, image, tokens, mask)
+    return image, text, hidden @ params["params"]["decoder"]["project_vocab"]["kernel"]
+  counted = jax.jit(forward).lower(params, *inputs).cost_analysis()["flops"] / 2
+  assert 0.9 * counted <= flops.coca(model) <= 1.01 * counted

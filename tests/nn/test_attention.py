@@ -3,6 +3,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
@@ -99,3 +100,32 @@ def test_cross_attention_takes_another_width():
   assert layer.apply(params, x, kv, lengths=jnp.array([1, 5])).shape == (2, 3, 6)
   with pytest.raises(ConfigError, match="does not divide"):
     Attention(3).init(jax.random.key(0), x)
+
+
+def test_a_mask_adds_to_the_other_rules_in_every_form():
+  q, k, v = qkv(5, 5)
+  mask = jnp.asarray(np.random.default_rng(0).random((3, 1, 5, 5)) < 0.7) | jnp.eye(5, dtype=bool)[None, None]
+  lengths = jnp.array([5, 5, 5])
+  expected = attention(q, k, v, mask=mask & jnp.tri(5, dtype=bool)[None, None], implementation="xla")
+  for implementation in ("xla", "cpu"):
+    out = attention(q, k, v, lengths=lengths, causal=True, mask=mask, implementation=implementation)
+    assert jnp.abs(out - expected).max() <= 1e-5
+
+
+def test_steps_with_a_cache_are_causal_self_attention_and_cross_attention():
+  x, kv = jax.random.normal(jax.random.key(0), (2, 6, 16)), jax.random.normal(jax.random.key(1), (2, 4, 12))
+  own, cross = Attention(heads=2, causal=True), Attention(heads=2)
+  own_params, cross_params = jax.jit(own.init)(jax.random.key(2), x), jax.jit(cross.init)(jax.random.key(3), x, kv)
+  expected, expected_cross = jax.jit(own.apply)(own_params, x), jax.jit(cross.apply)(cross_params, x, kv)
+
+  @jax.jit
+  def steps(x, kv):
+    kept = module.keys_values(cross_params["params"], kv, heads=2)
+
+    def one(cache, position):
+      row = jax.lax.dynamic_slice_in_dim(x, position, 1, axis=1)
+      out, cache = own.apply(own_params, row, cache=cache, position=position)
+      return cache, (out[:, 0], cross.apply(cross_params, row, cache=kept)[0][:, 0])
+    return jax.lax.scan(one, module.empty_cache(2, 6, heads=2, head_dim=8), jnp.arange(6))[1]
+  for out, whole in zip(steps(x, kv), (expected, expected_cross)):
+    assert jnp.abs(jnp.swapaxes(out, 0, 1) - whole).max() <= 1e-5

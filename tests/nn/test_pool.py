@@ -26,3 +26,13 @@ def test_attention_pool_sees_a_set():
   assert params["params"]["probe"].shape == (1, 8)
   out = jax.jit(layer.apply)(params, X)
   assert out.shape == (3, 8) and jnp.abs(out - layer.apply(params, X[:, ::-1])).max() <= 1e-5
+
+
+def test_learned_queries_pool_a_set_into_a_few_tokens():
+  layer = pool.AttentionPool(width=12, queries=5, heads=2)
+  params = jax.jit(layer.init)(jax.random.key(1), X)
+  assert params["params"]["query_tokens"].shape == (5, 12) and set(params["params"]) == {"query_tokens", "norm_queries", "norm_keys",
+                                                                                         "attention"}
+  out = jax.jit(layer.apply)(params, X)
+  assert out.shape == (3, 5, 12) and jnp.abs(out - layer.apply(params, X[:, ::-1])).max() <= 1e-5
+  assert jnp.abs(layer.apply(params, 3 * X + 1) - out).max() <= 1e-4             # keys are normalised

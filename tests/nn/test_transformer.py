@@ -5,7 +5,7 @@ import pytest
 from flax import linen as nn
 
 from mmdiff.core.errors import ConfigError
-from mmdiff.nn.transformer import ACTIVATIONS, Block, GatedMlp, clip_inits, layer_norm, stack
+from mmdiff.nn.transformer import ACTIVATIONS, Block, GatedMlp, block_keys_values, clip_inits, layer_norm, layers_of, stack
 
 X = jax.random.normal(jax.random.key(0), (2, 5, 16))
 
@@ -95,3 +95,16 @@ def test_gated_mlp_by_hand():
   assert jnp.abs(mlp.apply({"params": params}, X) - expected).max() <= 1e-5
   narrow = GatedMlp(8, use_bias=False, dtype=jnp.bfloat16, down_dtype=jnp.float32)
   assert jax.eval_shape(narrow.apply, {"params": params}, X).dtype == jnp.float32
+
+
+def test_a_block_may_attend_to_other_tokens_and_do_without_an_mlp():
+  kv = jax.random.normal(jax.random.key(5), (X.shape[0], 3, 10))
+  block = Block(heads=2, mlp_dim=0)
+  params = jax.jit(lambda key: block.init(key, X, kv=kv))(jax.random.key(6))["params"]
+  assert set(params) == {"attention", "norm_attention", "norm_kv"} and params["attention"]["key"]["kernel"].shape == (10, X.shape[-1])
+  out = jax.jit(lambda kv: block.apply({"params": params}, X, kv=kv)[0])
+  assert jnp.any(out(kv) != out(kv[:, ::-1] * 2 + kv)) and jnp.abs(out(kv) - out(kv[:, ::-1])).max() <= 1e-5
+  cache = block_keys_values(params, kv, heads=2)
+  step, _ = block.apply({"params": params}, X[:, :1], cache=cache)
+  assert jnp.abs(step - out(kv)[:, :1]).max() <= 1e-5
+  assert len(layers_of({"a": jnp.arange(6).reshape(3, 2)}, 3)) == 3
