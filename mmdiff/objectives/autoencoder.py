@@ -9,6 +9,7 @@ which is latent diffusion's, there summed over the picture, divided by N: Adam s
 sizes. λ is VQGAN's adaptive weight, by the same division at most 1e4 / N. Before `discriminator_start` both adversarial terms are zero.
 """
 from collections.abc import Mapping
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +24,9 @@ from mmdiff.models import flops
 from mmdiff.models.autoencoder import draw_latents
 
 
-def autoencoder(*, model: Built["mmdiff.models:AUTOENCODERS"], perceptual: Built["mmdiff.models:FEATURES"] | None = None,
-                perceptual_weight: float = 1.0, kl_weight: float = 1e-6, learned_scale: bool = False,
+def autoencoder(*, model: Built["mmdiff.models:AUTOENCODERS"], pixel: Literal["l1", "l2"] = "l1",
+                perceptual: Built["mmdiff.models:FEATURES"] | None = None, perceptual_weight: float = 1.0, kl_weight: float = 1e-6,
+                learned_scale: bool = False,
                 discriminator: Built["mmdiff.models:DISCRIMINATORS"] | None = None, discriminator_weight: float = 0.5,
                 discriminator_start: int = 50_001, adaptive: bool = True) -> Objective:
   """The objective over parameter groups `autoencoder` and, where there are any, `discriminator`, `perceptual` (to be frozen) and
@@ -32,6 +34,7 @@ def autoencoder(*, model: Built["mmdiff.models:AUTOENCODERS"], perceptual: Built
 
   Args:
     model: see `models.autoencoder`.
+    pixel: the distance of pixels: l1 as published, or l2, squared, which the later ft-mse weights of Stable Diffusion used.
     perceptual: a distance beside |x − x̂|, see `models.perceptual`; None = none.
     perceptual_weight: of that distance.
     kl_weight: of the latents' KL in nats, summed over a picture's latent.
@@ -69,12 +72,13 @@ def autoencoder(*, model: Built["mmdiff.models:AUTOENCODERS"], perceptual: Built
     return {"features": apply(params["autoencoder"], "features", z), "kl": losses.kl_to_normal(mean, log_variance)}
 
   def distances(params: Tree, made: Array, image: Array) -> dict[str, Array]:
-    """l1, perceptual and nll of pictures, [B] each."""
-    l1 = losses.l1(made, image)
+    """l1, mse, perceptual and nll of pictures, [B] each."""
+    l1, mse = losses.l1(made, image), losses.mse(made, image)
     frozen = jax.lax.stop_gradient(params.get("perceptual", {}))
     distance = perceptual.distance(frozen, made, image) if perceptual else jnp.zeros_like(l1)
     s = params.get("log_scale", jnp.zeros(()))
-    return {"l1": l1, "perceptual": distance, "nll": (l1 + perceptual_weight * distance) / jnp.exp(s) + s}
+    error = (l1 if pixel == "l1" else mse) + perceptual_weight * distance
+    return {"l1": l1, "mse": mse, "perceptual": distance, "nll": error / jnp.exp(s) + s}
 
   def judge(weights: Tree, made: Array) -> Array:
     return discriminator.apply({"params": weights}, made)
@@ -104,7 +108,7 @@ def autoencoder(*, model: Built["mmdiff.models:AUTOENCODERS"], perceptual: Built
 
     def scores(part: Mapping[str, Array]) -> dict[str, Array]:
       made = apply(params["autoencoder"], "paint", part["features"])
-      found = distances(params, made, part["image"]) | {"kl": part["kl"], "mse": losses.mse(made, part["image"])}
+      found = distances(params, made, part["image"]) | {"kl": part["kl"]}
       if discriminator is None:
         return found
       real, fake = judge(params["discriminator"], part["image"]), judge(params["discriminator"], jax.lax.stop_gradient(made))
@@ -139,7 +143,7 @@ def autoencoder(*, model: Built["mmdiff.models:AUTOENCODERS"], perceptual: Built
     valid = batch["valid"].astype(jnp.float32) if "valid" in batch else jnp.ones(image.shape[0], jnp.float32)
     rows = hidden(params, image, batch["id"], key)
     made = apply(params["autoencoder"], "paint", rows["features"])
-    found = distances(params, made, image) | {"kl": rows["kl"], "mse": losses.mse(made, image)}
+    found = distances(params, made, image) | {"kl": rows["kl"]}
     metrics = {name: (values * valid).sum() / jnp.maximum(valid.sum(), 1.0) for name, values in found.items()}
     return {"loss": metrics.pop("nll") + kl_weight / image[0].size * metrics["kl"]} | metrics
 

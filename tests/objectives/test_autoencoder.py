@@ -205,6 +205,8 @@ def test_predictions():
   trained = heard()[0][1].metrics
   for name in ("l1", "perceptual", "kl", "mse"):
     np.testing.assert_allclose(found[name], trained[name], rtol=1e-4)
+  squared = jax.jit(objective(pixel="l2").predict["loss"])(initial(), batch, jax.random.key(3))
+  np.testing.assert_allclose(squared["loss"] - found["loss"], found["mse"] - found["l1"], rtol=1e-4)
   part = predict["loss"](initial(), batch | dict(valid=np.arange(4) < 2), jax.random.key(3))
   few = predict["loss"](initial(), {name: value[:2] for name, value in batch.items()}, jax.random.key(3))
   np.testing.assert_allclose(part["loss"], few["loss"], rtol=1e-5)
