@@ -32,7 +32,7 @@ from mmdiff.data.quarantine import BadRecord, Offence
 
 OFFENDERS = 20                       # bad records that a unit's manifest names
 NOT_UNITS = ("job", "manifest")
-LITTER = re.compile(r"\.(\d+|job)\.")   # what a killed process was writing
+LITTER = re.compile(r"\.(\d+|job|manifest)\.")   # what a killed process was writing
 
 
 class Unit(NamedTuple):
@@ -173,7 +173,11 @@ class Job:
     """When every unit is finished: writes manifest.json with `summary` of the units' manifests, and removes what killed ones left."""
     entries = [json.loads((self.out / f"{unit.name}.json").read_bytes()) for unit in self.units]
     made = {"identity": self.identity, **summary(entries)}
-    shards.write_json(self.out / "manifest.json", made)
+    try:
+      shards.write_json(self.out / "manifest.json", made)
+    except CannotWrite:
+      if not (self.out / "manifest.json").exists():      # else someone else wrote the same, and swept away what we were writing
+        raise
     self.close()
     shutil.rmtree(self.out / "claims", ignore_errors=True)
     for part in self.out.iterdir():

@@ -91,6 +91,14 @@ def test_who_comes_second_with_a_unit_changes_nothing(tmp_path):
   assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.json", "00000.txt", "job.json"]
 
 
+def test_what_killed_processes_were_writing_is_swept_away_at_the_end(tmp_path):
+  for name in (".00001.jsonl.1234abcd.part", ".00002.json.x_1y", ".manifest.json.k2_9", ".job.json.12ab"):
+    (tmp_path / name).write_text("half")
+  (tmp_path / ".kept").write_text("of someone else")
+  work(tmp_path)
+  assert [path.name for path in tmp_path.glob(".*")] == [".kept"]
+
+
 def test_a_bug_ends_the_worker_and_frees_its_unit(tmp_path):
   units = jobs.units_of(World(4), per_unit=2)
   job = jobs.Job(tmp_path, units, {})
