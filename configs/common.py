@@ -31,7 +31,7 @@ def base(*, steps: int, batch_size: int, seed: int = 0, log_every_steps: int = 5
     checkpoint=dict(every_steps=save_every_steps, keep=3),
     mesh=dict(data=-1, fsdp=1, tensor=1),
     sharding="auto",
-    init=dict(path="", params="", map={}),
+    init=dict(path="", params="", map={}, parts={}),
     freeze=(), ema={}, evals={},
   ), type_safe=False)
 
@@ -42,9 +42,9 @@ def adamw(*, lr: float, warmup_steps: int, weight_decay: float, decay: str = "co
   return dict(name="adamw", lr=lr, warmup_steps=warmup_steps, decay=decay, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, clip=clip)
 
 
-def scenes(tier: str = "T32", split: str = "train") -> dict:
-  """The built-in captioned world; needs no files."""
-  return dict(name="scenes", tier=tier, split=split)
+def scenes(tier: str = "T32", split: str = "train", size: int | None = None) -> dict:
+  """The built-in captioned world, or the first `size` records of it; needs no files."""
+  return dict(name="scenes", tier=tier, split=split) | ({} if size is None else dict(size=size))
 
 
 def data(source: dict, *, image_size: int, text_len: int, captions: dict, tokenizer: dict, threads: int = 2, workers: int = 0,

@@ -1,13 +1,13 @@
 r"""Text-to-image diffusion on the latents of a KL autoencoder (https://arxiv.org/abs/2112.10752): the published models, and one for a CPU.
 
-  mmdiff train --config=configs/t2i_latent.py:model=sd15 --workdir=DIR --config.init.path=PARTS \
-      --config.data.source.urls='tars/{00000..09999}.tar' --config.data.tokenizer.path=clip_tokenizer/
-      models sd15, sd21, sdxl, and dalle3: the model of DALL-E 3's caption ablation (256 px, T5-XXL, three levels). PARTS is a run directory
-      that holds the frozen groups `autoencoder` and `text`. None of these has been trained here.
+  mmdiff train --config=configs/t2i_latent.py:model=sd15 --workdir=DIR --config.data.source.urls='tars/{00000..09999}.tar' \
+      --config.data.tokenizer.path=sd15/tokenizer
+      models sd15, sd21, sdxl, and dalle3: the model of DALL-E 3's caption ablation (256 px, T5-XXL, three levels). The frozen encoders come
+      from public checkpoints, see PARTS; a run of kl_f8.py or of clip.py does as well. None of these has been trained here.
   mmdiff train --config=configs/t2i_latent.py:model=sdxl,size=512 --workdir=DIR2 --config.init.path=DIR …
       progressive training: every size goes on from the run before it, 256, 512, then 768 (sd21) or 1024; sdxl's last in aspect buckets.
   mmdiff train --config=configs/kl_f8.py:tiny --workdir=runs/kl_tiny
-  mmdiff train --config=configs/t2i_latent.py:tiny --workdir=runs/t2i_latent --config.init.path=runs/kl_tiny
+  mmdiff train --config=configs/t2i_latent.py:tiny --workdir=runs/t2i_latent --config.init.parts.autoencoder=runs/kl_tiny
       scenes T64: latents of 16×16×4, a UNet that attends to the captions; 40 images/s on two cores, so about 20 minutes. Not yet run to its
       end.
 """
@@ -21,6 +21,13 @@ STEPS = {
   "dalle3": {256: 500_000, 512: 100_000, 1024: 100_000},
 }
 FACTOR = 8              # of the published autoencoders
+# Where the frozen encoders are: folders of the published pipelines, and of T5.
+PARTS = {
+  "sd15": {"autoencoder": "sd15/vae", "text": "sd15/text_encoder"},
+  "sd21": {"autoencoder": "sd21/vae", "text": "sd21/text_encoder"},
+  "sdxl": {"autoencoder": "sdxl/vae", "text/first": "sdxl/text_encoder", "text/second": "sdxl/text_encoder_2"},
+  "dalle3": {"autoencoder": "sd15/vae", "text": "t5-v1_1-xxl"},
+}
 
 
 def get_config(arg=""):
@@ -34,8 +41,8 @@ def get_config(arg=""):
   config = common.base(steps=STEPS[arg.model][arg.size], batch_size=2_048, save_every_steps=5_000)
   config.mesh = dict(data=-1, fsdp=8, tensor=1)
   first = arg.size == min(STEPS[arg.model])
-  # From the parts, or from all of the size before.
-  config.init = dict(path="runs/parts" if first else "runs/smaller", params="", map={"denoiser": ""} if first else {})
+  # The encoders, or all of the size before.
+  config.init = dict(path="" if first else "runs/smaller", params="", map={}, parts=PARTS[arg.model] if first else {})
   config.objective = objective(arg.model, arg.size)
   config.data = common.data(
     dict(name="webdataset", urls="data/{00000..09999}.tar"), image_size=arg.size, text_len=128 if arg.model == "dalle3" else 77,
@@ -73,7 +80,7 @@ def objective(model: str, size: int) -> dict:
 def tiny():
   vocab, text_len = 512, 160
   config = common.base(steps=1_500, batch_size=32, save_every_steps=500)
-  config.init = dict(path="runs/kl_tiny", params="", map={"denoiser": "", "text": ""})
+  config.init = dict(path="", params="", map={}, parts=dict(autoencoder="runs/kl_tiny"))
   config.objective = dict(
     name="diffusion", schedule="flow", prediction="x0", caption_dropout=0.1,
     denoiser=dict(name="unet", variant="tiny", image_size=16, position_std=0.4, open_start=True, dtype="float32", remat="none",

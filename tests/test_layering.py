@@ -22,6 +22,7 @@ FLOORS = {
 NEIGHBOURS = {
   ("mmdiff.models.flops", "mmdiff.models.clip"): "counts the FLOPs of the composite",
   ("mmdiff.models.flops", "mmdiff.models.coca"): "counts the FLOPs of the composite",
+  ("mmdiff.train", "mmdiff.convert"): "a run may start from a public checkpoint",
   ("mmdiff.commands", "mmdiff.model"): "a command serves a loaded model",
   ("mmdiff.model", "mmdiff.commands"): "a run directory's config goes through the same check as a flag's",
   ("mmdiff.__main__", "mmdiff.commands"): "dispatch",

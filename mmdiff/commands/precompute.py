@@ -116,11 +116,11 @@ def parameters(config: Mapping, objective, dataset, mesh: jax.sharding.Mesh, gro
     params = jax.jit(start, out_shardings=parallel.shardings(jax.eval_shape(start, key), mesh, config["sharding"]))(key)
   source = train.starts_from(config)
   if source:
-    mapped = {entry: there for entry, there in (source.get("map") or {}).items() if entry.split("/")[0] in groups}
+    here = lambda key: {entry: there for entry, there in (source.get(key) or {}).items() if entry.split("/")[0] in groups}
     nothing: Any = None
     holder = state.TrainState(step=nothing, params=params, frozen=jax.tree.map(lambda x: None, params), opt_state=(), ema={}, extra=(),
                               key=nothing, counts=nothing, skipped=nothing, skipped_in_a_row=nothing)
-    params = init.initialised(holder, **dict(source, map=mapped)).full()
+    params = init.initialised(holder, **dict(source, map=here("map"), parts=here("parts"))).full()
   return params
 
 

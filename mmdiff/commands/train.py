@@ -82,17 +82,17 @@ def make_dataset(config: Mapping, workdir: Path):
   starts from another one's weights starts with its tokenizer."""
   from mmdiff.data import SOURCES, TOKENIZERS, loader
   kept = workdir / "tokenizer.json"
-  if not kept.exists() and starts_from(config):
+  if not kept.exists() and starts_from(config).get("path"):
     from mmdiff.train import init
-    kept = init.tokenizer_of(starts_from(config)["path"])
+    kept = init.tokenizer_of(starts_from(config)["path"]) or kept
   tokenizer = build(TOKENIZERS, dict(name="file", path=str(kept)) if kept.exists() else config["data"]["tokenizer"])
   return loader.dataset(build(SOURCES, config["data"]["source"]), tokenizer, seed=config["seed"], **data_options(config))
 
 
 def starts_from(config: Mapping) -> Mapping:
-  """`config.init` of a run that starts from another one, else {}."""
+  """`config.init` of a run that starts from weights that exist, else {}."""
   init = config.get("init") or {}
-  return init if init.get("path") else {}
+  return init if init.get("path") or init.get("parts") else {}
 
 
 def data_options(config: Mapping) -> dict[str, Any]:

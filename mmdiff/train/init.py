@@ -1,16 +1,21 @@
-"""A run that starts from another run's weights: `config.init`.
+"""A run that starts from weights that exist: `config.init`.
 
   init = dict(path="runs/clip", params="", map={"decoder": "", "image": "visual"})
+  init = dict(path="", parts={"autoencoder": "sd/vae", "text": "sd/text_encoder"})
 
-The longest entry of `map` that is a leaf's path or the start of it says where the leaf is in the source: "image/position" is then
-"visual/position". The value "" leaves it as it was initialised. What no entry names has the same path in the source.
+A path is a run directory, DIR or DIR@STEP, or a checkpoint in a public format (`mmdiff info PATH`). The longest entry of `map` that is a
+leaf's path or the start of it says where the leaf is in the source: "image/position" is then "visual/position". The value "" leaves it as
+it was initialised. What no entry names has the same path in the source. An entry of `parts` fills what begins with it from a source of its
+own: from there what has the same name, its group's name, or everything.
 """
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from mmdiff.convert import public
 from mmdiff.core import tree
 from mmdiff.core.errors import DataError
 from mmdiff.train import checkpoint, run_directory
@@ -19,53 +24,98 @@ from mmdiff.train.state import TrainState
 SHOWN = 8
 
 
+class Weights(NamedTuple):
+  """The leaves of a source, and what it is."""
+  leaves: Mapping[str, np.ndarray]
+  about: str
+
+  def has(self, entry: str) -> bool:
+    return any(within(name, entry) for name in self.leaves)
+
+
+def within(path: str, entry: str) -> bool:
+  """Whether an entry is a path or the start of it."""
+  return path == entry or path.startswith(f"{entry}/")
+
+
+def longest(path: str, entries: Iterable[str]) -> str | None:
+  """The longest entry that a path is within."""
+  return max((entry for entry in entries if within(path, entry)), key=len, default=None)
+
+
 def source_path(path: str, map: Mapping[str, str]) -> str | None:
   """Where the leaf at `path` is in the source, or None if it starts fresh."""
-  entries = [entry for entry in map if path == entry or path.startswith(f"{entry}/")]
-  if not entries:
+  entry = longest(path, map)
+  if entry is None:
     return path
-  entry = max(entries, key=len)
   return map[entry] + path[len(entry):] if map[entry] else None
 
 
-def tokenizer_of(path: str) -> Path:
-  """The tokenizer that the run at `path` was trained with. Raises DataError."""
+def part_path(path: str, entry: str, weights: Weights) -> str:
+  """Where the leaf at `path`, within a part, is in the source of that part."""
+  root = next((root for root in (entry, entry.split("/")[0]) if weights.has(root)), "")
+  return f"{root}{path[len(entry):]}".lstrip("/")
+
+
+def tokenizer_of(path: str) -> Path | None:
+  """The tokenizer that the run at `path` was trained with; None for a public checkpoint. Raises DataError."""
+  if public.is_public(path):
+    return None
   file = run_directory.locate(path)[0] / "tokenizer.json"
   if not file.is_file():
     raise DataError(f"init.path: {file} is missing; give a run directory of `mmdiff train`")
   return file
 
 
-def initialised(state: TrainState, *, path: str, params: str = "", map: Mapping[str, str] = {}) -> TrainState:  # noqa: B006
-  """The fresh state with the parameters of the run at `path` (`DIR` or `DIR@STEP`) in all of params, frozen ones and averages.
+def weights_of(path: str, params: str = "") -> Weights:
+  """The parameters at a path. Raises DataError."""
+  if public.is_public(path):
+    loaded = public.load(path, quiet=jax.process_index() > 0)
+    values, about = loaded.params, f"{path} ({loaded.format})"
+  else:
+    workdir, step = run_directory.locate(path)
+    average = run_directory.average(run_directory.read_config(workdir), params or None)
+    values, _, meta = checkpoint.restore_params(workdir, step=step, ema=average)
+    about = f"{path} (step {meta['step']}, {average or run_directory.RAW} parameters)"
+  return Weights(dict(zip(tree.paths(values), jax.tree.leaves(values))), about)
 
-  params: an average of that run, "raw", or "" for its `eval` average where it has one, else raw.
 
-  Raises DataError that names every leaf that the source lacks or holds in another shape, and every entry of `map` that names nothing.
+def initialised(state: TrainState, *, path: str = "", params: str = "", map: Mapping[str, str] = {},  # noqa: B006
+                parts: Mapping[str, str] = {}) -> TrainState:  # noqa: B006
+  """The fresh state with the parameters of what `path` and `parts` name in all of params, frozen ones and averages.
+
+  params: an average of a run, "raw", or "" for its `eval` average where it has one, else raw.
+
+  A stack of layers may be a part's first ones: that is how SDXL takes its first encoder, of which it needs 11 layers of 12.
+
+  Raises DataError that names every leaf that a source lacks or holds in another shape, and every entry that names nothing.
   """
-  workdir, step = run_directory.locate(path)
-  average = run_directory.average(run_directory.read_config(workdir), params or None)
-  values, _, meta = checkpoint.restore_params(workdir, step=step, ema=average)
-  found = dict(zip(tree.paths(values), jax.tree.leaves(values)))
   full = state.full()
   names = tree.paths(full)
-  problems = [f"map names {entry!r}, which is no parameter here" for entry in map
-              if not any(name == entry or name.startswith(f"{entry}/") for name in names)]
+  problems = [f"{what} names {entry!r}, which is no parameter here" for what, entries in (("map", map), ("parts", parts))
+              for entry in entries if not any(within(name, entry) for name in names)]
+  sources = {entry: weights_of(where, params) for entry, where in parts.items() if not problems}
+  whole = weights_of(path, params) if path else None
   taken: dict[str, np.ndarray] = {}
   for name, leaf in zip(names, jax.tree.leaves(full)):
-    where = source_path(name, map)
-    if where is None:
+    part = longest(name, sources)
+    weights = whole if part is None else sources[part]
+    where = source_path(name, map) if part is None else part_path(name, part, sources[part])
+    if weights is None or where is None:
       continue
-    if where not in found:
-      problems.append(f"{name}: the source has no {where}")
-    elif found[where].shape != leaf.shape:
-      problems.append(f"{name}: {list(leaf.shape)} here, {where} is {list(found[where].shape)} there")
+    value = weights.leaves.get(where)
+    if value is None:
+      problems.append(f"{name}: {weights.about} has no {where}")
+      continue
+    if part is not None and "stack" in where.split("/") and value.ndim and value.shape[0] > leaf.shape[0]:
+      value = value[:leaf.shape[0]]
+    if value.shape != leaf.shape:
+      problems.append(f"{name}: {list(leaf.shape)} here, {where} is {list(value.shape)} in {weights.about}")
     else:
-      taken[name] = found[where]
+      taken[name] = value
   if problems:
     more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-    raise DataError(f"init.path {path} (step {meta['step']}, {average or run_directory.RAW} parameters) does not fit: "
-                    + "; ".join(problems[:SHOWN]) + more
+    raise DataError("init does not fit: " + "; ".join(problems[:SHOWN]) + more
                     + '. Change init.map: {"part of the path here": "part of the path there"}, with "" for what shall start fresh')
 
   def placed(name: str, leaf):

@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 
 from mmdiff.commands import train
+from mmdiff.convert import public
 from mmdiff.core.build import build
 from mmdiff.core.errors import DataError
 from mmdiff.data import TOKENIZERS
+from mmdiff.models.autoencoder import kl
 from mmdiff.train import checkpoint, init, loop
 from tests import toy_runs
 from tests.train import toys
@@ -61,9 +63,11 @@ def test_what_does_not_fit_is_named(source):
   blank["more"] = {"kernel": jnp.zeros((2, 2))}
   with pytest.raises(DataError) as error:
     init.initialised(state_of(blank), path=str(source), map={"wrong": ""})
-  for told in ("map names 'wrong'", "image/position: [5, 16] here, image/position is [4, 16] there",
-               "more/kernel: the source has no more/kernel"):
+  for told in ("map names 'wrong'", "image/position: [5, 16] here, image/position is [4, 16] in", "(step 4, eval parameters)",
+               "has no more/kernel"):
     assert told in str(error.value)
+  with pytest.raises(DataError, match="parts names 'texts', which is no parameter here"):
+    init.initialised(state_of(blank), parts={"texts": "nowhere"})
   with pytest.raises(DataError, match="no run directory"):
     init.initialised(state_of(blank), path=str(source / "elsewhere"))
 
@@ -74,6 +78,54 @@ def test_a_run_reads_its_data_with_the_sources_tokenizer(source, tmp_path):
   assert train.make_dataset(config, tmp_path).tokenizer.fingerprint() == build(
     TOKENIZERS, dict(name="file", path=str(source / "tokenizer.json"))).fingerprint()
   assert train.starts_from(config)["path"] == f"{source}@2" and train.starts_from(toy_runs.coca()) == {}
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory):
+  """(folder in the layout of diffusers, the parameters in it)."""
+  path, model = tmp_path_factory.mktemp("vae"), kl(variant="f8", widths=(8, 16), blocks=1, groups=4, image_size=16)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
+  public.save(path, format="diffusers-vae", module=model, config={}, params=params)
+  return path, params
+
+
+def test_parts_come_from_sources_of_their_own_and_the_rest_stays(source, vae):
+  values, _, _ = checkpoint.restore_params(source, step=4)
+  folder, autoencoder = vae
+  blank = jax.tree.map(lambda x: jnp.full(x.shape, 7.0), {"denoiser": {"scale": np.zeros(3)}, "autoencoder": autoencoder,
+                                                          "text": values["text"], "two": {"first": values["text"]}})
+  made = init.initialised(state_of(blank), params="raw", parts={"autoencoder": str(folder), "text": f"{source}@4"})
+  for name, wanted in (("autoencoder", autoencoder), ("text", values["text"])):
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(made.params[name]), jax.tree.leaves(wanted)))
+  assert jnp.all(made.params["denoiser"]["scale"] == 7) and jnp.all(made.params["two"]["first"]["position"] == 7)
+
+
+def test_a_whole_run_may_be_a_public_checkpoint(vae):
+  folder, params = vae
+  made = init.initialised(state_of(jax.tree.map(jnp.zeros_like, params)), path=str(folder))
+  assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(made.params), jax.tree.leaves(params)))
+  assert init.tokenizer_of(str(folder)) is None
+
+
+def test_where_a_part_is_in_its_source():
+  weights = init.Weights({"text/embed/embedding": np.zeros(1), "image/position": np.zeros(1)}, "a model")
+  alone = init.Weights({"embed/embedding": np.zeros(1)}, "an encoder")
+  assert init.part_path("text/embed/embedding", "text", weights) == "text/embed/embedding"
+  assert init.part_path("text/first/embed/embedding", "text/first", weights) == "text/embed/embedding"
+  assert init.part_path("text/first/embed/embedding", "text/first", alone) == "embed/embedding"
+
+
+def test_a_part_may_be_the_first_layers_of_a_stack(vae, monkeypatch):
+  there = {"stack/mlp/up/kernel": np.arange(24.0).reshape(12, 2), "embed/embedding": np.zeros((4, 2))}
+  monkeypatch.setattr(init, "weights_of", lambda path, params: init.Weights(there, "an encoder"))
+  here = {"text": {"stack": {"mlp": {"up": {"kernel": jnp.zeros((11, 2))}}}}}
+  made = init.initialised(state_of(here), parts={"text": "anywhere"})
+  assert np.array_equal(made.params["text"]["stack"]["mlp"]["up"]["kernel"], there["stack/mlp/up/kernel"][:11])
+  short = {"text": {"stack": {"mlp": {"up": {"kernel": jnp.zeros((13, 2))}}}, "embed": {"embedding": jnp.zeros((3, 2))}}}
+  with pytest.raises(DataError, match=r"(?s)embedding: \[3, 2\] here.*\[13, 2\] here, stack/mlp/up/kernel is \[12, 2\] in an encoder"):
+    init.initialised(state_of(short), parts={"text": "anywhere"})
 
 
 def test_only_a_fresh_run_is_initialised(tmp_path):
