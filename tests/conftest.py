@@ -6,7 +6,9 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 # Virtual devices on few cores: independent collectives of one step must run one after another, or they wait for each other for ever.
-os.environ["XLA_FLAGS"] = "--xla_cpu_enable_concurrency_optimized_scheduler=false " + os.environ.get("XLA_FLAGS", "")
+# And most of the suite's time is compiling: code that is optimised less is there sooner.
+os.environ["XLA_FLAGS"] = ("--xla_cpu_enable_concurrency_optimized_scheduler=false --xla_backend_optimization_level=1 "
+                           + os.environ.get("XLA_FLAGS", ""))
 
 import jax
 import pytest

@@ -6,7 +6,7 @@ section 3): text-to-image models that differ only in the share of original, of s
       training set captioned by it, 4 arms × 3 seeds, and the report.
   mmdiff ablate --config=configs/ablations/caption_mix.py --workdir=DIR --plan
       the paper's: 7 arms of 500,000 steps × 2,048 at 256 px. It wants the captions of `mmdiff caption --kind=short` and `--kind=long`, for
-      training in data/captions/ and for the prompts in data/prompts/, the frozen encoders in runs/parts (see configs/t2i_latent.py), and
+      training in data/captions/ and for the prompts in data/prompts/, the frozen encoders of configs/t2i_latent.py, and
       CLIP ViT-B/32 in data/clip-vit-base-patch32.
       The paper's figure 5, scored on original captions: 95 % above 90 % above 80 %, by 0.1 to 0.3 at a CLIP score of about 29.5; 65 % far
       behind and stopped early.
@@ -17,10 +17,10 @@ SHARES = (65, 80, 95)
 
 
 def get_config(arg=""):
-  arg = common.parse(arg, demo=False, part="", seeds=3)
+  arg = common.parse(arg, demo=False, part="", seeds=3, tiny=False)
   if arg.part not in ("", "scorer"):
     raise ValueError(f"config argument part takes scorer, found {arg.part!r}")
-  return scorer() if arg.part else demo(arg.seeds) if arg.demo else paper(arg.seeds)
+  return scorer() if arg.part else demo(arg.seeds, arg.tiny) if arg.demo else paper(arg.seeds)
 
 
 def mix(**shares: int) -> tuple[str]:
@@ -47,34 +47,37 @@ def paper(seeds: int) -> dict:
 TIER, SIZE, TEXT_LEN, VOCAB = "T16", 16, 46, 512         # the longest long caption has 44 tokens
 
 
-def demo(seeds: int) -> dict:
-  config = common.base(steps=512, batch_size=64, log_every_steps=64, save_every_steps=256)
+def demo(seeds: int, tiny: bool = False) -> dict:
+  """tiny: a few steps on a few records, to see that the path works; its numbers mean nothing."""
+  size = 200 if tiny else None
+  config = common.base(steps=8 if tiny else 512, batch_size=64, log_every_steps=4 if tiny else 64, save_every_steps=256)
   objective = common.small_t2i(image_size=SIZE, vocab=VOCAB, text_len=TEXT_LEN)
   # Four patches see each other and the words in one attention; that narrow, they learn to read within 300 steps.
   objective["denoiser"] |= dict(width=128, heads=4, text="joint")
   config.objective = objective
-  config.data = common.data(common.scenes(TIER), image_size=SIZE, text_len=TEXT_LEN, captions=dict(long=0.95, original=0.05),
+  config.data = common.data(common.scenes(TIER, size=size), image_size=SIZE, text_len=TEXT_LEN, captions=dict(long=0.95, original=0.05),
                             tokenizer=common.bpe(VOCAB), sidecar="{workdir}/prepare/captions")
   # Without decay a model that reads late is not one that no longer learns.
   config.optim = dict(default=common.adamw(lr=2e-3, warmup_steps=50, weight_decay=0.0, decay="constant", b2=0.98, clip=1.0))
   config.ema = dict(eval=0.98)
   config.evals = dict(alignment=dict(
-    name="alignment", source=common.scenes(TIER, "val_iid"), scorer="{workdir}/prepare/scorer", captions=("long", "original"), limit=128,
-    every_steps=64, params="eval", steps=12, guidance=2.0))
+    name="alignment", source=common.scenes(TIER, "val_iid"), scorer="{workdir}/prepare/scorer", captions=("long", "original"),
+    limit=8 if tiny else 128, every_steps=4 if tiny else 64, params="eval", steps=12, guidance=2.0))
   # Pairs of shape and colour that no picture of the training set shows.
-  config.evals.held_out = dict(name="scenes_judge", tier=TIER, prompts=128, splits=("val_comp",), every_steps=config.steps, params="eval",
-                               steps=12, guidance=2.0)
+  config.evals.held_out = dict(name="scenes_judge", tier=TIER, prompts=8 if tiny else 128, splits=("val_comp",), every_steps=config.steps,
+                               params="eval", steps=12, guidance=2.0)
+  short = ("--config.steps=4", "--config.evals={}") if tiny else ()
   return dict(
     base=config, seeds=tuple(range(seeds)), reference="long95", read="alignment",
     arms=dict(original=mix(original=100)) | {f"long{share}": mix(long=share, original=100 - share) for share in SHARES},
     prepare=dict(
-      scorer=("train", "--config=configs/ablations/caption_mix.py:part=scorer", "--workdir={workdir}/prepare/scorer"),
-      captioner=("train", f"--config=configs/coca.py:tiny,tier={TIER}", "--workdir={workdir}/prepare/captioner", "--config.steps=250",
-                 "--config.evals.retrieval.every_steps=250"),
+      scorer=("train", "--config=configs/ablations/caption_mix.py:part=scorer", "--workdir={workdir}/prepare/scorer", *short),
+      captioner=("train", f"--config=configs/coca.py:tiny,tier={TIER}", "--workdir={workdir}/prepare/captioner",
+                 *(short or ("--config.steps=250", "--config.evals.retrieval.every_steps=250"))),
       captioner_long=("train", f"--config=configs/coca_long.py:tiny,tier={TIER}", "--workdir={workdir}/prepare/captioner_long",
-                      "--config.init.path={workdir}/prepare/captioner", f"--config.data.text_len={TEXT_LEN}"),
-      captions=("caption", "--model={workdir}/prepare/captioner_long", f"--data=name=scenes,tier={TIER},split=train",
-                "--out={workdir}/prepare/captions", "--kind=long", "--batch_size=250")))
+                      "--config.init.path={workdir}/prepare/captioner", f"--config.data.text_len={TEXT_LEN}", *short),
+      captions=("caption", "--model={workdir}/prepare/captioner_long", "--out={workdir}/prepare/captions", "--kind=long",
+                "--batch_size=250", f"--data=name=scenes,tier={TIER},split=train" + (f",size={size}" if tiny else ""))))
 
 
 def scorer():

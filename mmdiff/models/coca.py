@@ -31,10 +31,10 @@ PRESETS = {
   "ViT-B/32": dict(image=(768, 12, 12, 3072, 32), text=(512, 12, 12, 8, 2048), embed_dim=512, open_clip=True),
   "ViT-L/14": dict(image=(1024, 24, 16, 4096, 14), text=(768, 12, 12, 12, 3072), embed_dim=768, open_clip=True),
   "tiny": dict(image=(128, 3, 4, 512, 8), text=(128, 1, 3, 4, 512), embed_dim=128, image_size=32, vocab=512, text_len=66, queries=16,
-               pixels="half", pool_heads=4, position_std=0.4),
+               pixels="half", pool_heads=4, position_std=0.4, word_std=0.5),
 }
 DEFAULTS = dict(image_size=288, vocab=64_000, text_len=76, queries=256, pool_heads=8, act="gelu", pixels="half", open_clip=False,
-                position_std=None)
+                position_std=None, word_std=0.02)
 OPEN_CLIP = dict(image_size=224, vocab=49_408, pixels="clip")
 PIXELS = {
   "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
@@ -45,7 +45,7 @@ PIXELS = {
 class ImagePools(nn.Module):
   """Image tokens [B S C] -> (float32 [B E], [B Q D]): what is compared with texts, and what captions are written from."""
   width: int
-  queries: int
+  queries: int                          # 0: captions are written from the image tokens themselves
   heads: int
   embed_dim: int
   single: bool                          # one pooler, whose first query is for contrast; else the contrastive one stands on the other
@@ -57,7 +57,7 @@ class ImagePools(nn.Module):
     pool = lambda queries, name: AttentionPool(self.width, queries, self.heads, dtype=self.dtype, implementation=self.implementation,
                                                name=name)
     norm = layer_norm("norm_post", dtype=self.dtype)
-    tokens = pool(self.queries, "caption")(x)
+    tokens = pool(self.queries, "caption")(x) if self.queries else x
     if self.single:
       tokens = norm(tokens)
       one, tokens = tokens[:, 0], tokens[:, 1:]
@@ -79,6 +79,7 @@ class UnimodalText(nn.Module):
   embed_dim: int
   total_depth: int                      # of both halves, for the initial values
   sees_one_more: bool = False           # open_clip's `build_cls_mask` is off by one: see `class_token_mask`
+  word_std: float = 0.02                # of the words at the start; of positions and the class token half of it
   act: str = "gelu"
   dtype: Any = jnp.float32
   remat: str = "none"
@@ -97,9 +98,10 @@ class UnimodalText(nn.Module):
     batch, length = tokens.shape
     if length > self.length:
       raise ConfigError(f"texts of {length} tokens do not fit {self.length} positions: lower data.text_len or raise the model's text_len")
-    x = nn.Embed(self.vocab, self.width, embedding_init=nn.initializers.normal(0.02), dtype=self.dtype, name="embed")(tokens)
-    position = self.param("position", nn.initializers.normal(0.01), (self.length + 1, self.width)).astype(self.dtype)
-    token = self.param("class_token", nn.initializers.normal(0.01), (self.width,)).astype(self.dtype) + position[self.length]
+    x = nn.Embed(self.vocab, self.width, embedding_init=nn.initializers.normal(self.word_std), dtype=self.dtype, name="embed")(tokens)
+    half = nn.initializers.normal(self.word_std / 2)
+    position = self.param("position", half, (self.length + 1, self.width)).astype(self.dtype)
+    token = self.param("class_token", half, (self.width,)).astype(self.dtype) + position[self.length]
     x = jnp.concatenate([x + position[None, :length], jnp.broadcast_to(token[None, None], (batch, 1, self.width))], axis=1)
     x, _ = stack(Block, self.depth, remat=self.remat, unroll=self.unroll, **self.block)(
       x, None, class_token_mask(mask, sees_one_more=self.sees_one_more))
@@ -250,7 +252,8 @@ def coca(*, variant: OneOf["PRESETS"] = "Base", image_size: int | None = None, v
          image_heads: int | None = None, text_width: int | None = None, unimodal_depth: int | None = None,
          multimodal_depth: int | None = None, text_heads: int | None = None, queries: int | None = None,
          act: Literal["gelu", "gelu_tanh", "quick_gelu", "silu"] | None = None, pixels: Literal["clip", "half"] | None = None,
-         open_clip: bool | None = None, position_std: float | None = None, dtype: Literal["float32", "bfloat16"] = "float32",
+         open_clip: bool | None = None, position_std: float | None = None, word_std: float | None = None,
+         dtype: Literal["float32", "bfloat16"] = "float32",
          remat: Literal["none", "dots", "full", "names"] = "none", unroll: bool = False,
          attention: Literal["auto", "xla", "cudnn", "cpu"] = "auto") -> CoCa:
   """A CoCa of a preset's shape, with any part overridden.
@@ -262,23 +265,27 @@ def coca(*, variant: OneOf["PRESETS"] = "Base", image_size: int | None = None, v
     embed_dim: width of the shared space.
     patch, image_width, image_depth, image_heads: of the image tower.
     text_width, text_heads, unimodal_depth, multimodal_depth: of the two halves of the decoder.
-    queries: of the caption pooler; with `open_clip` the first is the image embedding.
+    queries: of the caption pooler; with `open_clip` the first is the image embedding. 0: no such pooler, the decoder attends
+      to the patches.
     act: MLP activation.
     pixels: normalisation, CLIP's mean and std or 0.5 and 0.5.
     open_clip: open_clip's structure instead of the paper's, see the module.
-    position_std: of the patches' positions at the start. Small models learn where things are much sooner from a large one.
+    position_std, word_std: of the patches' positions and of the words at the start. Small models learn what is where much sooner from
+      large ones.
     dtype: of the computation; parameters are float32.
     remat, unroll, attention: see `nn.transformer.stack` and `nn.attention.resolve`.
   """
   preset = PRESETS[variant]
   given = dict(image_size=image_size, vocab=vocab, text_len=text_len, embed_dim=embed_dim, queries=queries, act=act, pixels=pixels,
-               open_clip=open_clip, position_std=position_std)
+               open_clip=open_clip, position_std=position_std, word_std=word_std)
   given = {key: value for key, value in given.items() if value is not None}
   row = DEFAULTS | (OPEN_CLIP if preset.get("open_clip") else {}) | preset | given
   run = dict(act=row["act"], dtype=jnp.dtype(dtype), remat=remat, unroll=unroll, attention=attention)
 
   width, depth, heads, mlp_dim, size = (value or default for value, default in zip(
     (image_width, image_depth, image_heads, image_width and 4 * image_width, patch), row["image"]))
+  if row["open_clip"] and not row["queries"]:
+    raise ConfigError("queries: 0 is of the paper's structure; with open_clip the image embedding is the pooler's first")
   if row["image_size"] % size:
     raise ConfigError(f"image_size: {row['image_size']} does not divide into patches of {size}; set patch or another size")
   image = ViT(width=width, depth=depth, heads=heads, mlp_dim=mlp_dim, patch=size, pool="none", class_token=row["open_clip"],
@@ -288,7 +295,7 @@ def coca(*, variant: OneOf["PRESETS"] = "Base", image_size: int | None = None, v
     (text_width, unimodal_depth, multimodal_depth, text_heads, text_width and 4 * text_width), row["text"]))
   shape = dict(vocab=row["vocab"], width=width, heads=heads, mlp_dim=mlp_dim, total_depth=unimodal + multimodal)
   text = UnimodalText(length=row["text_len"], depth=unimodal, embed_dim=row["embed_dim"], sees_one_more=row["open_clip"],
-                      **shape, **run)
+                      word_std=row["word_std"], **shape, **run)
   decoder = MultimodalDecoder(depth=multimodal, self_mlp=row["open_clip"], **shape, **run)
   pool = ImagePools(width=width, queries=row["queries"], heads=row["pool_heads"], embed_dim=row["embed_dim"], single=row["open_clip"],
                     dtype=jnp.dtype(dtype), implementation=attention)

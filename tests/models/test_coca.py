@@ -98,9 +98,10 @@ def test_the_decoder_is_causal_and_sees_the_image_and_the_text_embedding_does_no
   assert jnp.all(by_pixel[0] == 0) and jnp.all(jnp.abs(by_pixel[1]).max((1, 2, 3, 4)) > 0)
 
 
-@pytest.mark.parametrize("open_clip, dtype, tolerance", [(False, "float32", 1e-4), (True, "float32", 1e-4), (False, "bfloat16", 0.1)])
-def test_steps_with_a_cache_are_the_whole_pass(open_clip, dtype, tolerance):
-  model = tiny(open_clip=open_clip, dtype=dtype)
+@pytest.mark.parametrize("options, tolerance", [(dict(), 1e-4), (dict(open_clip=True), 1e-4), (dict(queries=0, text_width=24), 1e-4),
+                                                (dict(dtype="bfloat16"), 0.1)], ids=["paper", "open_clip", "no pooler", "bfloat16"])
+def test_steps_with_a_cache_are_the_whole_pass(options, tolerance):
+  model = tiny(**options)
   params, (image, tokens, mask) = made(model)
 
   @jax.jit
@@ -150,6 +151,8 @@ def test_a_cached_step_costs_a_fraction_of_an_uncached_one():
 def test_what_does_not_fit_is_refused():
   with pytest.raises(ConfigError, match="does not divide into patches"):
     coca(variant="Base", image_size=224)
+  with pytest.raises(ConfigError, match="queries: 0 is of the paper's structure"):
+    coca(variant="ViT-B/32", queries=0)
   model = tiny()
   params, (image, tokens, mask) = made(model)
   with pytest.raises(ConfigError, match="make data.image_size"):
