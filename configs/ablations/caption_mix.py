@@ -3,7 +3,10 @@ section 3): text-to-image models that differ only in the share of original, of s
 
   mmdiff ablate --config=configs/ablations/caption_mix.py:demo --workdir=runs/caption_mix
       the whole loop on scenes of 16 px: a CLIP model to score with, a captioner trained on alt texts and then on 2,000 long captions, the
-      training set captioned by it, 4 arms × 3 seeds, and the report.
+      training set captioned by it, 4 arms × 3 seeds, and the report; 14 minutes on two CPU cores. Every fact right at the end, of 128
+      held-out prompts, means of 3 seeds: original 0, long65 0.51, long80 0.88, long95 0.99. Minus long95, area under the learning curve,
+      each seed and [95 % interval]: long65 -0.34 -0.48 -0.23 [-0.47, -0.24], long80 -0.15 -0.13 -0.04 [-0.16, -0.05]; half-way long65
+      -0.79 -0.51 -0.12 [-0.77, -0.14]. Of the captioner's facts 0.986 were true, and 3.6 % of its captions had a false one.
   mmdiff ablate --config=configs/ablations/caption_mix.py --workdir=DIR --plan
       the paper's: 7 arms of 500,000 steps × 2,048 at 256 px. It wants the captions of `mmdiff caption --kind=short` and `--kind=long`, for
       training in data/captions/ and for the prompts in data/prompts/, the frozen encoders of configs/t2i_latent.py, and

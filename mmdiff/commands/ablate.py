@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from mmdiff.core import consistency, schema
 from mmdiff.core.errors import CannotWrite, ConfigError, DataError
+from mmdiff.core.files import versions, write_json
 from mmdiff.core.spelling import nearest
 
 FLAGS = {
@@ -172,7 +173,6 @@ def prepare(lines: Mapping[str, Sequence[str]], workdir: Path, *, chief: bool) -
   import jax
   from jax.experimental import multihost_utils
 
-  from mmdiff.commands import train
   several = jax.process_count() > 1
   with held(workdir / PREPARE) if chief else contextlib.nullcontext():
     for name, line in lines.items():
@@ -188,7 +188,7 @@ def prepare(lines: Mapping[str, Sequence[str]], workdir: Path, *, chief: bool) -
         start = time.time()
         importlib.import_module(f"mmdiff.commands.{line[0]}").main(list(line[1:]))
         if chief:
-          train.write_json(marker, dict(argv=list(line), seconds=round(time.time() - start, 1), versions=train.versions()))
+          write_json(marker, dict(argv=list(line), seconds=round(time.time() - start, 1), versions=versions()))
 
 
 @contextlib.contextmanager
@@ -226,10 +226,10 @@ def check_sidecar(config: Mapping) -> None:
 
 def report(config: Mapping, runs: Sequence[Run], workdir: Path, argv: Sequence[str]) -> list[str]:
   """Writes report.json and report.html from the runs that have results; the report in a few lines."""
-  from mmdiff.commands import comparison, comparison_page, train
+  from mmdiff.commands import comparison, comparison_page
   found = comparison.compare(config, runs, workdir)
   if found is None:
     return [f"ablate: no run in {workdir} has results yet"]
-  train.write_json(workdir / "report.json", found | dict(argv=list(argv), config=config, versions=train.versions()))
+  write_json(workdir / "report.json", found | dict(argv=list(argv), config=config, versions=versions()))
   comparison_page.write(found, config, runs, workdir, argv)
   return [*comparison.lines(found), f"report: {workdir / 'report.html'}"]

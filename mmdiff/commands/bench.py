@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmdiff.core.errors import ConfigError
+from mmdiff.core.files import versions, write_json
 
 FLAGS = {
   "config": dict(required=True, help="a config file, with :arguments"),
@@ -49,7 +50,6 @@ class Case(NamedTuple):
 
 def main(argv: list[str]) -> int:
   from mmdiff.commands import flags
-  from mmdiff.commands.train import versions, write_json
   given = flags.parse(argv, FLAGS)
   config = given["config"]
   if given["batch_size"] is not None:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mmdiff.core.errors import ConfigError, DataError, Interrupted
+from mmdiff.core.files import versions
 
 FLAGS = {
   "model": dict(type="str", required=True, help="run directory of a captioner; DIR@STEP for one of its steps"),
@@ -103,7 +104,7 @@ def source_of(text: str, overrides: Sequence[tuple[str, str | None]]) -> tuple[d
 
 def run(given: Mapping, config: Mapping, *, argv: list[str]) -> None:
   """Works on the job until it is finished."""
-  from mmdiff.commands import results, train
+  from mmdiff.commands import results
   from mmdiff.core.build import build
   from mmdiff.data import SOURCES, jobs
   source = build(SOURCES, config)
@@ -118,7 +119,7 @@ def run(given: Mapping, config: Mapping, *, argv: list[str]) -> None:
                   model={name: about[name] for name in ("checkpoint", "tokenizer", "step", "params")},
                   picture={name: model.config["data"][name] for name in ("image_size", "resize", "interpolation", "max_pixels")})
   units = cut(jobs.units_of(source, per_unit=given["per_unit"]), given["limit"])
-  job = jobs.Job(given["out"], units, identity, about=dict(argv=argv, source=config, model=about, versions=train.versions()))
+  job = jobs.Job(given["out"], units, identity, about=dict(argv=argv, source=config, model=about, versions=versions()))
   try:
     work(job, source, captioner, recipe=identity["picture"], kind=given["kind"], seed=given["seed"], size=size, threads=given["threads"],
          progress=results.Progress("caption", "records"))
@@ -196,6 +197,7 @@ def caption_unit(job, unit, source, captioner: Captioner, *, prepare: Callable, 
   import numpy as np
 
   from mmdiff.data import draws, jobs
+  from mmdiff.evaluators.captions import degeneration
   bad: list = []
   texts: list[str] = []
   cut_off: list[bool] = []
@@ -219,22 +221,11 @@ def caption_unit(job, unit, source, captioner: Captioner, *, prepare: Callable, 
       progress(len(batch))
     if waiting:
       finish(*waiting)
-  job.commit(unit, output, dict(captions=len(texts), degeneration=degeneration(texts, cut_off), **jobs.faults(bad)))
+  signs = {name: round(value, 6) for name, value in degeneration(texts, cut_off).items()}
+  job.commit(unit, output, dict(captions=len(texts), degeneration=signs, **jobs.faults(bad)))
   if bad:
     progress(len(bad))
   return len(unit.rows)
-
-
-def degeneration(texts: Sequence[str], cut_off: Sequence[bool]) -> dict[str, float]:
-  """Signs of a captioner gone wrong: `distinct_n`, different n-grams of words over all of them (Li et al. 2016,
-  https://arxiv.org/abs/1510.03055); the shares of captions that repeat another one, were cut off, or are empty; words a caption."""
-  count, words = max(len(texts), 1), [text.split() for text in texts]
-  grams = lambda n: [tuple(line[at:at + n]) for line in words for at in range(len(line) - n + 1)]
-  share = lambda found: round(len(set(found)) / max(len(found), 1), 6)
-  repeated = sum(times - 1 for times in collections.Counter(texts).values())
-  return dict(distinct_1=share(grams(1)), distinct_2=share(grams(2)), duplicates=round(repeated / count, 6),
-              truncated=round(sum(map(bool, cut_off)) / count, 6), empty=round(sum(not line for line in words) / count, 6),
-              words=round(sum(map(len, words)) / count, 6))
 
 
 def summary(entries: Sequence[Mapping]) -> dict[str, Any]:
@@ -243,6 +234,6 @@ def summary(entries: Sequence[Mapping]) -> dict[str, Any]:
   bad: collections.Counter = collections.Counter()
   for entry in entries:
     bad.update(entry["bad"])
-  names = entries[0]["degeneration"] if entries else ()
-  mean = lambda name: round(sum(entry["captions"] * entry["degeneration"][name] for entry in entries) / max(captions, 1), 6)
+  names = dict.fromkeys(name for entry in entries for name in entry["degeneration"])       # a unit without a caption has none
+  mean = lambda name: round(sum(entry["captions"] * entry["degeneration"].get(name, 0.0) for entry in entries) / max(captions, 1), 6)
   return dict(captions=captions, bad=dict(sorted(bad.items())), degeneration={name: mean(name) for name in names})

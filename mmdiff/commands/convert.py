@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.core.files import versions, write_json
 
 FLAGS = {
   "src": dict(type="str", required=True, help="folder or weight file in a public format, or run directory (DIR@STEP)"),
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> int:
 def run(given: Mapping, *, argv: list[str]) -> None:
   import jax
 
-  from mmdiff.commands import results, train
+  from mmdiff.commands import results
   from mmdiff.convert import public, verify
   public.known(given["to"])
   results.use_compile_cache()
@@ -66,7 +67,7 @@ def run(given: Mapping, *, argv: list[str]) -> None:
                       tokenizer=tokenizer, files=loaded.tokenizer, shard_bytes=int(given["shard_gb"] * 1e9))
   facts = dict(argv=argv, source=dict(path=given["src"], format=loaded.format, dtypes=loaded.dtypes, digests=digests(Path(given["src"]))),
                report=loaded.report._asdict(), format=given["to"], dtype=given["dtype"],
-               files={name: digest(out / name) for name in files}, versions=train.versions())
+               files={name: digest(out / name) for name in files}, versions=versions())
   print(f"written to {out}: {', '.join(files)}", file=sys.stderr)
   if given["verify"]:
     again = public.load(out, quiet=True)
@@ -74,7 +75,7 @@ def run(given: Mapping, *, argv: list[str]) -> None:
     facts["difference"] = verify.difference((loaded.module, params, statistics), (again.module, again.params, again.statistics),
                                             again.inputs)
     print(f"verified: outputs differ by at most {facts['difference']:.2g} of the largest")
-  train.write_json(out / "convert.json", facts)
+  write_json(out / "convert.json", facts)
   if facts.get("difference", 0) > TOLERANCE[given["dtype"]]:
     raise DataError(f"{out}: read back, its outputs differ by {facts['difference']:.2g} of the largest, and rounding by at most "
                     f"{TOLERANCE[given['dtype']]}: do not use it, and report this")

@@ -14,7 +14,6 @@ SOURCE is a path (tar glob '/data/{00000..00041}.tar', folder of tars or picture
 `scenes:TIER[:split]`, or the name of a source whose keys follow as --source.KEY=VALUE. Or give --config, to take its data.source.
 Every command that writes results writes argv, resolved source, versions and fingerprints as JSON beside them.
 """
-import importlib.metadata
 import json
 import logging
 import os
@@ -28,6 +27,7 @@ from mmdiff.commands import flags
 from mmdiff.core import schema
 from mmdiff.core.build import build, resolve
 from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.core.files import versions, write_atomically, write_json
 from mmdiff.core.spelling import nearest
 
 FLAGS = {
@@ -169,17 +169,6 @@ def shorthand(text: str) -> dict[str, Any]:
                   f"or the name of a source ({', '.join(known)})")
 
 
-def versions() -> dict[str, str]:
-  """What may change a result, without importing it."""
-  found = {"python": sys.version.split()[0]}
-  for name in ("mmdiff", "numpy", "pillow", "tokenizers", "tensorflow-datasets", "array-record"):
-    try:
-      found[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      found[name] = "absent"
-  return found
-
-
 class Progress:
   """Rate and time left on stderr: a line that is rewritten on a terminal, one every ten seconds in a log."""
 
@@ -199,11 +188,6 @@ class Progress:
   def close(self) -> None:
     if self.terminal:
       print("\r\033[K", end="", file=sys.stderr)
-
-
-def _write_json(path: Path, value: Any) -> None:
-  from mmdiff.data import shards
-  shards.write_json(path, value)
 
 
 def _build(given: dict[str, Any], argv: list[str], overrides: Sequence) -> int:
@@ -252,7 +236,7 @@ def _write(sources: Mapping[str, Any], given: Mapping[str, Any], name: str, abou
     progress.close()
     print(f"{done['path']}: {done['splits']}, bad {done['bad'] or 'none'}{', was there' if done['kept'] else ''}")
   inputs = {split: source.fingerprint() for split, source in sources.items()}
-  _write_json(Path(given["out"]) / "meta.json", about | {"inputs": inputs, "results": results})
+  write_json(Path(given["out"]) / "meta.json", about | {"inputs": inputs, "results": results})
   return 0
 
 
@@ -277,13 +261,12 @@ def _inspect(source: Any, given: dict[str, Any], about: dict[str, Any]) -> int:
 
     from PIL import Image
 
-    from mmdiff.data import shards
     out, buffer = Path(given["out"]), io.BytesIO()
     Image.fromarray(survey.sheet(cards)).save(buffer, "PNG")
-    shards.write_atomically(out / "sheet.png", lambda file: file.write(buffer.getvalue()))
+    write_atomically(out / "sheet.png", lambda file: file.write(buffer.getvalue()))
     page = survey.page(cards, title=f"{about['source']['name']}: {len(source):,} records").encode()
-    shards.write_atomically(out / "sheet.html", lambda file: file.write(page))
-    _write_json(out / "inspect.json", about | {"records": len(source), "fingerprint": source.fingerprint(), "spec": survey.spec(first),
+    write_atomically(out / "sheet.html", lambda file: file.write(page))
+    write_json(out / "inspect.json", about | {"records": len(source), "fingerprint": source.fingerprint(), "spec": survey.spec(first),
                                                "kinds": kinds, "examples": [[card.key, dict(card.captions)] for card in cards]})
     print(f"\n{out / 'sheet.png'}\n{out / 'sheet.html'}")
   return 0
@@ -305,7 +288,7 @@ def _validate(source: Any, given: dict[str, Any], about: dict[str, Any]) -> int:
   progress.close()
   found |= {"records_per_second": round(found["records"] / max(time.monotonic() - start, 1e-9), 1)}
   if given["out"]:
-    _write_json(Path(given["out"]), about | found)
+    write_json(Path(given["out"]), about | found)
   print(json.dumps({name: value for name, value in found.items() if not given["out"] or name not in ("offenders", "duplicates")},
                    indent=1, ensure_ascii=False))
   if found["bad_fraction"] > given["max_bad_fraction"]:
@@ -326,7 +309,7 @@ def _tokenizer(source: Any, given: dict[str, Any], about: dict[str, Any]) -> int
   out.parent.mkdir(parents=True, exist_ok=True)
   made.save(out)
   results = {"inputs": source.fingerprint(), "vocab": made.vocab_size, "sample": given["sample"]}
-  _write_json(out.with_name(out.stem + ".meta.json"), about | results)
+  write_json(out.with_name(out.stem + ".meta.json"), about | results)
   print(f"{out}: {made.vocab_size} tokens")
   return 0
 

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmdiff.core.files import write_json
+
 FLAGS = {
   "workdir": dict(type="str", default="runs/demo", help="where the two runs and the report go"),
   "tiny": dict(type="bool", default=False, help="a few steps only"),
@@ -30,12 +32,12 @@ def main(argv: list[str]) -> int:
   for part in PARTS:
     print(f"demo: {part}", flush=True)
     train.run(flags.load_config([f"--config=configs/demo.py:part={part}{tiny}"]), workdir / part, argv=["demo", *argv])
-    train.write_json(workdir / "spent.json", dict(seconds=seconds()))
+    write_json(workdir / "spent.json", dict(seconds=seconds()))
   print(f"demo: {ABLATION}", flush=True)
   ablate.main([f"--config=configs/ablations/caption_mix.py:demo,seeds=1{tiny}", f"--workdir={workdir / ABLATION}",
                "--arm=" + ",".join(ARMS)])
   found = summary({part: workdir / part for part in PARTS}, read(workdir / ABLATION / "report.json"), seconds=seconds())
-  train.write_json(workdir / "summary.json", found)
+  write_json(workdir / "summary.json", found)
   from mmdiff.train.report import write_report
   captioner = workdir / ABLATION / "prepare" / "captioner_long"
   write_report(workdir, runs={**{part: workdir / part for part in PARTS}, "captioner": captioner}, title="mmdiff demo", summary=found)

@@ -18,6 +18,7 @@ import numpy as np
 
 from mmdiff.core import schema
 from mmdiff.core.errors import EXIT_CODES, CannotWrite, ConfigError, DataError
+from mmdiff.core.files import versions, write_json
 
 FLAGS = {
   "config": dict(help="config file, configs/NAME.py[:args]"),
@@ -53,7 +54,6 @@ def main(argv: list[str]) -> int:
     if one.details:
       print("\n".join("        " + line for line in columns(one.details)), flush=True)
   if given["json"]:
-    from mmdiff.commands.train import versions, write_json
     write_json(Path(given["json"]), dict(argv=["doctor", *argv], versions=versions(), config=given["config"],
                                          checks=[one._asdict() | dict(ok=one.done and not one.code) for one in found]))
   problems = [one for one in found if one.code]
@@ -115,7 +115,6 @@ def examine(config: Mapping | None, workdir: Path | None, *, step: bool = True) 
 # The machine
 
 def check_versions(made):
-  from mmdiff.commands.train import versions
   found = versions()
   newest = tuple(map(int, found["jax"].split(".")[:2]))
   if not (0, 10) <= newest < (0, 13):

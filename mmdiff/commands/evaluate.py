@@ -18,6 +18,7 @@ from typing import Any
 from mmdiff.core import consistency, schema
 from mmdiff.core.build import lookup
 from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.core.files import versions, write_json
 from mmdiff.core.spelling import nearest
 
 FLAGS = {
@@ -100,7 +101,7 @@ def run(workdir: Path, given: Mapping, options: Mapping, *, step: int | None, ar
   import jax
 
   import mmdiff.model
-  from mmdiff.commands import results, train
+  from mmdiff.commands import results
   from mmdiff.evaluators import EVALUATORS
   from mmdiff.train import distributed, run_directory
   distributed.initialize()
@@ -126,9 +127,9 @@ def run(workdir: Path, given: Mapping, options: Mapping, *, step: int | None, ar
   if chief:
     out = Path(given["out"] or workdir / "eval" / f"evaluate_{task}_{at:08}.json")
     pictures = {key: out.with_name(out.stem + (f"_{key}" if key else "") + ".png") for key in result.images}
-    train.write_json(out, dict(name=f"evaluate_{task}", step=at, evaluator=options, scalars=result.scalars, tables=result.tables,
+    write_json(out, dict(name=f"evaluate_{task}", step=at, evaluator=options, scalars=result.scalars, tables=result.tables,
                                images=[file.name for file in pictures.values()], argv=argv, model=results.model_facts(model),
-                               config=model.config, versions=train.versions(), data=opened))
+                               config=model.config, versions=versions(), data=opened))
     for key, file in pictures.items():
       results.write_png(file, result.images[key])
     print(f"{task} of {workdir} at step {at} ({model.report['params']} parameters)")
@@ -139,7 +140,7 @@ def run(workdir: Path, given: Mapping, options: Mapping, *, step: int | None, ar
 
 def compare(given: Mapping, argv: Sequence[str]) -> int:
   """Prints the scores of two result files side by side and, where both have the table, McNemar's test on its rows."""
-  from mmdiff.commands import results, train
+  from mmdiff.commands import results
   from mmdiff.evaluators import statistics
   if len(given["compare"]) != 2:
     raise ConfigError(f"--compare: expected two files, A.json,B.json, found {len(given['compare'])}")
@@ -158,6 +159,6 @@ def compare(given: Mapping, argv: Sequence[str]) -> int:
     print(f"\nMcNemar's exact test on the rows of {given['table']}: how many only one of the two got right")
     print(results.table(rows))
   if given["out"]:
-    train.write_json(Path(given["out"]), dict(argv=["evaluate", *argv], files={str(file): results.digest(file) for file in (first, second)},
-                                              scores=scores, mcnemar=rows, versions=train.versions()))
+    write_json(Path(given["out"]), dict(argv=["evaluate", *argv], files={str(file): results.digest(file) for file in (first, second)},
+                                              scores=scores, mcnemar=rows, versions=versions()))
   return 0

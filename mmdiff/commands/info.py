@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmdiff.core.files import write_json
+
 FLAGS = {
   "model": dict(type="str", required=True, help="folder or weight file in a public format, or run directory (DIR@STEP)"),
   "prefer": dict(type="str", help="of a training checkpoint with several sets of weights: the one to look at"),
@@ -20,13 +22,13 @@ FLAGS = {
 def main(argv: list[str]) -> int:
   from mmdiff.commands import flags
   given = flags.parse(argv, FLAGS)
-  from mmdiff.commands import results, train
+  from mmdiff.commands import results
   from mmdiff.convert import public
   options = {name: given[name] for name in ("prefer", "variant", "act", "head_width") if given[name]}
   facts = about_public(given["model"], options) if public.is_public(given["model"]) else about_run(given["model"])
   print(results.table([dict(what=name, value=said(value)) for name, value in facts.items()]))
   if given["json"]:
-    train.write_json(Path(given["json"]), facts | dict(argv=["info", *argv]))
+    write_json(Path(given["json"]), facts | dict(argv=["info", *argv]))
   return 0
 
 

@@ -17,6 +17,7 @@ from mmdiff import parallel
 from mmdiff.core import tree
 from mmdiff.core.build import build
 from mmdiff.core.errors import ConfigError
+from mmdiff.core.files import versions
 from mmdiff.core.types import Tree
 from mmdiff.data import buckets as aspects
 from mmdiff.data import captions, jobs, latents, pipelines
@@ -67,7 +68,7 @@ def run(config: Mapping, given: Mapping, about: Mapping[str, Any]) -> dict[str, 
     identity["text"] = dict(tokenizer=dataset.tokenizer.fingerprint(), text_len=dataset.text_len, kinds=kinds,
                             on_missing=recipe.mix.on_missing)
   job = jobs.Job(given["out"], jobs.units_of(dataset.source, per_unit=given["per_unit"]), identity,
-                 about=dict(about, config=config, versions=train.versions()))
+                 about=dict(about, config=config, versions=versions()))
   try:
     work(job, dataset, encoders, kinds=kinds, size=size, dtype=given["dtype"], threads=given["threads"],
          progress=results.Progress("precompute", "records"))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmdiff.core.errors import CannotWrite, ConfigError, DataError
+from mmdiff.core.files import versions, write_json
 
 FLAGS = {
   "model": dict(type="str", required=True, help="run directory; DIR@STEP for one of its steps"),
@@ -109,7 +110,7 @@ def run(given: Mapping, jobs: Sequence[Job], *, argv: list[str]) -> None:
   from jax.experimental import multihost_utils
 
   import mmdiff.model
-  from mmdiff.commands import results, train
+  from mmdiff.commands import results
   from mmdiff.train import distributed
   distributed.initialize()
   results.use_compile_cache()
@@ -126,10 +127,10 @@ def run(given: Mapping, jobs: Sequence[Job], *, argv: list[str]) -> None:
   scorer = mmdiff.model.load(given["rank_with"]) if given["rank_with"] else None
   if scorer:
     ability(scorer, "embed_image")
-  facts = dict(argv=argv, settings=settings, model=about, config=model.config, versions=train.versions(), pictures=len(jobs),
+  facts = dict(argv=argv, settings=settings, model=about, config=model.config, versions=versions(), pictures=len(jobs),
                prompts=results.digest(Path(given["prompts"])) if Path(given["prompts"]).suffix in FILES else given["prompts"])
   if chief:
-    train.write_json(out / "sample.json", facts | dict(complete=False))
+    write_json(out / "sample.json", facts | dict(complete=False))
   missing = [job for job in jobs if job not in done]
   progress = results.Progress("sample", "pictures", active=chief)
   size = min(given["batch_size"], len(jobs))
@@ -148,7 +149,7 @@ def run(given: Mapping, jobs: Sequence[Job], *, argv: list[str]) -> None:
   scores = rank(scorer, out, jobs) if scorer else {}
   if chief:
     write_pages(out, jobs, scores, per_prompt=given["per_prompt"])
-    train.write_json(out / "sample.json", facts | dict(complete=True, scores=scores))
+    write_json(out / "sample.json", facts | dict(complete=True, scores=scores))
     print(f"{len(jobs)} pictures in {out}, {len(missing)} of them drawn now; look at {out / 'index.html'}")
 
 

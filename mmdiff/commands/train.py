@@ -8,13 +8,14 @@ The run directory gets config.json, metrics.jsonl, TensorBoard events, checkpoin
 import contextlib
 import json
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmdiff.core import schema
 from mmdiff.core.build import build, lookup
-from mmdiff.core.errors import CannotWrite, ConfigError
+from mmdiff.core.errors import ConfigError
+from mmdiff.core.files import versions, write_json
 
 FLAGS = {
   "config": dict(type="str", required=True, help="a config file, with :arguments"),
@@ -46,35 +47,14 @@ def check_drift(config: Mapping, workdir: Path) -> None:
   file = workdir / "config.json"
   if not file.exists():
     return
-  before, now = flat(json.loads(file.read_text())), flat(json.loads(json.dumps(config)))
+  # With defaults for the keys that this version has and the run's did not.
+  complete = lambda one: one if schema.check(one) else schema.complete(one)
+  before, now = (flat(complete(json.loads(text))) for text in (file.read_text(), json.dumps(config)))
   may_change = lambda key: any(f"{key}.".startswith(f"{name}.") for name in MAY_CHANGE)
   changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key) and not may_change(key)]
   if changed:
     lines = [f"--config.{key}: the run began with {before.get(key, 'nothing')!r}, now {now.get(key, 'nothing')!r}" for key in changed]
     raise ConfigError(f"{workdir} was begun with another config; undo the change or choose another --workdir\n" + "\n".join(lines))
-
-
-def write_json(file: Path, value: Any) -> None:
-  """Writes whole or not at all."""
-  try:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(file.name + ".part")
-    part.write_text(json.dumps(value, indent=1))
-    os.replace(part, file)
-  except OSError as error:
-    raise CannotWrite(f"cannot write {file}: {error}") from error
-
-
-def versions() -> dict[str, str]:
-  import flax
-  import jax
-  import numpy
-  import optax
-  import orbax.checkpoint
-
-  import mmdiff
-  return dict(mmdiff=mmdiff.__version__, python=sys.version.split()[0], jax=jax.__version__, flax=flax.__version__, optax=optax.__version__,
-              orbax=orbax.checkpoint.__version__, numpy=numpy.__version__)
 
 
 def make_dataset(config: Mapping, workdir: Path):

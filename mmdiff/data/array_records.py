@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdiff.core.errors import CannotWrite, DataError
+from mmdiff.core.files import plain, write_json
 from mmdiff.data import records, shards
 from mmdiff.data.quarantine import BadRecord
 
@@ -68,7 +69,7 @@ def write(splits: Mapping[str, Any], out: str, *, name: str, description: str = 
           seen.add(record["key"])
           data, _ = shards.encoded(record["image"])
           yield record["key"], {"key": record["key"], "image": data, "captions": {kind: _texts(record, kind) for kind in kinds},
-                                "extras": json.dumps(shards.plain(records.extras_of(record)))}
+                                "extras": json.dumps(plain(records.extras_of(record)))}
         except BadRecord as fault:
           bad[fault.kind] += 1
         tell(before + i + 1, total)
@@ -85,7 +86,7 @@ def write(splits: Mapping[str, Any], out: str, *, name: str, description: str = 
   shutil.rmtree(os.path.join(out, "downloads"), ignore_errors=True)
   counts = {split: builder.info.splits[split].num_examples for split in splits}
   done = {"count": sum(counts.values()), "splits": counts, "bad": dict(bad), "path": str(target), "kept": False, "fingerprint": identity}
-  shards.write_json(note, done)
+  write_json(note, done)
   return done
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from mmdiff.core.errors import CannotWrite, ConfigError, DataError
-from mmdiff.data import shards
+from mmdiff.core.files import plain, write_json
 from mmdiff.data.claims import Claims, create_exclusively
 from mmdiff.data.quarantine import BadRecord, Offence
 
@@ -90,13 +90,13 @@ class Job:
     self.out, self.units, self.poll_seconds = Path(out), list(units), poll_seconds
     self._sizes = {unit.name: len(unit.rows) for unit in self.units}
     self.total = sum(self._sizes.values())
-    self.identity = shards.plain(dict(identity) | {"records": self.total, "units": len(self.units)})
+    self.identity = plain(dict(identity) | {"records": self.total, "units": len(self.units)})
     self._register(about or {})
     self.claims = Claims(self.out / "claims", beat_seconds=beat_seconds, stale_seconds=stale_seconds)
     self._known = {unit.name for unit in self.units if self._intact(unit.name)}
 
   def _register(self, about: Mapping[str, Any]) -> None:
-    path, content = self.out / "job.json", {"identity": self.identity, "started": shards.plain(about)}
+    path, content = self.out / "job.json", {"identity": self.identity, "started": plain(about)}
     try:
       self.out.mkdir(parents=True, exist_ok=True)
       if not path.exists():
@@ -151,7 +151,7 @@ class Job:
         os.replace(part, self.out / f"{unit.name}.{suffix}")
       sync_folder(self.out)
       entry = {"unit": unit.name, "shard": unit.shard, "rows": [unit.rows.start, unit.rows.stop], **facts, "files": files}
-      shards.write_json(self.out / f"{unit.name}.json", entry)
+      write_json(self.out / f"{unit.name}.json", entry)
       sync_folder(self.out)
     except OSError as error:
       if self._intact(unit.name):                        # it was finished meanwhile, and what we wrote swept away
@@ -174,7 +174,7 @@ class Job:
     entries = [json.loads((self.out / f"{unit.name}.json").read_bytes()) for unit in self.units]
     made = {"identity": self.identity, **summary(entries)}
     try:
-      shards.write_json(self.out / "manifest.json", made)
+      write_json(self.out / "manifest.json", made)
     except CannotWrite:
       if not (self.out / "manifest.json").exists():      # else someone else wrote the same, and swept away what we were writing
         raise

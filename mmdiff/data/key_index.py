@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mmdiff.data.shards import write_atomically
+from mmdiff.core.files import write_atomically
 
 LOG = logging.getLogger(__name__)
 VERSION = 1

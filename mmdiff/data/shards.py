@@ -5,18 +5,17 @@ A shard appears whole or not at all; its stats file is written last and says wha
 import collections
 import io
 import json
-import os
 import re
 import tarfile
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from mmdiff.core.errors import CannotWrite, DataError
+from mmdiff.core.errors import DataError
+from mmdiff.core.files import plain, write_atomically, write_json
 from mmdiff.data import records
 from mmdiff.data.quarantine import BadRecord
 
@@ -40,46 +39,9 @@ def encoded(image: Any) -> tuple[bytes, str]:
   return data, suffix
 
 
-def plain(value: Any) -> Any:
-  """Numpy scalars, arrays and tuples as JSON has them."""
-  if isinstance(value, np.generic):
-    return value.item()
-  if isinstance(value, np.ndarray):
-    return value.tolist()
-  if isinstance(value, Mapping):
-    return {str(key): plain(item) for key, item in value.items()}
-  if isinstance(value, (list, tuple, set, frozenset)):
-    return [plain(item) for item in (sorted(value) if isinstance(value, (set, frozenset)) else value)]
-  return value
-
-
 def member_key(key: str) -> str:
   """A key as a member name: no dots, which would end it, no control characters, no leading slash."""
   return re.sub(r"[.\x00-\x1f\x7f\\]", "_", key).strip("/") or "_"
-
-
-def write_atomically(path: Path, fill: Callable[[Any], None]) -> None:
-  """Calls `fill` with a binary file that takes the place of `path` when it is complete. CannotWrite when the place can't be written."""
-  temporary = None
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix="." + path.name + ".")
-    with os.fdopen(handle, "wb") as file:
-      fill(file)
-      file.flush()
-      os.fsync(file.fileno())
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
-  except OSError as error:
-    raise CannotWrite(f"can't write {path}: {error}") from error
-  finally:
-    if temporary and os.path.exists(temporary):
-      os.unlink(temporary)
-
-
-def write_json(path: Path, value: Any) -> None:
-  """A JSON file, atomically."""
-  write_atomically(path, lambda file: file.write((json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n").encode()))
 
 
 def write(source: Any, out: str, *, per_shard: int = 10_000, tell: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmdiff.data import decode, shards
+from mmdiff.core.files import write_atomically
+from mmdiff.data import decode
 from mmdiff.data.quarantine import BadRecord
 
 LOG = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ def sizes(source: Any, *, threads: int = 4, cache: str = CACHE) -> np.ndarray:
   made = _survey(source, threads)
   if len(source) >= WORTH_KEEPING:
     try:
-      shards.write_atomically(kept, lambda file: np.save(file, made, allow_pickle=False))
+      write_atomically(kept, lambda file: np.save(file, made, allow_pickle=False))
     except OSError as error:
       LOG.info("the sizes of the pictures are not kept: %s", error)
   return made

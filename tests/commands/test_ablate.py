@@ -10,6 +10,7 @@ from PIL import Image
 from mmdiff.commands import ablate, flags, train
 from mmdiff.core.build import build
 from mmdiff.core.errors import ConfigError, DataError, Interrupted
+from mmdiff.core.files import write_json
 from mmdiff.objectives import OBJECTIVES
 from mmdiff.train.setup import set_up
 from tests import toy_runs
@@ -51,12 +52,12 @@ def pretend(config, workdir, *, argv):
     scalars = dict(all_facts=float((scores > 1).mean()), unparseable=0.0, clipscore_long=10 * float(scores.mean()),
                    clipscore_original=float(scores.mean()))
     protocol = dict(scorer="clip", shown=dict(long=["a red circle"], original=["clipart"]))
-    train.write_json(workdir / "eval" / f"alignment_{step:08}.json", dict(
+    write_json(workdir / "eval" / f"alignment_{step:08}.json", dict(
       name="alignment", step=step, scalars=scalars, tables=dict(pictures=rows, protocol=[protocol]), config=config))
     (workdir / "samples").mkdir(exist_ok=True)
     Image.fromarray(np.zeros((16, 34, 3), np.uint8)).save(workdir / "samples" / f"alignment_{step:08}.png")
-  train.write_json(workdir / "config.json", config)
-  train.write_json(workdir / "checkpoints" / "4" / "manifest.json", {})
+  write_json(workdir / "config.json", config)
+  write_json(workdir / "checkpoints" / "4" / "manifest.json", {})
   (workdir / "metrics.jsonl").write_text('{"step": 4, "loss": 1.0, "seconds": 30.0, "images_per_second": 8.0}\n')
 
 
@@ -182,7 +183,7 @@ def test_every_mistake_is_named_before_anything_runs(tmp_path):
 
 def test_what_was_prepared_otherwise_is_refused(tmp_path):
   given = ablation(tmp_path)
-  train.write_json(tmp_path / "out" / "prepare" / "scorer.json", dict(argv=["train", "--config=other"]))
+  write_json(tmp_path / "out" / "prepare" / "scorer.json", dict(argv=["train", "--config=other"]))
   with pytest.raises(ConfigError, match=r"scorer.json was made by another command line(.|\n)*then: mmdiff train --config=other"):
     ablate.main(given)
 

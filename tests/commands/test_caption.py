@@ -101,10 +101,9 @@ def test_a_unit_of_bad_records_only(tmp_path):
   assert (tmp_path / "00000.jsonl").read_bytes() == b""
 
 
-def test_signs_of_degeneration():
-  found = caption.degeneration(["a b a b", "a b a b", "", "c d"], [True, False, False, False])
-  assert found == dict(distinct_1=0.4, distinct_2=round(3 / 7, 6), duplicates=0.25, truncated=0.25, empty=0.25, words=2.5)
-  assert caption.degeneration([], [])["distinct_1"] == 0.0
+def test_a_unit_without_a_caption_counts_for_nothing():
+  entries = [dict(captions=0, bad={"undecodable": 2}, degeneration={}), dict(captions=3, bad={}, degeneration=dict(words=6.0))]
+  assert caption.summary(entries) == dict(captions=3, bad={"undecodable": 2}, degeneration=dict(words=6.0))
 
 
 def test_how_a_source_is_named():

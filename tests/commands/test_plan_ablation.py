@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from mmdiff.commands import plan_ablation, train
+from mmdiff.commands import plan_ablation
+from mmdiff.core.files import write_json
 from tests import toy_runs
 
 
@@ -22,9 +23,9 @@ def test_what_is_finished_begun_and_left_is_told(tmp_path, monkeypatch):
     workdir = Path(tmp_path / "a" / str(seed))
     runs.append(SimpleNamespace(arm="a", seed=seed, workdir=workdir, finished=seed == 0))
     if seed < 2:
-      train.write_json(workdir / "config.json", {})
+      write_json(workdir / "config.json", {})
   (runs[0].workdir / "metrics.jsonl").write_text('{"step": 4, "seconds": 90.0, "images_per_second": 8.0}\n')
-  train.write_json(tmp_path / "prepare" / "one.json", {})
+  write_json(tmp_path / "prepare" / "one.json", {})
   base = toy_runs.t2i() | dict(evals=dict(alignment=dict(name="alignment", every_steps=3, limit=2_000, captions=("long",), steps=7),
                                           judge=dict(name="scenes_judge", every_steps=9, prompts=64)))
   config = dict(base=base, arms={"a": ("data.captions={'long': 1.0}",)}, seeds=(0, 1, 2), reference="a",

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from mmdiff.commands import train
+from mmdiff.core import schema
 from mmdiff.core.errors import ConfigError, DataError
 from tests import toy_runs
 
@@ -41,16 +42,19 @@ def test_a_table_smaller_than_the_tokenizer_is_refused(tmp_path):
     train.check_vocabulary({"text": {"embed": {"embedding": np.zeros((320, 4))}}}, Tokenizer)
 
 
+def test_a_key_that_came_later_is_no_change(tmp_path):
+  config = schema.complete(toy_runs.clip())
+  older = json.loads(json.dumps(config))
+  del older["objective"]["chunk"]
+  (tmp_path / "config.json").write_text(json.dumps(older))
+  train.check_drift(config, tmp_path)
+  with pytest.raises(ConfigError, match="objective.chunk: the run began with 0, now 8"):
+    train.check_drift(config | dict(objective=config["objective"] | dict(chunk=8)), tmp_path)
+
+
 def test_what_may_change_between_two_starts(tmp_path):
   config = toy_runs.clip()
   (tmp_path / "config.json").write_text(json.dumps(config))
   train.check_drift(config | dict(steps=99, evals=EVALS, mesh=dict(data=2), accumulate=2), tmp_path)
   with pytest.raises(ConfigError, match="optim.default.lr: the run began with 0.001, now 0.5"):
     train.check_drift(config | dict(optim=dict(default=toy_runs.ADAMW | dict(lr=0.5))), tmp_path)
-
-
-def test_json_is_written_whole_or_not_at_all(tmp_path):
-  train.write_json(tmp_path / "a" / "b.json", {"x": 1})
-  with pytest.raises(TypeError):
-    train.write_json(tmp_path / "a" / "b.json", {"x": object()})
-  assert json.loads((tmp_path / "a" / "b.json").read_text()) == {"x": 1}

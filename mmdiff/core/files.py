@@ -1,0 +1,62 @@
+"""Files that appear whole or not at all, and what made them."""
+import importlib.metadata
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmdiff.core.errors import CannotWrite
+
+# What may change a result.
+PACKAGES = ("mmdiff", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow", "tokenizers", "tensorflow-datasets",
+            "array-record")
+
+
+def versions() -> dict[str, str]:
+  """Of Python and of every package that may change a result, without importing one."""
+  found = {"python": sys.version.split()[0]}
+  for name in PACKAGES:
+    try:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      found[name] = "absent"
+  return found
+
+
+def plain(value: Any) -> Any:
+  """Scalars and arrays of numpy, and tuples, as JSON has them."""
+  if hasattr(value, "tolist"):
+    return value.tolist()
+  if isinstance(value, Mapping):
+    return {str(key): plain(item) for key, item in value.items()}
+  if isinstance(value, (list, tuple, set, frozenset)):
+    return [plain(item) for item in (sorted(value) if isinstance(value, (set, frozenset)) else value)]
+  return value
+
+
+def write_atomically(path: Path, fill: Callable[[Any], None]) -> None:
+  """Calls `fill` with a binary file that takes the place of `path` when it is complete. Raises CannotWrite."""
+  temporary = None
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix="." + path.name + ".")
+    with os.fdopen(handle, "wb") as file:
+      fill(file)
+      file.flush()
+      os.fsync(file.fileno())
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+  except OSError as error:
+    raise CannotWrite(f"cannot write {path}: {error}") from error
+  finally:
+    if temporary and os.path.exists(temporary):
+      os.unlink(temporary)
+
+
+def write_json(path: Path, value: Any) -> None:
+  """A JSON file, atomically. Raises CannotWrite, and TypeError for what JSON has no form of."""
+  content = json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n"
+  write_atomically(path, lambda file: file.write(content.encode()))
