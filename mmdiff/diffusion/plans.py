@@ -3,12 +3,12 @@
 Every sampler here is linear in what it has seen, once the network's opinion is expressed as the clean picture D(x_i):
 
   m_i     = keep_x · x_i + keep_d · D_i                                        what is remembered of this evaluation
-  x_{i+1} = on_x · x_i + on_d · D_i + on_m1 · m_{i-1} + on_m2 · m_{i-2} + on_m3 · m_{i-3} + noise · z_i
+  x_{i+1} = on_x · x_i + on_d · D_i + on_m1 · m_{i-1} + … + on_m4 · m_{i-4} + noise · z_i
 
 so a sampler is a function from levels to rows of such coefficients, one row an evaluation of the network, and one compiled loop
 (`samplers.sample`) runs them all: changing the sampler, the number of steps or the guidance changes arrays, not the program. A
-method with several evaluations a step (Heun) or with corrections (UniPC) is a few rows; one that extrapolates eps (PNDM) or
-dx/dsigma (LMS) remembers those, which are combinations of x and D.
+method with several evaluations a step (Heun) is several rows; one that extrapolates eps (PLMS, LMS) remembers that, a combination of x
+and D. The rows are made in `rows`.
 
 | sampler           | step                                                      | source                                                |
 |-------------------|-----------------------------------------------------------|-------------------------------------------------------|
@@ -18,6 +18,9 @@ dx/dsigma (LMS) remembers those, which are combinations of x and D.
 | `euler_ancestral` | Euler to sigma_down, then noise sigma_up                  | k-diffusion, sample_euler_ancestral                   |
 | `heun`            | algorithm 1 without churn, two evaluations but for the last | Karras 2022                                         |
 | `dpm++2m`         | second-order multistep on D, first and last step first order | Lu 2022, https://arxiv.org/abs/2211.01095 alg. 2   |
+| `plms`            | fourth-order multistep on eps, the first step taken twice | Liu 2022, https://arxiv.org/abs/2202.09778            |
+| `lms`             | fourth-order multistep on eps over sigma / alpha          | k-diffusion, sample_lms                               |
+| `unipc`           | second-order predictor and corrector on D                 | Zhao 2023, https://arxiv.org/abs/2302.04867           |
 
 The first four are one formula: a step of DDIM, of Euler in sigma / alpha and of Euler on the flow's velocity is the same line.
 """
@@ -28,12 +31,13 @@ import numpy as np
 
 from mmdiff.core.errors import ConfigError
 from mmdiff.diffusion import schedules
+from mmdiff.diffusion.rows import Options, Rows, Steps, dpmpp_2m, heun, levels_of, linear, lms, plms, unipc
 from mmdiff.diffusion.schedules import Level, Schedule
 
 MAX_ROWS = 1000                         # evaluations that a plan holds; its arrays always have this size
 INFERRED = "auto"
 
-COLUMNS = ("alpha", "sigma", "time", "guidance", "keep_x", "keep_d", "on_x", "on_d", "on_m1", "on_m2", "on_m3", "noise")
+COLUMNS = ("alpha", "sigma", "time", "guidance", "keep_x", "keep_d", "on_x", "on_d", "on_m1", "on_m2", "on_m3", "on_m4", "noise")
 COLUMN = {name: i for i, name in enumerate(COLUMNS)}
 
 
@@ -46,83 +50,23 @@ class Plan(NamedTuple):
   clip: Any                             # float32 []: D is clipped to ±clip; inf = not at all
 
 
-class _Options(NamedTuple):
-  eta: float
-  variance: str
-  flow: bool
-
-
-Rows = list[dict[str, float | int]]     # coefficients by column; `at`: index of the level where the row evaluates, if not the row's own
-
-
-def _ratio(a: float, b: float) -> float:
-  return a / b if b else np.inf
-
-
-def _single(now: Level, then: Level, eta: float, variance: str = "small") -> dict[str, float]:
-  """DDIM's step (Song 2020, eq. 12 and 16) for any alpha, sigma: x' = a' D + sqrt(s'² - n²) eps + n z, eps = (x - a D) / s.
-
-  `variance="large"` adds the noise of beta instead of the posterior's, with the same mean (Ho 2020, §3.2); not at the last step.
-  """
-  a, s, a2, s2 = now.alpha, now.sigma, then.alpha, then.sigma
-  beta = max(s**2 - (a / a2) ** 2 * s2**2, 0.0)                  # variance that one step of the forward process adds
-  small = eta * s2 / s * np.sqrt(beta)
-  on_eps = np.sqrt(max(s2**2 - small**2, 0.0))
-  noise = eta * np.sqrt(beta) if variance == "large" and s2 > 0 else small
-  return dict(on_x=on_eps / s, on_d=a2 - on_eps * a / s, noise=noise)
-
-
-def _linear(levels: list[Level], options: _Options) -> Rows:
-  return [_single(now, then, options.eta, options.variance) for now, then in zip(levels, levels[1:])]
-
-
-def _heun(levels: list[Level], options: _Options) -> Rows:
-  """Heun's method in sigma / alpha, in the flow's time for flow schedules (where sigma / alpha starts at infinity).
-
-  With y = x / c, tau = s / c and r = tau' / tau, the correction after the Euler step to y_e is y' = y_e + (1 - r) / (2 r) (D' - D).
-  A step to sigma = 0, and one from alpha = 0, is Euler's.
-  """
-  rows = []
-  for i, (now, then) in enumerate(zip(levels, levels[1:])):
-    scale = (lambda level: level.alpha + level.sigma) if options.flow else (lambda level: level.alpha)
-    rows.append(_single(now, then, 0.0) | dict(at=i))
-    if then.sigma > 0 and scale(now) > 0:
-      r = (then.sigma / scale(then)) / (now.sigma / scale(now))
-      correction = scale(then) * (1 - r) / (2 * r)
-      rows.append(dict(at=i + 1, on_x=1.0, on_d=correction, on_m1=-correction))
-  return rows
-
-
-def _dpmpp_2m(levels: list[Level], options: _Options) -> Rows:
-  """x' = (s'/s) x - a' expm1(-h) ((1 + 1/(2r)) D - 1/(2r) D_before), h = lambda' - lambda, r = h_before / h, lambda = ln(a / s)."""
-  rows: Rows = []
-  before = None
-  for now, then in zip(levels, levels[1:]):
-    with np.errstate(divide="ignore"):
-      h = np.log(_ratio(then.alpha, then.sigma)) - np.log(_ratio(now.alpha, now.sigma))
-    row = _single(now, then, 0.0)
-    if before is not None and np.isfinite(before) and np.isfinite(h):
-      total, extra = row["on_d"], h / (2 * before)
-      row |= dict(on_d=total * (1 + extra), on_m1=-total * extra)
-    rows.append(row)
-    before = h
-  return rows
-
-
 class _Sampler(NamedTuple):
-  rows: Callable[[list[Level], _Options], Rows]
+  rows: Callable[[Steps, Options], Rows]
   eta: float = 0.0                      # its own noise, when the caller gives none
   spacing: str = INFERRED
 
 
 SAMPLERS: dict[str, _Sampler] = {
-  "ddpm": _Sampler(_linear, eta=1.0),
-  "ddim": _Sampler(_linear),
-  "euler": _Sampler(_linear),
-  "euler_ancestral": _Sampler(_linear, eta=1.0),
-  "heun": _Sampler(_heun),
-  "dpm++2m": _Sampler(_dpmpp_2m),
-  "dpm++2m_karras": _Sampler(_dpmpp_2m, spacing="karras"),
+  "ddpm": _Sampler(linear, eta=1.0),
+  "ddim": _Sampler(linear),
+  "euler": _Sampler(linear),
+  "euler_ancestral": _Sampler(linear, eta=1.0),
+  "heun": _Sampler(heun),
+  "dpm++2m": _Sampler(dpmpp_2m),
+  "dpm++2m_karras": _Sampler(dpmpp_2m, spacing="karras"),
+  "plms": _Sampler(plms),
+  "lms": _Sampler(lms),
+  "unipc": _Sampler(unipc),
 }
 
 SPACINGS = {                            # by kind of schedule; the first is "auto"
@@ -163,18 +107,33 @@ def times(schedule: Schedule, steps: int, spacing: str = INFERRED) -> np.ndarray
 
 def coefficients(name: str, levels: Level, *, flow: bool = False, eta: float | None = None,
                  variance: Literal["small", "large"] = "small") -> tuple[np.ndarray, np.ndarray]:
-  """(table float64 [rows, COLUMNS] with time and guidance left 0, index [rows] of the level where each row evaluates the network).
+  """(table float64 [rows, COLUMNS] with guidance left 0, index [rows] of the level where each row evaluates the network).
 
-  levels: alpha and sigma [steps + 1], from noise to data.
+  levels: alpha, sigma and time [steps + 1], from noise to data.
   """
-  each = [Level(float(a), float(s), 0.0) for a, s in zip(levels.alpha, levels.sigma)]
+  each = [Level(float(a), float(s), float(t)) for a, s, t in zip(*levels)]
+  return tabulate(name, list(zip(each, each[1:])), flow=flow, eta=eta, variance=variance)
+
+
+def tabulate(name: str, steps: Steps, *, flow: bool = False, eta: float | None = None, variance: Literal["small", "large"] = "small",
+             extrapolate: Literal["eps", "v"] = "eps") -> tuple[np.ndarray, np.ndarray]:
+  """`coefficients` of steps that need not end where the next begins. extrapolate: see `rows.Options`."""
   sampler = SAMPLERS[name]
-  rows = sampler.rows(each, _Options(sampler.eta if eta is None else eta, variance, flow))
+  rows = sampler.rows(steps, Options(sampler.eta if eta is None else eta, variance, flow, extrapolate))
   table, where = np.zeros((len(rows), len(COLUMNS))), np.asarray([row.pop("at", i) for i, row in enumerate(rows)])
+  levels = levels_of(steps)
   for i, row in enumerate(rows):
-    for key, value in (dict(keep_d=1.0, alpha=each[where[i]].alpha, sigma=each[where[i]].sigma) | row).items():
+    now = levels[where[i]]
+    for key, value in (dict(keep_d=1.0, alpha=now.alpha, sigma=now.sigma, time=now.time) | row).items():
       table[i, COLUMN[key]] = value
   return table, where
+
+
+def packed(table: np.ndarray, *, start_scale: float, rescale: float = 0.0, clip: float = 0.0) -> Plan:
+  """A plan of finished rows [rows, COLUMNS]; clip 0 = not at all."""
+  padded = np.zeros((MAX_ROWS, len(COLUMNS)), np.float32)
+  padded[:len(table)] = table
+  return Plan(padded, np.int32(len(table)), np.float32(start_scale), np.float32(rescale), np.float32(clip or np.inf))
 
 
 def plan(name: str, schedule: Schedule, *, steps: int, eta: float | None = None, spacing: str = INFERRED, guidance: float = 1.0,
@@ -202,7 +161,7 @@ def plan(name: str, schedule: Schedule, *, steps: int, eta: float | None = None,
     raise ConfigError(f"sampler: unknown value {name!r}; known: {', '.join(SAMPLERS)}")
   if steps < 1:
     raise ConfigError(f"steps: expected at least 1, found {steps}")
-  if eta and SAMPLERS[name].rows is not _linear:
+  if eta and SAMPLERS[name].rows is not linear:
     raise ConfigError(f"eta: {name} adds no noise, found {eta}; leave it out, or use ddim or euler_ancestral")
   if not 0 <= rescale <= 1:
     raise ConfigError(f"rescale: expected a number in [0, 1], found {rescale}")
@@ -220,11 +179,7 @@ def plan(name: str, schedule: Schedule, *, steps: int, eta: float | None = None,
   table, where = coefficients(name, whole, flow=schedule.kind == "flow", eta=eta, variance=variance)
   if len(table) > MAX_ROWS:
     raise ConfigError(f"steps: {name} with {steps} steps evaluates the network {len(table)} times; the most is {MAX_ROWS}")
-  table[:, COLUMN["time"]] = whole.time[where]
   guided = (t[where] >= interval[0]) & (t[where] <= interval[1])
   table[:, COLUMN["guidance"]] = np.where(guided, guidance, 1.0)
-  padded = np.zeros((MAX_ROWS, len(COLUMNS)), np.float32)
-  padded[:len(table)] = table
   # A variance-preserving x_T has unit variance by construction, whatever is left of the picture in it.
-  start = 1.0 if schedule.kind == "discrete" else whole.sigma[0]
-  return Plan(padded, np.int32(len(table)), np.float32(start), np.float32(rescale), np.float32(clip or np.inf))
+  return packed(table, start_scale=1.0 if schedule.kind == "discrete" else whole.sigma[0], rescale=rescale, clip=clip)

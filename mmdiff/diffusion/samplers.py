@@ -17,7 +17,7 @@ from mmdiff.diffusion.schedules import Level
 
 Denoise = Callable[[Array, Level, Array], Array]       # (x [B …], level [], guidance []) -> the clean pictures [B …]
 
-MEMORY = 3                              # earlier evaluations that a row may combine: on_m1, on_m2, on_m3
+MEMORY = 4                              # earlier evaluations that a row may combine: on_m1 to on_m4
 
 
 def picture_keys(seeds: Integer[Array, " B"]) -> KeyArray[Array, " B"]:
@@ -40,7 +40,7 @@ def sample(denoise: Denoise, x: Float[Array, "B ..."], plan: Plan, keys: KeyArra
     c = {name: plan.table[row, i] for name, i in COLUMN.items()}
     level = Level(c["alpha"], c["sigma"], c["time"])
     d = jnp.clip(denoise(x, level, c["guidance"]).astype(jnp.float32), -plan.clip, plan.clip)
-    new = c["on_x"] * x + c["on_d"] * d + c["on_m1"] * memory[0] + c["on_m2"] * memory[1] + c["on_m3"] * memory[2]
+    new = c["on_x"] * x + c["on_d"] * d + sum(c[f"on_m{k}"] * kept for k, kept in enumerate(memory, 1))
     draw = lambda keys: jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, row + 1), x.shape[1:]))(keys)
     new = new + jax.lax.cond(c["noise"] > 0, lambda: c["noise"] * draw(keys), lambda: jnp.zeros_like(x))
     return pin(new, BATCH), (c["keep_x"] * x + c["keep_d"] * d, *memory[:MEMORY - 1])

