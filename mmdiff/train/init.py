@@ -73,6 +73,8 @@ def weights_of(path: str, params: str = "") -> Weights:
     loaded = public.load(path, quiet=jax.process_index() > 0)
     values, about = loaded.params, f"{path} ({loaded.format})"
   else:
+    if not Path(path.rpartition("@")[0] or path).exists() and not Path(path).exists():
+      raise DataError(f"init: {path}: no such file or folder; give a run directory of `mmdiff train`, or a public checkpoint")
     workdir, step = run_directory.locate(path)
     average = run_directory.average(run_directory.read_config(workdir), params or None)
     values, _, meta = checkpoint.restore_params(workdir, step=step, ema=average)

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from mmdiff.commands import ablate, flags, train
+from mmdiff.commands import demo as demo_command
 
 
 @pytest.fixture
@@ -48,6 +49,18 @@ def test_halves_and_evaluations_fall_on_steps(demo):
   entry = base["evals"]["alignment"]
   assert base["steps"] % (2 * entry["every_steps"]) == 0 and base["steps"] // entry["every_steps"] == 8
   assert Path("configs/ablations/caption_mix.py").read_text().count("mmdiff ablate --config=") >= 1
+
+
+def test_the_tiny_form_is_the_same_path_in_a_few_steps(tmp_path):
+  given = flags.parse(["--config=configs/ablations/caption_mix.py:demo,seeds=1,tiny", f"--workdir={tmp_path}"], ablate.FLAGS)
+  config = ablate.filled(given["config"], tmp_path)
+  runs, lines = ablate.runs_of(config, tmp_path), ablate.prepare_lines(config)
+  assert {run.arm for run in runs} >= set(demo_command.ARMS) and max(run.config["steps"] for run in runs) <= 8
+  assert list(lines) == ["scorer", "captioner", "captioner_long", "captions"]
+  for name in ("scorer", "captioner", "captioner_long"):
+    assert flags.parse(lines[name][1:], train.FLAGS)["config"]["steps"] <= 8
+  # Every record that the arms train on is captioned.
+  assert f"--data=name=scenes,tier=T16,split=train,size={config['base']['data']['source']['size']}" in lines["captions"]
 
 
 def test_the_paper_has_seven_arms_of_its_schedule(tmp_path):

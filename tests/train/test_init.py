@@ -68,8 +68,10 @@ def test_what_does_not_fit_is_named(source):
     assert told in str(error.value)
   with pytest.raises(DataError, match="parts names 'texts', which is no parameter here"):
     init.initialised(state_of(blank), parts={"texts": "nowhere"})
-  with pytest.raises(DataError, match="no run directory"):
+  with pytest.raises(DataError, match="elsewhere: no such file or folder; give a run directory"):
     init.initialised(state_of(blank), path=str(source / "elsewhere"))
+  with pytest.raises(DataError, match="no run directory"):
+    init.initialised(state_of(blank), path=str(source / "checkpoints"))
 
 
 def test_a_run_reads_its_data_with_the_sources_tokenizer(source, tmp_path):
