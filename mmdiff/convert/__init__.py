@@ -8,6 +8,7 @@ FORMATS = {
   "hf-t5": "mmdiff.convert.t5_formats:HF_T5",
   "diffusers-unet": "mmdiff.convert.diffusers_formats:UNET",
   "diffusers-vae": "mmdiff.convert.diffusers_formats:VAE",
+  "ldm": "mmdiff.convert.ldm_formats:LDM",
   "open_clip": "mmdiff.convert.clip_formats:OPEN_CLIP",
   "openai": "mmdiff.convert.clip_formats:OPENAI",
   "big_vision": "mmdiff.convert.clip_formats:BIG_VISION",

@@ -3,7 +3,8 @@
   init = dict(path="runs/clip", params="", map={"decoder": "", "image": "visual"})
   init = dict(path="", parts={"autoencoder": "sd/vae", "text": "sd/text_encoder"})
 
-A path is a run directory, DIR or DIR@STEP, or a checkpoint in a public format (`mmdiff info PATH`). The longest entry of `map` that is a
+A path is a run directory, DIR or DIR@STEP, or a checkpoint in a public format (`mmdiff info PATH`); that of a whole Stable Diffusion, a
+folder of diffusers or a single file, has its models under `denoiser`, `autoencoder` and `text`. The longest entry of `map` that is a
 leaf's path or the start of it says where the leaf is in the source: "image/position" is then "visual/position". The value "" leaves it as
 it was initialised. What no entry names has the same path in the source. An entry of `parts` fills what begins with it from a source of its
 own: from there what has the same name, its group's name, or everything.
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from mmdiff.convert import public
+from mmdiff.convert import pipelines, public
 from mmdiff.core import tree
 from mmdiff.core.errors import DataError
 from mmdiff.train import checkpoint, run_directory
@@ -28,6 +29,7 @@ class Weights(NamedTuple):
   """The leaves of a source, and what it is."""
   leaves: Mapping[str, np.ndarray]
   about: str
+  public: bool = False
 
   def has(self, entry: str) -> bool:
     return any(within(name, entry) for name in self.leaves)
@@ -69,17 +71,21 @@ def tokenizer_of(path: str) -> Path | None:
 
 def weights_of(path: str, params: str = "") -> Weights:
   """The parameters at a path. Raises DataError."""
+  leaves = lambda values, prefix="": {prefix + name: leaf for name, leaf in zip(tree.paths(values), jax.tree.leaves(values))}
+  quiet = jax.process_index() > 0
+  if pipelines.is_pipeline(path):
+    loaded = pipelines.load(path, quiet=quiet)
+    return Weights({name: leaf for group, part in loaded.items() for name, leaf in leaves(part.params, f"{group}/").items()},
+                   f"{path} ({', '.join(loaded)})", public=True)
   if public.is_public(path):
-    loaded = public.load(path, quiet=jax.process_index() > 0)
-    values, about = loaded.params, f"{path} ({loaded.format})"
-  else:
-    if not Path(path.rpartition("@")[0] or path).exists() and not Path(path).exists():
-      raise DataError(f"init: {path}: no such file or folder; give a run directory of `mmdiff train`, or a public checkpoint")
-    workdir, step = run_directory.locate(path)
-    average = run_directory.average(run_directory.read_config(workdir), params or None)
-    values, _, meta = checkpoint.restore_params(workdir, step=step, ema=average)
-    about = f"{path} (step {meta['step']}, {average or run_directory.RAW} parameters)"
-  return Weights(dict(zip(tree.paths(values), jax.tree.leaves(values))), about)
+    one = public.load(path, quiet=quiet)
+    return Weights(leaves(one.params), f"{path} ({one.format})", public=True)
+  if not Path(path.rpartition("@")[0] or path).exists() and not Path(path).exists():
+    raise DataError(f"init: {path}: no such file or folder; give a run directory of `mmdiff train`, or a public checkpoint")
+  workdir, step = run_directory.locate(path)
+  average = run_directory.average(run_directory.read_config(workdir), params or None)
+  values, _, meta = checkpoint.restore_params(workdir, step=step, ema=average)
+  return Weights(leaves(values), f"{path} (step {meta['step']}, {average or run_directory.RAW} parameters)")
 
 
 def initialised(state: TrainState, *, path: str = "", params: str = "", map: Mapping[str, str] = {},  # noqa: B006
@@ -88,7 +94,7 @@ def initialised(state: TrainState, *, path: str = "", params: str = "", map: Map
 
   params: an average of a run, "raw", or "" for its `eval` average where it has one, else raw.
 
-  A stack of layers may be a part's first ones: that is how SDXL takes its first encoder, of which it needs 11 layers of 12.
+  A stack of layers may be the first ones of a public checkpoint's: SDXL needs 11 layers of the 12 that its first encoder has.
 
   Raises DataError that names every leaf that a source lacks or holds in another shape, and every entry that names nothing.
   """
@@ -109,7 +115,7 @@ def initialised(state: TrainState, *, path: str = "", params: str = "", map: Map
     if value is None:
       problems.append(f"{name}: {weights.about} has no {where}")
       continue
-    if part is not None and "stack" in where.split("/") and value.ndim and value.shape[0] > leaf.shape[0]:
+    if weights.public and "stack" in where.split("/") and value.ndim and value.shape[0] > leaf.shape[0]:
       value = value[:leaf.shape[0]]
     if value.shape != leaf.shape:
       problems.append(f"{name}: {list(leaf.shape)} here, {where} is {list(value.shape)} in {weights.about}")

@@ -111,6 +111,19 @@ def test_a_whole_run_may_be_a_public_checkpoint(vae):
   assert init.tokenizer_of(str(folder)) is None
 
 
+def test_a_whole_stable_diffusion_is_one_source(vae, tmp_path, monkeypatch):
+  folder, params = vae
+  (tmp_path / "sd" / "vae").mkdir(parents=True)
+  for file in folder.iterdir():
+    (tmp_path / "sd" / "vae" / file.name).write_bytes(file.read_bytes())
+  (tmp_path / "sd" / "model_index.json").write_text("{}")
+  here = {"denoiser": {"scale": jnp.zeros(3)}, "autoencoder": jax.tree.map(jnp.zeros_like, params)}
+  made = init.initialised(state_of(here), path=str(tmp_path / "sd"), map={"denoiser": ""})
+  assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(made.params["autoencoder"]), jax.tree.leaves(params)))
+  with pytest.raises(DataError, match=r"denoiser/scale: .*sd \(autoencoder\) has no denoiser/scale"):
+    init.initialised(state_of(here), path=str(tmp_path / "sd"))
+
+
 def test_where_a_part_is_in_its_source():
   weights = init.Weights({"text/embed/embedding": np.zeros(1), "image/position": np.zeros(1)}, "a model")
   alone = init.Weights({"embed/embedding": np.zeros(1)}, "an encoder")
@@ -121,7 +134,7 @@ def test_where_a_part_is_in_its_source():
 
 def test_a_part_may_be_the_first_layers_of_a_stack(vae, monkeypatch):
   there = {"stack/mlp/up/kernel": np.arange(24.0).reshape(12, 2), "embed/embedding": np.zeros((4, 2))}
-  monkeypatch.setattr(init, "weights_of", lambda path, params: init.Weights(there, "an encoder"))
+  monkeypatch.setattr(init, "weights_of", lambda path, params: init.Weights(there, "an encoder", public=True))
   here = {"text": {"stack": {"mlp": {"up": {"kernel": jnp.zeros((11, 2))}}}}}
   made = init.initialised(state_of(here), parts={"text": "anywhere"})
   assert np.array_equal(made.params["text"]["stack"]["mlp"]["up"]["kernel"], there["stack/mlp/up/kernel"][:11])

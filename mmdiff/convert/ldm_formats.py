@@ -1,0 +1,217 @@
+"""Single files of Stable Diffusion 1.x, 2.x, XL and its refiner, as CompVis' and Stability's code writes them and the web UIs trade them:
+UNet, autoencoder and text encoders under one name each. One `part` is read at a time; its architecture comes from the shapes.
+
+What shapes don't say is said by what else is in the file: a text of width 768 belongs to UNets with eight heads, all others have heads of
+64; SDXL's files have a `conditioner`, and their autoencoder's latents another scale. The options `heads`, `head_dim` and `scale` override.
+"""
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mmdiff.convert import clip_tables
+from mmdiff.convert.clip_formats import clip_inputs
+from mmdiff.convert.diffusers_formats import POOLED, transformer
+from mmdiff.convert.formats import Format, Reading, Source
+from mmdiff.convert.rules import Rule, norm, pair
+from mmdiff.convert.tensors import Tensor
+from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.models.autoencoder import VARIANTS, Autoencoder
+from mmdiff.models.text import CLIP_STATES, ClipStates
+from mmdiff.models.unet import SIZE_WIDTH, UNet
+
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+HF_TEXT, HF_FIRST = "cond_stage_model.transformer.", "conditioner.embedders.0.transformer."
+OPEN_TEXT, OPEN_FIRST, OPEN_SECOND = "cond_stage_model.model.", "conditioner.embedders.0.model.", "conditioner.embedders.1.model."
+# Part -> prefixes that it may have; the text encoders' variants of `models.text.CLIP_STATES` by prefix.
+PARTS = {"unet": (UNET,), "vae": (VAE,), "text": (HF_TEXT, OPEN_TEXT, HF_FIRST, OPEN_FIRST), "text_2": (OPEN_SECOND,)}
+ENCODERS = {HF_TEXT: "sd1", OPEN_TEXT: "sd2", HF_FIRST: "sdxl-1", OPEN_FIRST: "sdxl-2", OPEN_SECOND: "sdxl-2"}
+SCHEDULE = (r"betas", r"alphas_cumprod(_prev)?", r"sqrt_.*", r"log_one_minus_.*", r"posterior_.*", r"logvar", r"scale_factor",
+            r"global_step", r"denoiser\.sigmas", r"edm_(mean|std)", r"lvlb_weights", r"model_ema\..*")
+NUMBER = r"(\d+)"
+RES = {"norm1": "in_layers.0", "norm2": "out_layers.0", "conv1": "in_layers.2", "conv2": "out_layers.3"}
+
+
+def parts_in(found: Mapping[str, Tensor]) -> dict[str, str]:
+  """The parts of a file: {part: its prefix}. An autoencoder's own file has none."""
+  made = {part: prefix for part, prefixes in PARTS.items() for prefix in prefixes if any(name.startswith(prefix) for name in found)}
+  return made or ({"vae": ""} if "encoder.down.0.block.0.norm1.weight" in found else {})
+
+
+def read(source: Source, *, part: str | None = None, heads: int | None = None, head_dim: int | None = None, scale: float | None = None,
+         text_len: int | None = None) -> Reading:
+  """Raises ConfigError when the file has several parts and `part` names none of them."""
+  tensors = source.container.tensors
+  known = parts_in(tensors)
+  if part is None and len(known) == 1:
+    part, = known
+  if part not in known:
+    raise ConfigError(f"{source.path} holds {', '.join(known)}; expected part to be one of them, found {part!r}")
+  prefix = known[part]
+  others = tuple(re.escape(other) + ".*" for name, other in known.items() if name != part)
+  ignorable = (*SCHEDULE, *others, r"loss\..*", r"first_stage_model\.loss\..*", *(f"{re.escape(prefix)}{name}" for name in (
+    *clip_tables.IGNORABLE, "logit_scale", r"transformer\.text_model\.embeddings\.position_ids")))
+  own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+  if part == "unet":
+    return _unet(source, own, prefix, ignorable, heads=heads, head_dim=head_dim)
+  if part == "vae":
+    return _vae(source, own, prefix, ignorable, scale=scale, xl=any(name.startswith("conditioner.") for name in tensors))
+  return _text(source, own, prefix, ignorable, ENCODERS[prefix], text_len=text_len)
+
+
+def need(own: Mapping[str, Tensor], name: str, source: Source, prefix: str) -> tuple[int, ...]:
+  """The shape of a tensor that the architecture is read from. Raises DataError."""
+  if name not in own:
+    raise DataError(f"{source.path}: {prefix}{name} is missing, from which the architecture is read")
+  return own[name].shape
+
+
+def count(own: Mapping[str, Tensor], pattern: str) -> int:
+  """How many numbers a pattern with one group takes."""
+  return len({found[1] for name in own if (found := re.match(pattern, name))})
+
+
+# The UNet
+
+def res_block(theirs: str, ours: str) -> tuple[Rule, ...]:
+  rules: list[Rule] = []
+  for here, there in RES.items():
+    rules += norm(f"{theirs}.{there}", f"{ours}/{here}") if here.startswith("norm") else pair(f"{theirs}.{there}", f"{ours}/{here}", "conv")
+  return (*rules, *pair(f"{theirs}.emb_layers.1", f"{ours}/project"),
+          *pair(f"{theirs}.skip_connection", f"{ours}/conv_shortcut", "conv"))
+
+
+def unet_table(attends: tuple[bool, ...], blocks: int, *, linear: bool, prefix: str = UNET) -> tuple[Rule, ...]:
+  """attends: by level, whether its blocks have transformers: where they have none, what comes after them moves up a place."""
+  projection, levels, run = "linear" if linear else "conv1", len(attends), blocks + 1
+  rules: list[Rule] = [*pair(f"{prefix}input_blocks.0.0", "conv_in", "conv"), *norm(f"{prefix}out.0", "norm_out"),
+                       *pair(f"{prefix}out.2", "conv_out", "conv"), Rule(f"{prefix}label_emb.weight", "embed_level/embedding")]
+  for theirs, ours in (("time_embed", "project_time"), ("label_emb.0", "project_vector")):
+    rules += [*pair(f"{prefix}{theirs}.0", f"{ours}_in"), *pair(f"{prefix}{theirs}.2", f"{ours}_out")]
+  for level in range(levels):
+    for m in range(blocks):
+      at = f"{prefix}input_blocks.{1 + level * run + m}"
+      rules += [*res_block(f"{at}.0", f"down_{level}_res_{m}"), *transformer(f"{at}.1", f"down_{level}_attention_{m}", projection)]
+    rules += pair(f"{prefix}input_blocks.{(level + 1) * run}.0.op", f"down_{level}_shrink/conv", "conv")
+    for m in range(run):
+      at = f"{prefix}output_blocks.{(levels - 1 - level) * run + m}"
+      rules += [*res_block(f"{at}.0", f"up_{level}_res_{m}"), *transformer(f"{at}.1", f"up_{level}_attention_{m}", projection)]
+    rules += pair(f"{prefix}output_blocks.{(levels - level) * run - 1}.{2 if attends[level] else 1}.conv", f"up_{level}_grow/conv", "conv")
+  return (*rules, *res_block(f"{prefix}middle_block.0", "middle_res_0"),
+          *transformer(f"{prefix}middle_block.1", "middle_attention", projection), *res_block(f"{prefix}middle_block.2", "middle_res_1"))
+
+
+def _unet(source: Source, own: Mapping[str, Tensor], prefix: str, ignorable: tuple[str, ...], *, heads: int | None,
+          head_dim: int | None) -> Reading:
+  shape_of = lambda name: need(own, name, source, prefix)
+  width, inside, *_ = shape_of("input_blocks.0.0.weight")
+  out = shape_of("out.2.weight")[0]
+  last = count(own, r"input_blocks\.(\d+)\.") - 1
+  shrinks = [n for n in range(1, last + 1) if f"input_blocks.{n}.0.op.weight" in own]
+  run = shrinks[0] if shrinks else last + 1
+  firsts = [1, *(n + 1 for n in shrinks)]
+  wide = [shape_of(f"input_blocks.{n}.0.out_layers.3.weight")[0] for n in firsts]
+  deep = lambda at: count(own, re.escape(at) + r"\.transformer_blocks\.(\d+)\.")
+  depths = tuple(deep(f"input_blocks.{n}.1") for n in firsts)
+  if any(side % width for side in wide) or (last + 1) % run:
+    raise DataError(f"{source.path}: {prefix}: widths {wide} over {width} or {last} input blocks are not those of a Stable Diffusion")
+  text_width = shape_of("middle_block.1.transformer_blocks.0.attn2.to_k.weight")[1]
+  only = tuple(bool(depth) and shape_of(f"input_blocks.{n}.1.transformer_blocks.0.attn1.to_k.weight")[1] != side
+               for depth, n, side in zip(depths, firsts, wide))
+  classes = own["label_emb.weight"].shape[0] if "label_emb.weight" in own else 0
+  if heads is None and head_dim is None:
+    heads, head_dim = (8, None) if text_width == CLIP_STATES["sd1"][0] or classes else (None, 64)
+  given: dict[str, Any] = dict(heads=heads, head_dim=head_dim, levels=classes)
+  shape, side = jax.ShapeDtypeStruct, 2 ** (len(wide) - 1)
+  text = dict(tokens=shape((1, 8, text_width), jnp.float32), mask=shape((1, 8), jnp.bool_))
+  if "label_emb.0.0.weight" in own:
+    total = shape_of("label_emb.0.0.weight")[1]
+    five, six = (total - numbers * SIZE_WIDTH for numbers in (5, 6))
+    pooled = five if five == POOLED else six
+    given |= dict(sizes=(total - pooled) // SIZE_WIDTH)
+    text |= dict(pooled=shape((1, pooled), jnp.float32), size=shape((1, 6), jnp.int32))
+  if any(only):
+    given |= dict(text_only=only)
+  if inside > out:
+    text["concat"] = shape((1, side, side, inside - out), jnp.float32)
+  if classes:
+    text["level"] = shape((1,), jnp.int32)
+  linear = len(shape_of("middle_block.1.proj_in.weight")) == 2
+  module = UNet(image_size=64, channels=out, width=width, mults=tuple(one // width for one in wide), depths=depths,
+                middle=deep("middle_block.1"), blocks=run - 1, **given)
+  return Reading(module, dict(objective=None, model=dict(name="unet", linear=linear, text_width=text_width), data=dict(image_size=64)),
+                 unet_table(tuple(map(bool, depths)), run - 1, linear=linear, prefix=prefix), source.container.tensors,
+                 (shape((1, side, side, out), jnp.float32), shape((1,), jnp.float32), text), ignorable)
+
+
+# The autoencoder
+
+def vae_table(levels: int, prefix: str = VAE) -> tuple[Rule, ...]:
+  rules: list[Rule] = [rule for name in ("quant_conv", "post_quant_conv") for rule in pair(f"{prefix}{name}", name, "conv")]
+
+  def block(theirs: str, ours: str) -> list[Rule]:
+    return [*norm(f"{theirs}.norm1", f"{ours}/norm1"), *pair(f"{theirs}.conv1", f"{ours}/conv1", "conv"),
+            *norm(f"{theirs}.norm2", f"{ours}/norm2"), *pair(f"{theirs}.conv2", f"{ours}/conv2", "conv"),
+            *pair(f"{theirs}.nin_shortcut", f"{ours}/conv_shortcut", "conv")]
+  for half in ("encoder", "decoder"):
+    there = f"{prefix}{half}"
+    rules += [*pair(f"{there}.conv_in", f"{half}/conv_in", "conv"), *norm(f"{there}.norm_out", f"{half}/norm_out"),
+              *pair(f"{there}.conv_out", f"{half}/conv_out", "conv"), *norm(f"{there}.mid.attn_1.norm", f"{half}/mid_attention/norm")]
+    for number in (0, 1):
+      rules += block(f"{there}.mid.block_{number + 1}", f"{half}/mid_block{number}")
+    for ours, theirs in dict(query="q", key="k", value="v", out="proj_out").items():
+      rules += pair(f"{there}.mid.attn_1.{theirs}", f"{half}/mid_attention/attention/{ours}", "conv1")
+  for level in range(levels):
+    rules += block(f"{prefix}encoder.down.{level}.block.{{m}}", f"encoder/down{level}_block{{m}}")
+    rules += pair(f"{prefix}encoder.down.{level}.downsample.conv", f"encoder/down{level}_sample/conv", "conv")
+    rules += block(f"{prefix}decoder.up.{level}.block.{{m}}", f"decoder/up{level}_block{{m}}")
+    rules += pair(f"{prefix}decoder.up.{level}.upsample.conv", f"decoder/up{level}_sample/conv", "conv")
+  return tuple(rules)
+
+
+def _vae(source: Source, own: Mapping[str, Tensor], prefix: str, ignorable: tuple[str, ...], *, scale: float | None, xl: bool) -> Reading:
+  levels = count(own, r"encoder\.down\.(\d+)\.")
+  widths = tuple(need(own, f"encoder.down.{level}.block.0.conv2.weight", source, prefix)[0] for level in range(levels))
+  latents = need(own, "post_quant_conv.weight", source, prefix)[0]
+  assumed = VARIANTS["sdxl" if xl else "sd"]["scale"]
+  notices = () if scale or prefix else (f"the file does not say how its latents are scaled; took Stable Diffusion's {assumed}",)
+  module = Autoencoder(widths=widths, latent_channels=latents, blocks=count(own, r"encoder\.down\.0\.block\.(\d+)\."),
+                       scale=scale or assumed, image_size=256)
+  side = 2 ** (levels - 1)
+  return Reading(module, dict(objective=None, model=dict(name="kl"), data=dict(image_size=256)), vae_table(levels, prefix),
+                 source.container.tensors, (jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32),), ignorable, {}, notices,
+                 dict(scaling_factor=module.scale))
+
+
+# The text encoders
+
+def _text(source: Source, own: Mapping[str, Tensor], prefix: str, ignorable: tuple[str, ...], variant: str, *,
+          text_len: int | None) -> Reading:
+  _, _, _, pooled, skip, norm_it, act, pad = CLIP_STATES[variant]
+  open_clip = variant in ("sd2", "sdxl-2")
+  layers = r"transformer\.resblocks\." + NUMBER + r"\." if open_clip else r"text_model\.encoder\.layers\." + NUMBER + r"\."
+  embedding = "token_embedding.weight" if open_clip else "text_model.embeddings.token_embedding.weight"
+  position = "positional_embedding" if open_clip else "text_model.embeddings.position_embedding.weight"
+  hidden = "transformer.resblocks.0.mlp.c_fc.weight" if open_clip else "text_model.encoder.layers.0.mlp.fc1.weight"
+  vocab, width = need(own, embedding, source, prefix)
+  depth = count(own, layers)
+  embed_dim = need(own, "text_projection", source, prefix)[1] if pooled else None
+  module = ClipStates(vocab=vocab, length=text_len or need(own, position, source, prefix)[0], width=width, depth=depth,
+                      heads=max(width // 64, 1), mlp_dim=need(own, hidden, source, prefix)[0], embed_dim=embed_dim, skip=skip, norm=norm_it,
+                      act=act, pad=vocab - 1 if pad == "end" else 0)
+  table = clip_tables.openai_text(prefix, "") if open_clip else clip_tables.hf_text(f"{prefix}text_model.", "")
+  if embed_dim is None:                 # what lies beyond the layer that is taken, which nobody reads
+    left = [re.escape(prefix) + layers.replace(NUMBER, str(n)) + ".*" for n in range(depth - skip, depth)]
+    ignorable = (*ignorable, *left, f"{re.escape(prefix)}text_projection")
+  return Reading(module, dict(objective=None, model=dict(name="clip_text"), data=dict(text_len=module.length)), table,
+                 source.container.tensors, clip_inputs(8, module.length)[1:], ignorable)
+
+
+def fits(source: Source) -> bool:
+  return "_class_name" not in source.config and bool(parts_in(source.container.tensors))
+
+
+LDM = Format("ldm", "ldm", "a single file of Stable Diffusion", fits, read, None,
+             options=("part", "heads", "head_dim", "scale", "text_len"))

@@ -1,0 +1,155 @@
+"""Single files of Stable Diffusion: small ones of every kind are understood from their names and shapes alone."""
+import jax
+import numpy as np
+import pytest
+
+from mmdiff.convert import formats, ldm_formats, public, rules, tensors
+from mmdiff.convert import safetensors_file as st
+from mmdiff.convert.containers import Container
+from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.models.autoencoder import Autoencoder
+from mmdiff.models.text import ClipStates
+from mmdiff.models.unet import PRESETS, UNet
+
+SIZE = jax.ShapeDtypeStruct
+
+
+def unet(kind, *, inside=4, text_width=768, linear=False, pooled=0):
+  """(module, inputs, table) of a small UNet of a kind: a tenth of the width."""
+  preset = PRESETS[kind]
+  module = UNet(image_size=64, channels=4, width=32, middle=preset.get("middle", max(preset["depths"])), blocks=2, **{
+    key: preset[key] for key in ("mults", "depths", "heads", "sizes", "levels", "text_only", "head_dim") if key in preset})
+  module = module if "head_dim" not in preset else module.clone(head_dim=16)
+  side = 2 ** (len(module.mults) - 1)
+  text = dict(tokens=SIZE((1, 8, text_width), np.float32), mask=SIZE((1, 8), bool))
+  text |= dict(pooled=SIZE((1, pooled), np.float32), size=SIZE((1, 6), np.int32)) if pooled else {}
+  text |= dict(concat=SIZE((1, side, side, inside - 4), np.float32)) if inside > 4 else {}
+  text |= dict(level=SIZE((1,), np.int32)) if module.levels else {}
+  inputs = (SIZE((1, side, side, 4), np.float32), SIZE((1,), np.float32), text)
+  return module, inputs, ldm_formats.unet_table(tuple(map(bool, module.depths)), 2, linear=linear)
+
+
+def vae():
+  module = Autoencoder(widths=(32, 64), latent_channels=4, blocks=1, scale=0.18215, image_size=256)
+  return module, (SIZE((1, 2, 2, 3), np.float32),), ldm_formats.vae_table(2)
+
+
+def text(prefix, **fields):
+  from mmdiff.convert import clip_tables
+  module = ClipStates(**(dict(vocab=60, length=12, width=64, depth=3, heads=1, mlp_dim=128, embed_dim=None) | fields))
+  table = clip_tables.hf_text(f"{prefix}text_model.", "") if prefix.endswith("transformer.") else clip_tables.openai_text(prefix, "")
+  return module, (SIZE((1, 12), np.int32), SIZE((1, 12), bool)), table
+
+
+def values_of(part, seed):
+  """(parameters by path, tensors by public name) of random values."""
+  module, inputs, table = part
+  shapes, rng = formats.variables(module, inputs), np.random.default_rng(seed)
+  leaves = {path: rng.normal(size=shape).astype(np.float32) for path, shape in shapes.items()}
+  bindings = rules.bind(table, shapes)
+  return leaves, {name: tensor.read() for name, tensor in rules.save(leaves, bindings).items()}
+
+
+def file(path, parts, more=()):
+  """Writes a file of these parts; the parameters of each."""
+  made = {name: values_of(part, seed) for seed, (name, part) in enumerate(parts.items())}
+  whole = {name: value for _, named in made.values() for name, value in named.items()} | dict(more)
+  st.write(path, {name: tensors.of(value) for name, value in whole.items()})
+  return {name: leaves for name, (leaves, _) in made.items()}
+
+
+def flat(params):
+  return public.flatten(params)
+
+
+SD1 = dict(unet=unet("sd1"), vae=vae(), text=text(ldm_formats.HF_TEXT))
+BUFFERS = {"betas": np.zeros(4, np.float32), "alphas_cumprod": np.zeros(4, np.float32), "model_ema.decay": np.zeros(1, np.float32),
+           "cond_stage_model.transformer.text_model.embeddings.position_ids": np.arange(12)[None]}
+
+
+def test_every_part_of_a_file_comes_out(tmp_path):
+  path = tmp_path / "v1.safetensors"
+  wanted = file(path, SD1, BUFFERS)
+  for part, leaves in wanted.items():
+    loaded = public.load(path, quiet=True, part=part)
+    found = flat(loaded.params)
+    assert found.keys() == leaves.keys() and all(np.array_equal(found[name], leaves[name]) for name in leaves), part
+    assert not loaded.report.missing and not loaded.report.unexpected
+  assert public.load(path, quiet=True, part="unet").module == SD1["unet"][0]
+  assert public.load(path, quiet=True, part="text").module.act == "quick_gelu"
+  with pytest.raises(ConfigError, match="holds unet, vae, text; expected part to be one of them, found None"):
+    public.load(path, quiet=True)
+
+
+@pytest.mark.parametrize("kind, options, read", [
+  ("sd1", dict(inside=9), {}), ("sd2", dict(text_width=1024, linear=True), dict(head_dim=16)),
+  ("sdxl", dict(text_width=2048, linear=True, pooled=1280), dict(head_dim=16)),
+  ("refiner", dict(text_width=1280, linear=True, pooled=1280), dict(head_dim=16)),
+  ("x4", dict(text_width=1024, inside=7, linear=True), {})])
+def test_unets_from_their_shapes(tmp_path, kind, options, read):
+  part = unet(kind, **options)
+  wanted = file(tmp_path / "a.safetensors", dict(unet=part))["unet"]
+  loaded = public.load(tmp_path / "a.safetensors", quiet=True, part="unet", **read)
+  # Where a level attends to nothing, it does not matter to what.
+  assert loaded.module == part[0].clone(text_only=tuple(flag and bool(depth) for flag, depth in zip(part[0].text_only, part[0].depths)))
+  found = flat(loaded.params)
+  assert all(np.array_equal(found[name], wanted[name]) for name in wanted) and found.keys() == wanted.keys()
+
+
+def test_the_text_encoders_of_the_later_models(tmp_path):
+  second = dict(embed_dim=40, skip=1, norm=False, act="gelu")
+  parts = dict(unet=unet("sdxl", text_width=128, linear=True, pooled=1280), vae=vae(), text=text(ldm_formats.HF_FIRST),
+               text_2=text(ldm_formats.OPEN_SECOND, **second))
+  path = tmp_path / "xl.safetensors"
+  wanted = file(path, parts)
+  first = public.load(path, quiet=True, part="text")
+  assert (first.module.skip, first.module.norm, first.module.depth) == (1, False, 3)
+  # Two layers of three are read.
+  assert first.params["stack"]["mlp"]["up"]["kernel"].shape[0] == 2
+  assert np.array_equal(first.params["stack"]["mlp"]["up"]["kernel"], wanted["text"]["stack/mlp/up/kernel"][:2])
+  both = public.load(path, quiet=True, part="text_2")
+  assert both.module == parts["text_2"][0].clone(pad=0) and set(flat(both.params)) == set(wanted["text_2"])
+  assert public.load(path, quiet=True, part="vae").module.scale == 0.13025
+  unread = {"text_projection": np.zeros((64, 64), np.float32), "logit_scale": np.zeros((), np.float32)}
+  sd2 = file(tmp_path / "2.safetensors", dict(text=text(ldm_formats.OPEN_TEXT, act="gelu")),
+             {ldm_formats.OPEN_TEXT + name: value for name, value in unread.items()})
+  loaded = public.load(tmp_path / "2.safetensors", quiet=True)
+  assert loaded.module.skip == 1 and loaded.module.norm and loaded.module.pad == 0
+  assert np.array_equal(loaded.params["norm_post"]["scale"], sd2["text"]["norm_post/scale"])
+
+
+def test_an_autoencoder_alone(tmp_path):
+  path = tmp_path / "vae.safetensors"
+  leaves, named = values_of(vae(), 0)
+  st.write(path, {name.removeprefix("first_stage_model."): tensors.of(value) for name, value in named.items()})
+  loaded = public.load(path, quiet=True)
+  assert all(np.array_equal(flat(loaded.params)[name], leaves[name]) for name in leaves)
+  assert "does not say how its latents are scaled" in loaded.report.text()
+  assert public.load(path, quiet=True, scale=0.5).module.scale == 0.5
+
+
+def test_what_does_not_fit_is_named(tmp_path):
+  path, lacking = tmp_path / "a.safetensors", "model.diffusion_model.output_blocks.3.0.in_layers.2.weight"
+  _, named = values_of(SD1["unet"], 0)
+  more = {**named, "model.diffusion_model.control.weight": np.zeros(3, np.float32)}
+  del more[lacking]
+  st.write(path, {name: tensors.of(value) for name, value in more.items()})
+  with pytest.raises(DataError, match=f"(?s)missing: {lacking}.*unexpected: model.diffusion_model.control.weight"):
+    public.load(path, quiet=True)
+  del more["model.diffusion_model.out.2.weight"]
+  st.write(path, {name: tensors.of(value) for name, value in more.items()})
+  with pytest.raises(DataError, match="out.2.weight is missing, from which the architecture is read"):
+    public.load(path, quiet=True)
+
+
+@pytest.mark.parametrize("kind, options, expected", [
+  ("sd1", {}, (686, 859_520_964)), ("sdxl", dict(text_width=2048, linear=True, pooled=1280), (1680, 2_567_463_684))])
+def test_published_sizes(tmp_path, kind, options, expected):
+  """Every tensor of the full UNets has one name, and reading the names back gives the published model."""
+  _, inputs, table = unet(kind, **options)
+  module = UNet(image_size=64, channels=4, blocks=2, middle=max(PRESETS[kind]["depths"]), **PRESETS[kind])
+  bindings = rules.bind(table, formats.variables(module, inputs))
+  assert (len(bindings), sum(tensors.size(binding.shape) for binding in bindings)) == expected
+  found = {binding.theirs: tensors.Tensor(binding.shape, np.dtype(np.float32), lambda: np.zeros(())) for binding in bindings}
+  source = formats.Source(tmp_path, None, {}, {}, {}, Container(found, {}, "safetensors"))
+  assert ldm_formats.read(source).module == module
