@@ -2,6 +2,7 @@
 
   mmdiff convert --src=CLIP-ViT-B-32 --to=open_clip --out=out --verify
   mmdiff convert --src=runs/clip@2000 --params=eval --to=hf-clip --out=out --dtype=bfloat16
+  mmdiff convert --src=v1-5.safetensors --part=unet --to=diffusers-unet --out=sd15/unet
 
 --src is a folder or weight file in a public format, or a run directory; `mmdiff info` says what it is. Every tensor is accounted for: a
 missing, an unexpected or a mis-shaped one is an error that names it, unless --allow_missing matches its name. --out gets the weights as
@@ -28,10 +29,11 @@ FLAGS = {
   "text_len": dict(type="int", help="another text length: position tables are interpolated"),
   "act": dict(type="str", help="of a bare state dict: gelu or quick_gelu"),
   "head_width": dict(type="int", help="of a bare state dict: width of an attention head"),
+  "part": dict(choices=("unet", "vae", "text", "text_2"), help="of a single file of Stable Diffusion: the model to take"),
   "shard_gb": dict(type="float", default=5.0, help="largest weight file, in 10⁹ bytes"),
   "verify": dict(type="bool", default=False, help="read the result back and compare the outputs of both"),
 }
-LOAD = ("prefer", "variant", "allow_missing", "image_size", "text_len", "act", "head_width")
+LOAD = ("prefer", "variant", "allow_missing", "image_size", "text_len", "act", "head_width", "part")
 TOLERANCE = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}          # of --verify, relative to the largest output
 
 

@@ -15,6 +15,7 @@ FLAGS = {
   "variant": dict(type="str", default="", help="fp16 for NAME.fp16.safetensors"),
   "act": dict(type="str", help="of a bare state dict: gelu or quick_gelu"),
   "head_width": dict(type="int", help="of a bare state dict: width of an attention head"),
+  "part": dict(choices=("unet", "vae", "text", "text_2"), help="of a single file of Stable Diffusion: the model to look at"),
   "json": dict(type="str", help="write the facts to this file, too"),
 }
 
@@ -24,7 +25,7 @@ def main(argv: list[str]) -> int:
   given = flags.parse(argv, FLAGS)
   from mmdiff.commands import results
   from mmdiff.convert import public
-  options = {name: given[name] for name in ("prefer", "variant", "act", "head_width") if given[name]}
+  options = {name: given[name] for name in ("prefer", "variant", "act", "head_width", "part") if given[name]}
   facts = about_public(given["model"], options) if public.is_public(given["model"]) else about_run(given["model"])
   print(results.table([dict(what=name, value=said(value)) for name, value in facts.items()]))
   if given["json"]:

@@ -121,8 +121,10 @@ def read_unet(source: Source) -> Reading:
   linear = bool(config.get("use_linear_projection"))
   scheduler = read_json(source.folder.parent / "scheduler" / "scheduler_config.json") if source.folder else {}
   facts = {key: scheduler[key] for key in ("prediction_type", "beta_schedule", "timestep_spacing") if key in scheduler}
-  return Reading(module, dict(objective=None, model=dict(name="unet", linear=linear, text_width=text_width), data=dict(image_size=size)),
-                 unet_table(levels, linear=linear), source.container.tensors,
+  about = dict(name="unet", linear=linear, text_width=text_width, in_channels=out + more,
+               pooled_width=inputs["pooled"].shape[-1] if inputs else 0)
+  return Reading(module, dict(objective=None, model=about, data=dict(image_size=size)), unet_table(levels, linear=linear),
+                 source.container.tensors,
                  (shape((1, side, side, out), jnp.float32), shape((1,), jnp.float32), text), (), dict(config=dict(config)), (), facts)
 
 
@@ -150,10 +152,35 @@ def _conditions(source: Source, config: Mapping[str, Any], where: str) -> tuple[
 def write_unet(module: UNet, config: Mapping, style: Mapping) -> Writing:
   if not isinstance(module, UNet) or module.text_width or module.conditioning != "add":
     raise ConfigError("diffusers-unet holds the UNets of Stable Diffusion only: no transformer over the text, time added")
-  if not style.get("config"):
-    raise ConfigError("diffusers-unet: only a model that was read from diffusers' layout can be written to it yet")
   linear = bool(config["model"].get("linear"))
-  return Writing(unet_table(len(module.mults), linear=linear), {"config.json": dict(style["config"])}, "diffusion_pytorch_model")
+  return Writing(unet_table(len(module.mults), linear=linear), {"config.json": dict(style.get("config") or unet_config(module, config))},
+                 "diffusion_pytorch_model")
+
+
+def unet_config(module: UNet, config: Mapping[str, Any]) -> dict[str, Any]:
+  """diffusers' config of a UNet; what the module does not say (text and input widths) is in `config["model"]`, see `Reading`."""
+  about = config["model"]
+  attends = [bool(depth) for depth in module.depths]
+  if attends[-1] and module.depths[-1] != module.middle:
+    raise ConfigError(f"diffusers-unet: the middle has as many transformers as the deepest level, {module.depths[-1]}; "
+                      f"found {module.middle}")
+  wide = [module.width * mult for mult in module.mults]
+  layers = [*(depth or 1 for depth in module.depths[:-1]), module.middle]
+  kinds = [f"{'CrossAttn' * here}DownBlock2D" for here in attends]
+  made: dict[str, Any] = dict(
+    _class_name="UNet2DConditionModel", act_fn="silu", block_out_channels=wide, layers_per_block=module.blocks,
+    cross_attention_dim=about["text_width"], in_channels=about["in_channels"], out_channels=module.channels, down_block_types=kinds,
+    up_block_types=[kind.replace("Down", "Up") for kind in reversed(kinds)], norm_num_groups=module.groups, norm_eps=1e-5,
+    attention_head_dim=module.heads or [side // module.head_dim for side in wide], sample_size=module.image_size,
+    use_linear_projection=bool(about.get("linear")), transformer_layers_per_block=layers[0] if len(set(layers)) == 1 else layers)
+  if module.sizes:
+    made |= dict(addition_embed_type="text_time", addition_time_embed_dim=module.size_width,
+                 projection_class_embeddings_input_dim=about["pooled_width"] + module.sizes * module.size_width)
+  if module.levels:
+    made |= dict(num_class_embeds=module.levels)
+  if any(module.text_only):
+    made |= dict(only_cross_attention=list(module.text_only))
+  return made
 
 
 def vae_table(levels: int) -> tuple[Rule, ...]:

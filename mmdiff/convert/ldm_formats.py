@@ -141,7 +141,9 @@ def _unet(source: Source, own: Mapping[str, Tensor], prefix: str, ignorable: tup
   linear = len(shape_of("middle_block.1.proj_in.weight")) == 2
   module = UNet(image_size=64, channels=out, width=width, mults=tuple(one // width for one in wide), depths=depths,
                 middle=deep("middle_block.1"), blocks=run - 1, **given)
-  return Reading(module, dict(objective=None, model=dict(name="unet", linear=linear, text_width=text_width), data=dict(image_size=64)),
+  about = dict(name="unet", linear=linear, text_width=text_width, in_channels=inside,
+               pooled_width=text["pooled"].shape[-1] if "pooled" in text else 0)
+  return Reading(module, dict(objective=None, model=about, data=dict(image_size=64)),
                  unet_table(tuple(map(bool, depths)), run - 1, linear=linear, prefix=prefix), source.container.tensors,
                  (shape((1, side, side, out), jnp.float32), shape((1,), jnp.float32), text), ignorable)
 

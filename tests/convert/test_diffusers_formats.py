@@ -7,7 +7,7 @@ import pytest
 from mmdiff.convert import formats, public, rules, tensors
 from mmdiff.convert import safetensors_file as st
 from mmdiff.convert.containers import Container
-from mmdiff.convert.diffusers_formats import read_unet, read_vae
+from mmdiff.convert.diffusers_formats import read_unet, read_vae, unet_config
 from mmdiff.core.errors import ConfigError, DataError
 
 CROSS, PLAIN, UP_CROSS, UP = "CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"
@@ -82,6 +82,16 @@ def test_there_and_back(tmp_path, config, read):
     np.testing.assert_array_equal(found[name].read(), value, err_msg=name)
   again = public.load(tmp_path / "b", quiet=True)
   assert again.module == loaded.module
+
+
+@pytest.mark.parametrize("config", [SD1, SD1 | dict(in_channels=9), SD2, SDXL, REFINER, X4],
+                         ids=["SD1.5", "inpainting", "SD2", "SDXL", "refiner", "x4"])
+def test_the_config_of_a_unet_is_written_from_its_module(tmp_path, config):
+  reading = read_unet(source(tmp_path, config))
+  made = unet_config(reading.module, reading.config)
+  again = read_unet(source(tmp_path, made))
+  assert again.module == reading.module and again.config == reading.config and made.items() >= {
+    key: config[key] for key in ("block_out_channels", "down_block_types", "up_block_types", "cross_attention_dim", "sample_size")}.items()
 
 
 def test_old_names_of_the_autoencoders_attention(tmp_path):

@@ -81,6 +81,16 @@ def test_every_part_of_a_file_comes_out(tmp_path):
     public.load(path, quiet=True)
 
 
+def test_a_file_becomes_folders_of_diffusers(tmp_path):
+  path = tmp_path / "v1.safetensors"
+  wanted = file(path, SD1)
+  for part, format in (("unet", "diffusers-unet"), ("vae", "diffusers-vae"), ("text", "hf-clip-text")):
+    loaded = public.load(path, quiet=True, part=part)
+    public.save(tmp_path / part, format=format, module=loaded.module, config=loaded.config, params=loaded.params)
+    again = flat(public.load(tmp_path / part, quiet=True).params)
+    assert all(np.array_equal(again[name], wanted[part][name]) for name in wanted[part]), part
+
+
 @pytest.mark.parametrize("kind, options, read", [
   ("sd1", dict(inside=9), {}), ("sd2", dict(text_width=1024, linear=True), dict(head_dim=16)),
   ("sdxl", dict(text_width=2048, linear=True, pooled=1280), dict(head_dim=16)),
