@@ -1,6 +1,6 @@
 r"""The demo's two runs: a CLIP model and a text-to-image model on T32 scenes, with 95 % long captions.
 
-  mmdiff demo --workdir=runs/demo            both, then the report; 15 minutes on two busy CPU cores
+  mmdiff demo --workdir=runs/demo            both, then the caption ablation (configs/ablations/caption_mix.py), and the reports
   mmdiff train --config=configs/demo.py:part=clip --workdir=runs/demo/clip
       held-out retrieval R@1 and hard-negative accuracy per kind of fact, in its report
   mmdiff train --config=configs/demo.py:part=t2i --workdir=runs/demo/t2i
