@@ -13,7 +13,7 @@ The paper's recipe: 65,536 pairs a step, 500,000 steps, Adafactor at 8e-4 after 
 """
 from configs import common
 
-TIERS = {"T16": dict(size=16, text_len=64, tuning_steps=1_000), "T32": dict(size=32, text_len=66, tuning_steps=2_500)}
+TIERS = {"T16": dict(size=16, text_len=64, tuning_steps=1_000), "T32": dict(size=32, text_len=66, tuning_steps=1_200)}
 
 
 def get_config(arg=""):
