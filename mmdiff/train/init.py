@@ -9,6 +9,7 @@ leaf's path or the start of it says where the leaf is in the source: "image/posi
 it was initialised. What no entry names has the same path in the source. An entry of `parts` fills what begins with it from a source of its
 own: from there what has the same name, its group's name, or everything.
 """
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -79,6 +80,8 @@ def weights_of(path: str, params: str = "") -> Weights:
                    f"{path} ({', '.join(loaded)})", public=True)
   if public.is_public(path):
     one = public.load(path, quiet=quiet)
+    if jax.tree.leaves(one.statistics):
+      raise DataError(f"init: {path} ({one.format}) has batch statistics, which a run does not start from yet; use a model without them")
     return Weights(leaves(one.params), f"{path} ({one.format})", public=True)
   if not Path(path.rpartition("@")[0] or path).exists() and not Path(path).exists():
     raise DataError(f"init: {path}: no such file or folder; give a run directory of `mmdiff train`, or a public checkpoint")
@@ -94,7 +97,8 @@ def initialised(state: TrainState, *, path: str = "", params: str = "", map: Map
 
   params: an average of a run, "raw", or "" for its `eval` average where it has one, else raw.
 
-  A stack of layers may be the first ones of a public checkpoint's: SDXL needs 11 layers of the 12 that its first encoder has.
+  A stack of layers may be the first ones of a public checkpoint's: SDXL needs 11 layers of the 12 that its first encoder has. A line
+  on stderr says so.
 
   Raises DataError that names every leaf that a source lacks or holds in another shape, and every entry that names nothing.
   """
@@ -105,6 +109,7 @@ def initialised(state: TrainState, *, path: str = "", params: str = "", map: Map
   sources = {entry: weights_of(where, params) for entry, where in parts.items() if not problems}
   whole = weights_of(path, params) if path else None
   taken: dict[str, np.ndarray] = {}
+  shortened = set()
   for name, leaf in zip(names, jax.tree.leaves(full)):
     part = longest(name, sources)
     weights = whole if part is None else sources[part]
@@ -116,6 +121,7 @@ def initialised(state: TrainState, *, path: str = "", params: str = "", map: Map
       problems.append(f"{name}: {weights.about} has no {where}")
       continue
     if weights.public and "stack" in where.split("/") and value.ndim and value.shape[0] > leaf.shape[0]:
+      shortened.add(f"{name.partition('/stack/')[0]}: the first {leaf.shape[0]} of {value.shape[0]} layers of {weights.about}")
       value = value[:leaf.shape[0]]
     if value.shape != leaf.shape:
       problems.append(f"{name}: {list(leaf.shape)} here, {where} is {list(value.shape)} in {weights.about}")
@@ -125,6 +131,9 @@ def initialised(state: TrainState, *, path: str = "", params: str = "", map: Map
     more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
     raise DataError("init does not fit: " + "; ".join(problems[:SHOWN]) + more
                     + '. Change init.map: {"part of the path here": "part of the path there"}, with "" for what shall start fresh')
+
+  if shortened and jax.process_index() == 0:
+    print("\n".join(f"init: {line}" for line in sorted(shortened)), file=sys.stderr)
 
   def placed(name: str, leaf):
     if name not in taken:

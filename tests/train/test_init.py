@@ -124,6 +124,13 @@ def test_a_whole_stable_diffusion_is_one_source(vae, tmp_path, monkeypatch):
     init.initialised(state_of(here), path=str(tmp_path / "sd"))
 
 
+def test_batch_statistics_are_not_left_out_in_silence(vae, monkeypatch):
+  loaded = public.load(vae[0], quiet=True)
+  monkeypatch.setattr(public, "load", lambda *args, **kwargs: loaded._replace(statistics={"norm": {"mean": np.zeros(2)}}))
+  with pytest.raises(DataError, match="has batch statistics"):
+    init.weights_of(str(vae[0]))
+
+
 def test_where_a_part_is_in_its_source():
   weights = init.Weights({"text/embed/embedding": np.zeros(1), "image/position": np.zeros(1)}, "a model")
   alone = init.Weights({"embed/embedding": np.zeros(1)}, "an encoder")
@@ -132,12 +139,13 @@ def test_where_a_part_is_in_its_source():
   assert init.part_path("text/first/embed/embedding", "text/first", alone) == "embed/embedding"
 
 
-def test_a_part_may_be_the_first_layers_of_a_stack(vae, monkeypatch):
+def test_a_part_may_be_the_first_layers_of_a_stack(monkeypatch, capsys):
   there = {"stack/mlp/up/kernel": np.arange(24.0).reshape(12, 2), "embed/embedding": np.zeros((4, 2))}
   monkeypatch.setattr(init, "weights_of", lambda path, params: init.Weights(there, "an encoder", public=True))
   here = {"text": {"stack": {"mlp": {"up": {"kernel": jnp.zeros((11, 2))}}}}}
   made = init.initialised(state_of(here), parts={"text": "anywhere"})
   assert np.array_equal(made.params["text"]["stack"]["mlp"]["up"]["kernel"], there["stack/mlp/up/kernel"][:11])
+  assert capsys.readouterr().err == "init: text: the first 11 of 12 layers of an encoder\n"
   short = {"text": {"stack": {"mlp": {"up": {"kernel": jnp.zeros((13, 2))}}}, "embed": {"embedding": jnp.zeros((3, 2))}}}
   with pytest.raises(DataError, match=r"(?s)embedding: \[3, 2\] here.*\[13, 2\] here, stack/mlp/up/kernel is \[12, 2\] in an encoder"):
     init.initialised(state_of(short), parts={"text": "anywhere"})
