@@ -13,7 +13,8 @@ The paper's recipe: 65,536 pairs a step, 500,000 steps, Adafactor at 8e-4 after 
 """
 from configs import common
 
-TIERS = {"T16": dict(size=16, text_len=64, tuning_steps=1_000), "T32": dict(size=32, text_len=66, tuning_steps=1_200)}
+TIERS = {"T16": dict(size=16, text_len=64, steps=400, lr=1e-3, tuning_steps=1_000),
+         "T32": dict(size=32, text_len=66, steps=800, lr=2e-3, tuning_steps=4_800)}
 
 
 def get_config(arg=""):
@@ -47,12 +48,12 @@ def model(tier: str) -> dict:
 def small(tier: str):
   if tier not in TIERS:
     raise ValueError(f"config argument tier takes {', '.join(TIERS)}, found {tier!r}")
-  config = common.base(steps=400, batch_size=128, save_every_steps=1_000)
+  config = common.base(steps=TIERS[tier]["steps"], batch_size=128, save_every_steps=1_000)
   config.objective = dict(name="coca", lambda_con=1.0, lambda_cap=2.0, chunk=0, logits_chunk=0, model=model(tier))
   # Alt texts are short; the tokenizer is trained on every kind of caption of the source.
   config.data = common.data(common.scenes(tier), image_size=TIERS[tier]["size"], text_len=24, captions=dict(original=1.0),
                             tokenizer=common.bpe(512))
-  config.optim = dict(default=common.adamw(lr=1e-3, warmup_steps=50, weight_decay=0.1, b2=0.98, clip=1.0))
+  config.optim = dict(default=common.adamw(lr=TIERS[tier]["lr"], warmup_steps=50, weight_decay=0.1, b2=0.98, clip=1.0))
   config.evals = dict(
     retrieval=dict(name="retrieval", source=common.scenes(tier, "val_iid"), caption="original", limit=500, every_steps=config.steps,
                    params=""))
@@ -68,7 +69,9 @@ def fine_tuned(kind: str, tier: str, init: str, limit: int):
   config.data.source.size = limit
   config.data.captions = {kind: 1.0}
   config.data.text_len = TIERS[tier]["text_len"] if kind == "long" else 24
-  config.optim = dict(default=common.adamw(lr=2e-3, warmup_steps=50, weight_decay=0.1, b2=0.98, clip=1.0))
+  # Which thing a caption names first is not in the picture; with few captions it would be learnt by heart before their rarer words.
+  config.data.augment.sentences = True
+  config.optim = dict(default=common.adamw(lr=3e-3, warmup_steps=50, decay="wsd", weight_decay=0.3, b2=0.98, clip=1.0))
   config.ema = dict(eval=0.99)
   config.evals = dict(captions=dict(name="captions", tier=tier, kind=kind, limit=500, every_steps=config.steps, params="eval"))
   return config

@@ -1,10 +1,9 @@
 r"""A CoCa base fine-tuned to write long, descriptive captions (DALL·E 3 §2.1: "descriptive synthetic captions").
 
   mmdiff train --config=configs/coca_long.py:tiny --workdir=runs/coca_long --config.init.path=runs/coca
-      2,000 gold captions of scenes T32, where it is not good yet: 0.67 of the facts that it says are true, 0.70 of those to be said are
-      said, and it does not tell stripes from checks. With tier=T16, after 250 steps of its base: of new pictures 0.99 of the facts that
-      it says are true and it says 0.99 of those to be said; 4 % of its captions have a false one (0.93, 0.94 and 25 % on pairs of shape
-      and colour that no picture of its training shows).
+      2,000 gold captions of scenes T32, a quarter of an hour on a CPU core. Of 500 new pictures 0.979 of the facts that it says are true and
+      it says 0.985 of those to be said; 7 % of its captions have a false one (0.917, 0.927 and 31 % on pairs of shape and colour that no
+      picture of its training shows). In the captions' own order of sentences it stays below 0.8: it learns that order by heart.
 """
 from configs import common
 from configs.coca import fine_tuned

@@ -80,7 +80,7 @@ def objective(model: str, size: int) -> dict:
 
 def tiny():
   vocab, text_len = 512, 160
-  config = common.base(steps=2_000, batch_size=32, save_every_steps=500)
+  config = common.base(steps=6_000, batch_size=32, save_every_steps=500)
   config.init = dict(path="", params="", map={}, parts=dict(autoencoder="runs/kl_tiny"))
   config.objective = dict(
     name="diffusion", schedule="flow", prediction="x0", caption_dropout=0.1,
@@ -91,7 +91,7 @@ def tiny():
     encode=dict(name="kl", variant="tiny", widths=(64,), patch=4, image_size=64, scale=0.84, dtype="float32", attention="auto"))
   config.data = common.data(common.scenes("T64", size=40_000), image_size=64, text_len=text_len, captions=dict(long=0.95, original=0.05),
                             tokenizer=common.bpe(vocab))
-  config.optim = dict(default=common.adamw(lr=1e-3, warmup_steps=50, weight_decay=0.0, b2=0.98, clip=1.0))
+  config.optim = dict(default=common.adamw(lr=2e-3, warmup_steps=50, decay="wsd", weight_decay=0.0, b2=0.98, clip=1.0))
   config.freeze = ("autoencoder/.*",)
   config.ema = dict(eval=0.995)
   drawing = dict(steps=40, guidance=2.0, sampler="euler_ancestral", params="eval")

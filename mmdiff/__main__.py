@@ -18,6 +18,7 @@ COMMANDS = {
   "train": "train an objective from a config",
   "evaluate": "score a run or a model",
   "sample": "make pictures from prompts",
+  "edit": "make pictures from pictures and prompts",
   "caption": "caption a data set, in units that any number of processes share",
   "ablate": "train the arms of an ablation and compare them",
   "convert": "turn weights into a public format",
@@ -28,7 +29,7 @@ COMMANDS = {
   "demo": "train CLIP and text-to-image on the built-in world, with a report",
 }
 INTERRUPTED = EXIT_CODES[Interrupted]
-COMPUTING = ("train", "evaluate", "sample", "ablate", "caption", "bench", "demo")
+COMPUTING = ("train", "evaluate", "sample", "edit", "ablate", "caption", "bench", "demo")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 

@@ -1,229 +1,34 @@
-"""Trained models in Python: numpy in, numpy out, everything else inside.
+"""Trained models in Python: loaded, asked and written. What they can be asked is in `mmdiff.abilities`.
 
   model = mmdiff.load("runs/clip")              # the newest good step; "runs/clip@2000" for another
   model.embed_image(images) @ model.embed_text(texts).T
 
-A model has the methods that it can serve: CLIP models embed, captioners also write, text-to-image models generate; asking for another
-says which it has. Calls of any size run a few compiled programs: rows are padded to powers of two.
+  model = mmdiff.load("stable-diffusion-v1-5")  # a folder of diffusers, or a single file
+  picture, = model.generate("a corgi on a beach", steps=30)
+  again, = model.img2img([picture], "a corgi on a snowy beach", strength=0.6)
 """
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
-import numpy as np
 
 from mmdiff import parallel
-from mmdiff.convert import public, serving
+from mmdiff.abilities import ABILITIES, ROWS, Model
+from mmdiff.convert import pipelines, public, schedulers, serving
+from mmdiff.convert.pipelines import Pipeline
 from mmdiff.core import tree
 from mmdiff.core.build import build
-from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.core.errors import ConfigError
 from mmdiff.core.types import Tree
-from mmdiff.data import TOKENIZERS, decode, transforms
-from mmdiff.data.quarantine import BadRecord
+from mmdiff.data import TOKENIZERS
 from mmdiff.evaluators import base
+from mmdiff.models.tiled import Tiled
 from mmdiff.objectives import OBJECTIVES
+from mmdiff.objectives.drawing import drawing, served
 from mmdiff.train import checkpoint, run_directory
 
-ROWS = 64             # most rows of one call of the network
-
-
-class Model:
-  """What `load` returns, with the methods of every ability in `ABILITIES` that its objective serves.
-
-  config: the run's, as nested dicts. params: the full tree, on the mesh. report: what was loaded, from where. tokenizer: the run's.
-  services: what evaluators may use.
-  """
-
-  def __init__(self, config: Mapping, params: Tree, extra: Tree, report: Mapping[str, Any], *, tokenizer, services: base.Services,
-               mesh: jax.sharding.Mesh):
-    self.config, self.params, self.extra, self.report = config, params, extra, report
-    self.tokenizer, self.services, self.mesh = tokenizer, services, mesh
-    self.origin: public.Loaded | None = None          # where a public checkpoint's spellings are kept, for saving
-
-  def __getattr__(self, name: str):
-    known = [method for ability in ABILITIES for method in vars(ability) if method.islower() and method[0] != "_"]
-    if name in known:
-      has = [method for method in known if method in dir(type(self))]
-      raise AttributeError(f"{self.report['path']} is a {self.report['objective']} model: it has {', '.join(has) or 'no methods'}, "
-                           f"not {name}")
-    raise AttributeError(name)
-
-  def tokenize(self, texts: str | Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Texts -> (tokens int32 [B L], mask bool [B L]), cut to the model's length. Raises DataError without a tokenizer."""
-    if self.tokenizer is None:
-      raise DataError(f"{self.report['path']}: there is no tokenizer beside the weights: put tokenizer.json, or vocab.json and merges.txt, "
-                      "there, or load with tokenizer=FOLDER")
-    return self.tokenizer.batch(_texts(texts), self.config["data"]["text_len"])
-
-  def _over_texts(self, name: str, texts: str | Sequence[str]) -> Any:
-    tokens, mask = self.tokenize(texts)
-    if not len(tokens):
-      return jax.tree.map(lambda x: x[:0], self._over_texts(name, [""]))
-    with jax.set_mesh(self.mesh):
-      function = jax.jit(self.services.predict[name])
-      return base.over_rows(self.services, lambda batch: function(self.params, batch["tokens"], batch["mask"], extra=self.extra),
-                            dict(tokens=tokens, mask=mask), size=self._size(len(tokens)))
-
-  def _preprocess(self, images) -> np.ndarray:
-    data = self.config["data"]
-    if isinstance(images, np.ndarray) and images.ndim != 4:
-      raise DataError(f"images: expected uint8 [B H W 3] or a list of pictures, found an array {list(images.shape)}")
-    fitted = np.empty((len(images), data["image_size"], data["image_size"], 3), np.uint8)
-    for i, image in enumerate(images):
-      try:
-        pixels = decode.pixels(image if isinstance(image, np.ndarray) else np.asarray(decode.to_rgb(image)))
-      except (BadRecord, AttributeError) as error:
-        raise DataError(f"image {i}: expected uint8 [H W 3] or a PIL image, found {type(image).__name__}: {error}") from None
-      fitted[i] = transforms.fit(pixels, size=data["image_size"], resize=data["resize"], interpolation=data["interpolation"])
-    return fitted
-
-  def _size(self, count: int) -> int:
-    """Rows of a call for `count`: the next power of two that divides over the mesh, at most `ROWS`."""
-    ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-    each = -(-min(count, ROWS) // ways)
-    return ways * 2 ** (each - 1).bit_length()
-
-
-class EmbedsImages(Model):
-  """An image tower."""
-  NEEDS = ("embed_image",)
-
-  def embed_image(self, images) -> np.ndarray:
-    """uint8 [B H W 3], or a list of uint8 [H W 3] of any sizes or of PIL images -> float32 [B D], unit norm. Preprocessing inside."""
-    pixels = self._preprocess(images)
-    if not len(pixels):
-      return self.embed_image(np.zeros((1, 8, 8, 3), np.uint8))[:0]
-    with jax.set_mesh(self.mesh):
-      embed = jax.jit(self.services.predict["embed_image"])
-      return base.over_rows(self.services, lambda batch: embed(self.params, batch["image"], extra=self.extra), dict(image=pixels),
-                            size=self._size(len(pixels)))
-
-
-class EmbedsTexts(Model):
-  """A text tower."""
-  NEEDS = ("embed_text",)
-
-  def embed_text(self, texts: str | Sequence[str]) -> np.ndarray:
-    """Texts -> float32 [B D], unit norm."""
-    return self._over_texts("embed_text", texts)
-
-
-class Compares(Model):
-  """Two towers into one space."""
-  NEEDS = ("logit_scale",)
-
-  @property
-  def logit_scale(self) -> float:
-    """What cosines are multiplied by to become logits, after exp."""
-    return float(self.services.fetch(self.services.predict["logit_scale"](self.params)))
-
-
-class EncodesTexts(Model):
-  """A text encoder, as text-to-image models have."""
-  NEEDS = ("text_states",)
-
-  def encode_text(self, texts: str | Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Texts -> (states float32 [B L D], mask bool [B L], true at the texts' own tokens)."""
-    return self._over_texts("text_states", texts)
-
-
-class Draws(Model):
-  """Pictures from prompts."""
-  NEEDS = ("sample", "plan")
-
-  def generate(self, prompts: str | Sequence[str], negative_prompts: str | Sequence[str] | None = None, *, steps: int = 20,
-               guidance: float = 2.0, sampler: str | None = None, seeds: int | Sequence[int] = 0, height: int | None = None,
-               width: int | None = None, latents: np.ndarray | None = None,
-               output: Literal["uint8", "float", "latents"] = "uint8") -> np.ndarray:
-    """Prompts -> pictures [B H W 3], uint8 or float32 in [-1, 1], or the latents float32 [B h w C] that they are decoded from.
-
-    Picture i depends on prompt i, seed i and the other options, not on the batch that it is drawn in.
-
-    Args:
-      negative_prompts: what guidance points away from, one for all or one each; None and "" are no caption, as in training.
-      steps, guidance, sampler: of the sampler; None is the model's own, `mmdiff.diffusion.plans.SAMPLERS` has the others.
-      seeds: one each, or the first of consecutive ones.
-      height, width: of the pictures; None is the model's own. Models on pixels draw their own size only.
-      latents: float32 [B h w C] of unit normal noise to start from, instead of the seeds'; its size is the picture's.
-    """
-    prompts = _texts(prompts)
-    size = self.config["data"]["image_size"]
-    decodes = "decode" in self.services.predict
-    if (height or size, width or size) != (size, size) and not decodes:
-      raise ConfigError(f"height and width: this model draws {size}×{size}, found {height or size}×{width or size}")
-    if output not in ("uint8", "float", "latents") or (output == "latents" and not decodes):
-      raise ConfigError(f"output: expected 'uint8' or 'float'{' or latents' * decodes}, found {output!r}"
-                        + ("" if decodes else "; this model has no latents but its pixels"))
-    static = dict(decode=output != "latents", height=height or size, width=width or size) if decodes else {}
-    if latents is not None and "latents" not in inspect.signature(self.services.predict["sample"]).parameters:
-      raise ConfigError("latents: this model starts from the noise of seeds only; give seeds")
-    seeds = _seeds(seeds, len(prompts), "prompts")
-    if isinstance(negative_prompts, str):
-      negative_prompts = [negative_prompts] * len(prompts)
-    for name, given in (("negative_prompts", negative_prompts), ("latents", latents)):
-      if given is not None and len(given) != len(prompts):
-        raise ConfigError(f"{name}: expected one for each of the {len(prompts)} prompts, found {len(given)}")
-    if not prompts:
-      return np.zeros((0, size, size, 3), np.uint8 if output == "uint8" else np.float32)
-    with jax.set_mesh(self.mesh):
-      made = base.draw(self.services, self.params, *self.tokenize(prompts), seeds, sampler=sampler, steps=steps, guidance=guidance,
-                       negative=None if negative_prompts is None else self._negative(negative_prompts), latents=latents,
-                       extra=self.extra, size=self._size(len(prompts)), static=static)
-    return base.to_uint8(made) if output == "uint8" else made
-
-  def _negative(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and mask; "" has no tokens at all, as the captions that training drops."""
-    tokens, mask = self.tokenize(texts)
-    said = np.asarray([bool(text.strip()) for text in texts])[:, None]
-    return np.where(said, tokens, 0), mask & said
-
-
-class Captions(Model):
-  """Words for pictures."""
-  NEEDS = ("caption",)
-
-  def caption(self, images, *, seeds: int | Sequence[int] = 0, **decoding) -> list[str]:
-    """Pictures, as for `embed_image`, -> a caption each.
-
-    Caption i depends on picture i, seed i and the other options, not on the batch that it is written in.
-
-    Args:
-      seeds: one each, or the first of consecutive ones; read by method="sample" only.
-      **decoding: of `mmdiff.decode.settings`: method ("greedy", "sample", "beam"), max_len, min_len, beams, temperature, top_k, top_p,
-        repetition_penalty, no_repeat_ngram, length_penalty. `max_len` is by default the length of the training captions.
-    """
-    tokens, lengths = self.caption_tokens(images, seeds=seeds, **decoding)
-    return [self.tokenizer.decode(row[:length]) for row, length in zip(tokens, lengths)]
-
-  def caption_tokens(self, images, *, seeds: int | Sequence[int] = 0, **decoding) -> tuple[np.ndarray, np.ndarray]:
-    """The same as (tokens int32 [B L], lengths int32 [B]); a row that lacks the end token was cut off."""
-    settings = base.caption_settings(self.tokenizer, self.config["data"]["text_len"], **decoding)
-    pixels = self._preprocess(images)
-    seeds = _seeds(seeds, len(pixels), "images")
-    if not len(pixels):
-      return np.zeros((0, settings.max_len), np.int32), np.zeros((0,), np.int32)
-    with jax.set_mesh(self.mesh):
-      return base.write_captions(self.services, self.params, pixels, seeds, settings, extra=self.extra, size=self._size(len(pixels)))
-
-
-ABILITIES = (EmbedsImages, EmbedsTexts, Compares, EncodesTexts, Draws, Captions)
-
-
-def _seeds(seeds: int | Sequence[int], count: int, what: str) -> list[int]:
-  """One seed for each of `count`. Raises ConfigError."""
-  each = [int(seed) for seed in (range(seeds, seeds + count) if isinstance(seeds, (int, np.integer)) else seeds)]
-  if len(each) != count:
-    raise ConfigError(f"seeds: expected one for each of the {count} {what}, found {len(each)}")
-  beyond = [seed for seed in each if not 0 <= seed < 2 ** 32]
-  if beyond:
-    raise ConfigError(f"seeds: expected whole numbers from 0 to 2**32 - 1, found {beyond[0]}")
-  return each
-
-
-def _texts(texts: str | Sequence[str]) -> list[str]:
-  return [texts] if isinstance(texts, str) else list(texts)
+PUBLIC_ROWS = 4       # pictures that a public text-to-image model draws at a time, unless told otherwise
 
 
 def load(path: str | Path, *, step: int | None = None, params: str | None = None, mesh: Mapping[str, int] | None = None,
@@ -236,7 +41,9 @@ def load(path: str | Path, *, step: int | None = None, params: str | None = None
     params: "raw", or the name of an average of `config.ema`; None is "eval" where there is one, else raw.
     mesh: sizes of the axes data, fsdp and tensor; None splits batches over all devices and keeps the parameters whole on each.
     tokenizer: for a public checkpoint without one: a tokenizer.json, or a folder with it or with vocab.json and merges.txt.
-    **options: of a public checkpoint: allow_missing, image_size, text_len, …, as `mmdiff.convert.public.load` takes them.
+    **options: of a public checkpoint: allow_missing, image_size, text_len, …, as `mmdiff.convert.public.load` takes them, and of a whole
+      Stable Diffusion those of `mmdiff.convert.pipelines.load`, dtype (of its activations: float32 or bfloat16) and tile (see
+      `models.tiled`).
 
   Raises:
     DataError: no run directory, checkpoint or average of that name; or what `mmdiff.convert.public.load` raises.
@@ -257,13 +64,50 @@ def load(path: str | Path, *, step: int | None = None, params: str | None = None
   return _assemble(config, values, extra, report, predict, tokenizer=tokens, workdir=workdir, mesh=mesh)
 
 
+def _load_pipeline(path: str | Path, *, mesh: Mapping[str, int] | None, tokenizer: str | Path | None, dtype: str = "float32",
+                   tile: int = 0, **options) -> Model:
+  if dtype not in ("float32", "bfloat16"):
+    raise ConfigError(f"dtype: expected float32 or bfloat16, found {dtype!r}")
+  found = pipelines.load(path, **options)
+  lacking = [group for group in ("denoiser", "autoencoder") if group not in found.parts]
+  if lacking:
+    raise ConfigError(f"{path} has no {' and no '.join(lacking)}, without which nothing is drawn; it has {', '.join(found.parts)}")
+  unet, vae = found.parts["denoiser"], found.parts["autoencoder"]
+  denoiser, condition = (module.clone(dtype=jax.numpy.dtype(dtype)) if hasattr(module, "dtype") else module
+                         for module in (unet.module, found.condition))
+  encode = Tiled(vae.module, tile) if tile else vae.module
+  prediction = schedulers.PREDICTIONS[found.scheduler.get("prediction_type", "epsilon")]
+  made = drawing(denoiser=denoiser, condition=condition, encode=encode, prediction=prediction, kind="discrete",
+                 uncond="zeros" if found.zeros else "empty",
+                 more_channels=unet.config["model"]["in_channels"] - denoiser.channels)
+  predict = served(made, encodes=True) | {
+    "plan": lambda sampler=None, **how: schedulers.plan_of(found.scheduler, sampler=sampler, **how).plan}
+  data = dict(captions=dict(original=1.0), on_missing="any", image_size=denoiser.image_size * encode.factor, text_len=condition.length,
+              resize="crop", interpolation="bicubic")
+  sampling = dict(steps=50, guidance=5.0 if denoiser.sizes else 7.5, rows=PUBLIC_ROWS)
+  config = dict(seed=0, steps=0, batch_size=ROWS, ema={}, evals={}, objective=None, data=data, sampling=sampling)
+  report = dict(path=str(path), step=0, params=run_directory.RAW, objective="text-to-image",
+                format=found.format, notices=list(found.notices),
+                parts={group: part.report._asdict() for group, part in found.parts.items()})
+  model = _assemble(config, found.params, (), report, predict, tokenizer=_tokenizer(tokenizer or found.tokenizer), workdir=Path(path),
+                    mesh=mesh)
+  model.origin = found._replace(parts={group: part._replace(params=None) for group, part in found.parts.items()})
+  return model
+
+
+def _tokenizer(folder: str | Path | None):
+  if not folder:
+    return None
+  return build(TOKENIZERS, dict(name="clip" if (Path(folder) / "vocab.json").is_file() else "file", path=str(folder)))
+
+
 def _load_public(path: str | Path, *, mesh: Mapping[str, int] | None, tokenizer: str | Path | None, **options) -> Model:
+  if pipelines.is_pipeline(path) and "part" not in options:
+    return _load_pipeline(path, mesh=mesh, tokenizer=tokenizer, **options)
   loaded = public.load(path, **options)
   data = dict(captions=dict(original=1.0), on_missing="any") | loaded.config["data"]
   config = dict(seed=0, steps=0, batch_size=ROWS, ema={}, evals={}) | loaded.config | dict(data=data)
-  folder = tokenizer or loaded.tokenizer
-  kind = "clip" if folder and (Path(folder) / "vocab.json").is_file() else "file"
-  tokens = build(TOKENIZERS, dict(name=kind, path=str(folder))) if folder else None
+  tokens = _tokenizer(tokenizer or loaded.tokenizer)
   objective = config["objective"]
   predict = build(OBJECTIVES, objective).predict if objective else serving.predict(loaded.family, loaded.module, config)
   report = dict(path=str(path), step=0, params=run_directory.RAW, objective=objective["name"] if objective else loaded.family,
@@ -301,6 +145,12 @@ def save(model: Model, path: str | Path, *, format: str | None = None, dtype: st
     raise ConfigError(f"format: {model.report['path']} was trained here and has no format of its own; known: {', '.join(public.FORMATS)}")
   format = format or origin.format
   fetch = lambda values: jax.tree.map(model.services.fetch, values)
+  if isinstance(origin, Pipeline):
+    leaves = public.flatten(fetch(model.params))
+    within = lambda group: public.nest({name.removeprefix(f"{group}/"): leaf for name, leaf in leaves.items()
+                                        if name.startswith(f"{group}/")})
+    whole = origin._replace(parts={group: part._replace(params=within(group)) for group, part in origin.parts.items()})
+    return pipelines.save(path, whole, format=format, dtype=dtype)
   return public.save(path, format=format, module=origin.module if origin else public.module_of(model.config), config=model.config,
                      params=fetch(model.params), statistics=fetch(model.extra), dtype=dtype, tokenizer=model.tokenizer,
                      style=origin.style if origin and origin.format == format else None,

@@ -23,6 +23,8 @@ OPTIMIZERS = {
 
 DECAYED = (".*kernel", ".*embedding")     # by name: the scale of a scanned norm is two-dimensional
 
+COOLDOWN = 0.2                            # of all steps, of the decay "wsd"
+
 
 class Group(NamedTuple):
   """One parameter group's update rule, and its learning rate by step (for the log)."""
@@ -33,13 +35,16 @@ class Group(NamedTuple):
 def schedule(total_steps: int, *, lr: float, warmup_steps: int, decay: str, final: float) -> optax.Schedule:
   """Linear warm-up to `lr`, then `decay` until `total_steps`; a function of the group's count of accepted updates.
 
-  cosine: to `final * lr` (Loshchilov & Hutter 2017); linear: likewise, straight; constant; rsqrt: lr * sqrt(warmup / step).
+  cosine: to `final * lr` (Loshchilov & Hutter 2017); linear: likewise, straight; constant; rsqrt: lr * sqrt(warmup / step); wsd: constant,
+  then linear to `final * lr` in the last `COOLDOWN` of the steps (https://arxiv.org/abs/2405.18392).
   """
   rest = max(total_steps - warmup_steps, 1)
+  last = max(int(COOLDOWN * total_steps), 1)
   after = {
     "cosine": lambda: optax.cosine_decay_schedule(lr, rest, alpha=final),
     "linear": lambda: optax.linear_schedule(lr, final * lr, rest),
     "constant": lambda: optax.constant_schedule(lr),
+    "wsd": lambda: optax.linear_schedule(lr, final * lr, last, transition_begin=max(rest - last, 0)),
     "rsqrt": lambda: lambda step: lr * jnp.sqrt(max(warmup_steps, 1) / (step + max(warmup_steps, 1))),
   }[decay]()
   return optax.join_schedules([optax.linear_schedule(0.0, lr, warmup_steps), after], [warmup_steps]) if warmup_steps else after
@@ -58,7 +63,7 @@ def _group(rate: optax.Schedule, direction: optax.GradientTransformation, weight
   return Group(optax.chain(*parts, optax.scale_by_learning_rate(rate)), rate)
 
 
-def adamw(total_steps: int, *, lr: float, warmup_steps: int = 0, decay: Literal["cosine", "linear", "constant", "rsqrt"] = "cosine",
+def adamw(total_steps: int, *, lr: float, warmup_steps: int = 0, decay: Literal["cosine", "linear", "constant", "rsqrt", "wsd"] = "cosine",
           final: float = 0.0, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0,
           decayed: tuple[str, ...] = DECAYED, clip: float = 0.0, mu_dtype: Literal["float32", "bfloat16"] = "float32") -> Group:
   """Adam with decoupled weight decay (https://arxiv.org/abs/1711.05101); `mu_dtype` is that of the first moment."""
@@ -66,9 +71,10 @@ def adamw(total_steps: int, *, lr: float, warmup_steps: int = 0, decay: Literal[
   return _group(rate, optax.scale_by_adam(b1, b2, eps, mu_dtype=jnp.dtype(mu_dtype)), weight_decay, tuple(decayed), clip)
 
 
-def adafactor(total_steps: int, *, lr: float, warmup_steps: int = 0, decay: Literal["cosine", "linear", "constant", "rsqrt"] = "cosine",
-              final: float = 0.0, b1: float = 0.9, b2_cap: float = 0.999, weight_decay: float = 0.0,
-              decayed: tuple[str, ...] = DECAYED, clip: float = 0.0, min_factored: int = 128) -> Group:
+def adafactor(total_steps: int, *, lr: float, warmup_steps: int = 0,
+              decay: Literal["cosine", "linear", "constant", "rsqrt", "wsd"] = "cosine", final: float = 0.0, b1: float = 0.9,
+              b2_cap: float = 0.999, weight_decay: float = 0.0, decayed: tuple[str, ...] = DECAYED, clip: float = 0.0,
+              min_factored: int = 128) -> Group:
   """Adafactor as Scaling ViT uses it (https://arxiv.org/abs/2106.04560 §3.4): factored second moment, update clipping at 1, a bfloat16
   first moment, no relative step sizes."""
   rate = schedule(total_steps, lr=lr, warmup_steps=warmup_steps, decay=decay, final=final)
@@ -79,7 +85,7 @@ def adafactor(total_steps: int, *, lr: float, warmup_steps: int = 0, decay: Lite
   return _group(rate, optax.chain(*parts), weight_decay, tuple(decayed), clip)
 
 
-def lion(total_steps: int, *, lr: float, warmup_steps: int = 0, decay: Literal["cosine", "linear", "constant", "rsqrt"] = "cosine",
+def lion(total_steps: int, *, lr: float, warmup_steps: int = 0, decay: Literal["cosine", "linear", "constant", "rsqrt", "wsd"] = "cosine",
          final: float = 0.0, b1: float = 0.9, b2: float = 0.99, weight_decay: float = 0.0,
          decayed: tuple[str, ...] = DECAYED, clip: float = 0.0, mu_dtype: Literal["float32", "bfloat16"] = "float32") -> Group:
   """Lion (https://arxiv.org/abs/2302.06675): the sign of an interpolated momentum."""

@@ -21,7 +21,8 @@ def updated(config, grads, params=PARAMS):
 
 @pytest.mark.parametrize("decay, values", [
   ("constant", {0: 0.0, 5: 0.5, 10: 1.0, 55: 1.0, 100: 1.0}), ("cosine", {5: 0.5, 10: 1.0, 55: 0.55, 100: 0.1}),
-  ("linear", {10: 1.0, 55: 0.55, 100: 0.1}), ("rsqrt", {10: 1.0, 40: 0.5, 90: 1 / 3})])
+  ("linear", {10: 1.0, 55: 0.55, 100: 0.1}), ("wsd", {5: 0.5, 10: 1.0, 80: 1.0, 90: 0.55, 100: 0.1}),
+  ("rsqrt", {10: 1.0, 40: 0.5, 90: 1 / 3})])
 def test_schedules(decay, values):
   rate = optim.schedule(100, lr=1.0, warmup_steps=10, decay=decay, final=0.1)
   for step, value in values.items():

@@ -66,9 +66,21 @@ def digest(file: Path) -> str:
 
 def model_facts(model) -> dict[str, Any]:
   """The report of a loaded model, with fingerprints of its checkpoint and tokenizer."""
-  folder = Path(model.report["path"])
-  return dict(model.report) | dict(checkpoint=digest(folder / "checkpoints" / str(model.report["step"]) / "manifest.json"),
-                                   tokenizer=model.tokenizer.fingerprint())
+  path = Path(model.report["path"])
+  manifest = path / "checkpoints" / str(model.report["step"]) / "manifest.json"
+  return dict(model.report) | dict(checkpoint=digest(manifest) if manifest.is_file() else fingerprint(path),
+                                   tokenizer=model.tokenizer.fingerprint() if model.tokenizer else "")
+
+
+def fingerprint(path: Path, head: int = 2**20) -> str:
+  """sha256 over the names, sizes and first MiB of a public checkpoint's weight files: all of a few gigabytes would take a minute."""
+  from mmdiff.convert import containers
+  files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in containers.WEIGHTS)
+  found = hashlib.sha256()
+  for file in files:
+    with open(file, "rb") as opened:
+      found.update(f"{file.name} {file.stat().st_size} ".encode() + opened.read(head))
+  return found.hexdigest()
 
 
 def read_json(file: Path) -> Any:

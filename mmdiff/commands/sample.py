@@ -1,6 +1,7 @@
-"""Make pictures from prompts with a trained text-to-image model.
+"""Make pictures from prompts with a text-to-image model: a run, or a Stable Diffusion (folder of diffusers, or single file).
 
   mmdiff sample --model=runs/t2i --prompts="a red circle on a blue background" --out=out --per_prompt=4
+  mmdiff sample --model=stable-diffusion-v1-5 --prompts="a corgi on a beach" --out=out --sampler=dpm++2m_karras --steps=25
   mmdiff sample --model=runs/t2i@1600 --prompts=prompts.jsonl --out=out --steps=50 --guidance=4 --sampler=heun --rank_with=runs/clip
 
 Prompts are one text, or a file: .txt with one on each line; .jsonl with {"prompt": …, "negative": …, "seed": …} on each; .csv or .tsv with
@@ -12,7 +13,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,18 +21,26 @@ from mmdiff.core.errors import CannotWrite, ConfigError, DataError
 from mmdiff.core.files import versions, write_json
 
 FLAGS = {
-  "model": dict(type="str", required=True, help="run directory; DIR@STEP for one of its steps"),
+  "model": dict(type="str", required=True, help="run directory, DIR@STEP for one of its steps; or a public text-to-image model"),
   "prompts": dict(type="str", required=True, help="a prompt, or a file of them: .txt, .jsonl, .csv, .tsv"),
   "out": dict(type="str", required=True, help="folder for the pictures"),
-  "steps": dict(type="int", default=20, help="sampling steps"),
-  "guidance": dict(type="float", default=2.0, help="guidance scale; 1 is none"),
+  "steps": dict(type="int", help="sampling steps; by default 20, of public models 50"),
+  "guidance": dict(type="float", help="guidance scale, 1 is none; by default 2, of public models 7.5 or 5"),
   "sampler": dict(type="str", help="by default the model's own"),
+  "rescale": dict(type="float", default=0.0, help="guidance rescale, 0 to 1; 0.7 is usual with a zero terminal SNR"),
+  "height": dict(type="int", help="of the pictures; by default the model's own"),
+  "width": dict(type="int", help="of the pictures; by default the model's own"),
   "seed": dict(type="int", default=0, help="of the first picture"),
   "per_prompt": dict(type="int", default=1, help="pictures of each prompt"),
   "negative": dict(type="str", help="prompt that guidance points away from; a prompt's own comes first"),
-  "batch_size": dict(type="int", default=16, help="pictures drawn at a time"),
+  "long_prompts": dict(choices=("cut", "chunks"), default="cut", help="prompts beyond the encoder's length: cut, or encoded in chunks"),
+  "refiner": dict(type="str", help="another model of the same latents that goes on from --handover (SDXL's refiner)"),
+  "handover": dict(type="float", default=0.8, help="share of the noise that is gone when the refiner takes over"),
+  "batch_size": dict(type="int", help="pictures drawn at a time; by default 16, of public models 4"),
   "params": dict(type="str", help="raw, or an average of config.ema; by default eval where there is one"),
   "fsdp": dict(type="int", default=1, help="devices that the parameters are spread over"),
+  "dtype": dict(choices=("float32", "bfloat16"), help="of a public model's activations"),
+  "tile": dict(type="int", help="of a public model: side in pixels of the tiles that its autoencoder works on; default: whole pictures"),
   "rank_with": dict(type="str", help="run directory of a CLIP model that scores the pictures; the best of each prompt comes first"),
 }
 FILES = (".txt", ".jsonl", ".csv", ".tsv")
@@ -45,18 +54,27 @@ class Job(NamedTuple):
   prompt: str
   seed: int
   negative: str
+  image: str = ""                # of `mmdiff edit`: the picture that it is made from, and the mask
+  mask: str = ""
 
 
 def main(argv: list[str]) -> int:
   from mmdiff.commands import flags
   given = flags.parse(argv, FLAGS)
-  wrong = [f"--{name}: expected at least {least}, found {given[name]}" for name, least in
-           (("steps", 1), ("per_prompt", 1), ("batch_size", 1), ("seed", 0), ("fsdp", 1)) if given[name] < least]
+  check_numbers(given)
+  jobs = jobs_of(read_prompts(given["prompts"]), seed=given["seed"], per_prompt=given["per_prompt"], negative=given["negative"] or "")
+  options = {name: given[name] for name in ("height", "width", "rescale", "long_prompts") if given[name]}
+  run(given, jobs, options, argv=["sample", *argv])
+  return 0
+
+
+def check_numbers(given: Mapping) -> None:
+  """Raises ConfigError that names every count that is too small."""
+  wrong = [f"--{name}: expected at least {least}, found {given[name]}" for name, least in (
+    ("steps", 1), ("per_prompt", 1), ("batch_size", 1), ("seed", 0), ("fsdp", 1), ("height", 1), ("width", 1), ("tile", 1))
+    if given.get(name) is not None and given[name] < least]
   if wrong:
     raise ConfigError("\n".join(wrong))
-  jobs = jobs_of(read_prompts(given["prompts"]), seed=given["seed"], per_prompt=given["per_prompt"], negative=given["negative"] or "")
-  run(given, jobs, argv=["sample", *argv])
-  return 0
 
 
 def read_prompts(prompts: str) -> list[dict[str, Any]]:
@@ -104,8 +122,19 @@ def jobs_of(rows: Sequence[Mapping], *, seed: int, per_prompt: int, negative: st
           for i, row in enumerate(rows) for j in range(per_prompt)]
 
 
-def run(given: Mapping, jobs: Sequence[Job], *, argv: list[str]) -> None:
-  """Draws what is missing of `jobs` and writes the pages."""
+def open_model(given: Mapping):
+  """The model of the flags, ready to draw."""
+  import mmdiff.model
+  more = {name: given[name] for name in ("dtype", "tile") if given.get(name)}
+  return mmdiff.model.load(given["model"], params=given["params"], mesh=dict(fsdp=given["fsdp"]), **more)
+
+
+def run(given: Mapping, jobs: Sequence[Job], options: Mapping[str, Any], *, argv: list[str], method: str = "generate",
+        inputs: Callable[[Sequence[Job]], tuple] = lambda rows: ()) -> None:
+  """Draws what is missing of `jobs` and writes the pages.
+
+  method: of the model; its arguments are `inputs(rows)`, prompts, negative prompts, and seeds and `options` by name.
+  """
   import jax
   from jax.experimental import multihost_utils
 
@@ -115,14 +144,19 @@ def run(given: Mapping, jobs: Sequence[Job], *, argv: list[str]) -> None:
   distributed.initialize()
   results.use_compile_cache()
   chief, out = jax.process_index() == 0, Path(given["out"])
-  model = mmdiff.model.load(given["model"], params=given["params"], mesh=dict(fsdp=given["fsdp"]))
+  model = open_model(given)
   about = results.model_facts(model)
-  options = {name: given[name] for name in ("steps", "guidance", "sampler")}
-  draw = ability(model, "generate")
-  model.services.predict["plan"](**options)               # refuses what it does not know before anything is written
-  settings = dict(steps=given["steps"], guidance=given["guidance"], sampler=given["sampler"] or "", step=about["step"],
-                  params=about["params"], checkpoint=about["checkpoint"], tokenizer=about["tokenizer"])
+  draw = ability(model, method)
+  refiner = mmdiff.model.load(given["refiner"], mesh=dict(fsdp=given["fsdp"])) if given.get("refiner") else None
+  own = model.sampling
+  how = {name: own[name] if given[name] is None else given[name] for name in ("steps", "guidance")} | dict(sampler=given["sampler"])
+  # Refuses what it does not know before anything is written.
+  model.services.predict["plan"](**how, **{name: options[name] for name in ("rescale", "strength") if name in options})
+  settings = how | dict(options) | dict(method=method, sampler=given["sampler"] or "", refiner=given.get("refiner") or "",
+                                        **{key: about[key] for key in ("step", "params", "checkpoint", "tokenizer")})
   check_settings(out, settings)
+  if refiner:
+    options = {**options, "refiner": refiner, "handover": given["handover"]}
   done = finished(out, jobs)
   scorer = mmdiff.model.load(given["rank_with"]) if given["rank_with"] else None
   if scorer:
@@ -132,13 +166,13 @@ def run(given: Mapping, jobs: Sequence[Job], *, argv: list[str]) -> None:
   if chief:
     write_json(out / "sample.json", facts | dict(complete=False))
   missing = [job for job in jobs if job not in done]
-  progress = results.Progress("sample", "pictures", active=chief)
-  size = min(given["batch_size"], len(jobs))
+  progress = results.Progress(argv[0], "pictures", active=chief)
+  size = min(given["batch_size"] or min(own["rows"], 16), len(jobs))
   for start in range(0, len(missing), size):
     part = missing[start:start + size]
     rows = part + part[-1:] * (size - len(part))          # one shape: no second program, and the same pixels after a resume
     negative = [job.negative for job in rows] if any(job.negative for job in rows) else None
-    made = draw([job.prompt for job in rows], negative, seeds=[job.seed for job in rows], **options)
+    made = draw(*inputs(rows), [job.prompt for job in rows], negative, seeds=[job.seed for job in rows], batch_size=size, **how, **options)
     if chief:
       for job, image in zip(part, made):
         results.write_png(out / job.file, image)
@@ -182,13 +216,15 @@ def finished(out: Path, jobs: Sequence[Job]) -> set[Job]:
   """
   wanted, found = {job.file: job for job in jobs}, set()
   for line in _lines(out / "metadata.jsonl"):
-    before = Job(line.get("file_name", ""), line.get("caption", ""), line.get("seed", -1), line.get("negative", ""))
+    before = Job(line.get("file_name", ""), line.get("caption", ""), line.get("seed", -1), line.get("negative", ""), line.get("image", ""),
+                 line.get("mask", ""))
     job = wanted.get(before.file)
     if job is None or not (out / job.file).is_file():
       continue
     if job != before:
-      raise ConfigError(f"--out={out} holds other pictures: {job.file} is of {before.prompt!r} from seed {before.seed}, asked for is "
-                        f"{job.prompt!r} from seed {job.seed}; choose another folder")
+      said = lambda job: f"{job.prompt!r} from seed {job.seed}" + (f" and {job.image}" if job.image else "")
+      raise ConfigError(f"--out={out} holds other pictures: {job.file} is of {said(before)}, asked for is {said(job)}; "
+                        "choose another folder")
     found.add(job)
   return found
 
@@ -213,8 +249,9 @@ def append(file: Path, jobs: Sequence[Job]) -> None:
 
 
 def _line(job: Job, **more) -> str:
-  return json.dumps(dict(file_name=job.file, key=Path(job.file).stem, caption=job.prompt, seed=job.seed, negative=job.negative) | more,
-                    ensure_ascii=False) + "\n"
+  edited = {name: value for name, value in dict(image=job.image, mask=job.mask).items() if value}
+  return json.dumps(dict(file_name=job.file, key=Path(job.file).stem, caption=job.prompt, seed=job.seed, negative=job.negative) | edited
+                    | more, ensure_ascii=False) + "\n"
 
 
 def rank(scorer, out: Path, jobs: Sequence[Job], *, rows: int = 64) -> dict[str, float]:
@@ -244,7 +281,8 @@ def write_pages(out: Path, jobs: Sequence[Job], scores: Mapping[str, float], *, 
   shown, cards = ordered[:SHOWN], []
   pictures = [Image.open(out / job.file).convert("RGB") for job in shown]
   columns = per_prompt if per_prompt > 1 else max(1, int(len(shown) ** 0.5 + 0.999))
-  results.write_png(out / "grid.png", grid(np.stack([np.asarray(picture) for picture in pictures]), columns))
+  if len({picture.size for picture in pictures}) == 1:
+    results.write_png(out / "grid.png", grid(np.stack([np.asarray(picture) for picture in pictures]), columns))
   for job, picture in zip(shown, pictures):
     score = f"<br>CLIP {scores[job.file]:.2f}" if job.file in scores else ""
     cards.append(f'<figure class="card"><img src="{data_url(picture, 512)}" alt=""><figcaption>{text(job.prompt)}'

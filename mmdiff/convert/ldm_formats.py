@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from mmdiff.convert import clip_tables
 from mmdiff.convert.clip_formats import clip_inputs
 from mmdiff.convert.diffusers_formats import POOLED, transformer
-from mmdiff.convert.formats import Format, Reading, Source
+from mmdiff.convert.formats import Format, Reading, Source, Writing
 from mmdiff.convert.rules import Rule, norm, pair
 from mmdiff.convert.tensors import Tensor
 from mmdiff.core.errors import ConfigError, DataError
@@ -27,6 +27,7 @@ HF_TEXT, HF_FIRST = "cond_stage_model.transformer.", "conditioner.embedders.0.tr
 OPEN_TEXT, OPEN_FIRST, OPEN_SECOND = "cond_stage_model.model.", "conditioner.embedders.0.model.", "conditioner.embedders.1.model."
 # Part -> prefixes that it may have; the text encoders' variants of `models.text.CLIP_STATES` by prefix.
 PARTS = {"unet": (UNET,), "vae": (VAE,), "text": (HF_TEXT, OPEN_TEXT, HF_FIRST, OPEN_FIRST), "text_2": (OPEN_SECOND,)}
+OPEN = (OPEN_TEXT, OPEN_FIRST, OPEN_SECOND)
 ENCODERS = {HF_TEXT: "sd1", OPEN_TEXT: "sd2", HF_FIRST: "sdxl-1", OPEN_FIRST: "sdxl-2", OPEN_SECOND: "sdxl-2"}
 SCHEDULE = (r"betas", r"alphas_cumprod(_prev)?", r"sqrt_.*", r"log_one_minus_.*", r"posterior_.*", r"logvar", r"scale_factor",
             r"global_step", r"denoiser\.sigmas", r"edm_(mean|std)", r"lvlb_weights", r"model_ema\..*")
@@ -41,8 +42,8 @@ def parts_in(found: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def read(source: Source, *, part: str | None = None, heads: int | None = None, head_dim: int | None = None, scale: float | None = None,
-         text_len: int | None = None) -> Reading:
-  """Raises ConfigError when the file has several parts and `part` names none of them."""
+         text_len: int | None = None, ema: bool | None = None) -> Reading:
+  """Raises ConfigError when the file has several parts and `part` names none of them, or has no averages for `ema`."""
   tensors = source.container.tensors
   known = parts_in(tensors)
   if part is None and len(known) == 1:
@@ -54,11 +55,56 @@ def read(source: Source, *, part: str | None = None, heads: int | None = None, h
   ignorable = (*SCHEDULE, *others, r"loss\..*", r"first_stage_model\.loss\..*", *(f"{re.escape(prefix)}{name}" for name in (
     *clip_tables.IGNORABLE, "logit_scale", r"transformer\.text_model\.embeddings\.position_ids")))
   own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+  if ema:
+    if part != "unet":
+      raise ConfigError(f"ema: a single file has averages of its UNet alone, found part {part!r}")
+    own = averages(own, tensors, source)
+    source = source._replace(container=source.container._replace(tensors={**tensors, **{prefix + name: own[name] for name in own}}))
   if part == "unet":
-    return _unet(source, own, prefix, ignorable, heads=heads, head_dim=head_dim)
-  if part == "vae":
-    return _vae(source, own, prefix, ignorable, scale=scale, xl=any(name.startswith("conditioner.") for name in tensors))
-  return _text(source, own, prefix, ignorable, ENCODERS[prefix], text_len=text_len)
+    reading = _unet(source, own, prefix, ignorable, heads=heads, head_dim=head_dim)
+  elif part == "vae":
+    reading = _vae(source, own, prefix, ignorable, scale=scale, xl=any(name.startswith("conditioner.") for name in tensors))
+  else:
+    reading = _text(source, own, prefix, ignorable, ENCODERS[prefix], text_len=text_len)
+  return reading._replace(style=dict(prefix=prefix, more=others_of(tensors, part, prefix, ignorable)))
+
+
+def averages(own: Mapping[str, Tensor], found: Mapping[str, Tensor], source: Source) -> dict[str, Tensor]:
+  """The UNet's tensors as their averages, whose names have lost their dots (LitEma of CompVis/latent-diffusion, ema.py)."""
+  there = {name: "model_ema." + f"diffusion_model.{name}".replace(".", "") for name in own}
+  lacking = [name for name in there.values() if name not in found]
+  if lacking:
+    raise DataError(f"{source.path}: {len(lacking)} of {len(there)} averages are missing, {lacking[0]} for one; leave out ema")
+  return {name: found[average] for name, average in there.items()}
+
+
+def others_of(found: Mapping[str, Tensor], part: str, prefix: str, ignorable: tuple[str, ...]) -> dict[str, Tensor]:
+  """What a save of the part repeats though no model reads it: counters and buffers under its own prefix, and those of no part with the
+  UNet. Averages are not among them: they are not those of what is saved."""
+  known = tuple(parts_in(found).values())
+  belongs = lambda name: name.startswith(prefix) if prefix else True
+  unread = lambda name: any(re.fullmatch(pattern, name) for pattern in ignorable) and not name.startswith("model_ema.")
+  mine = {name: tensor for name, tensor in found.items() if belongs(name) and unread(name)}
+  loose = {name: tensor for name, tensor in found.items() if part == "unet" and unread(name) and not name.startswith(known)}
+  return {**loose, **mine}
+
+
+def table(group: str, module: Any, config: Mapping[str, Any], style: Mapping[str, Any]) -> tuple[Rule, ...]:
+  """The rules of a part, by its parameter group, under the prefix that it came with or else has. Raises ConfigError for another model."""
+  if group == "denoiser":
+    if not isinstance(module, UNet) or module.text_width or module.conditioning != "add":
+      raise ConfigError("ldm holds the UNets of Stable Diffusion only: no transformer over the text, time added")
+    return unet_table(tuple(map(bool, module.depths)), module.blocks, linear=bool(config["model"].get("linear")))
+  if group == "autoencoder":
+    if not isinstance(module, Autoencoder) or module.patch != 1 or module.attention_levels:
+      raise ConfigError("ldm holds autoencoders without patches and with attention in the middle alone")
+    return vae_table(len(module.widths), style.get("prefix", VAE))
+  if not isinstance(module, ClipStates):
+    raise ConfigError(f"ldm holds CLIP's text encoders only, found {type(module).__name__}")
+  own = {"text/first": HF_FIRST, "text/second": OPEN_SECOND}.get(
+    group, HF_TEXT if module.act == "quick_gelu" else OPEN_TEXT if module.norm else OPEN_FIRST)
+  prefix = style.get("prefix", own)
+  return clip_tables.openai_text(prefix, "") if prefix in OPEN else clip_tables.hf_text(f"{prefix}text_model.", "")
 
 
 def need(own: Mapping[str, Tensor], name: str, source: Source, prefix: str) -> tuple[int, ...]:
@@ -199,14 +245,11 @@ def _text(source: Source, own: Mapping[str, Tensor], prefix: str, ignorable: tup
   hidden = "transformer.resblocks.0.mlp.c_fc.weight" if open_clip else "text_model.encoder.layers.0.mlp.fc1.weight"
   vocab, width = need(own, embedding, source, prefix)
   depth = count(own, layers)
-  embed_dim = need(own, "text_projection", source, prefix)[1] if pooled else None
+  embed_dim = own["text_projection"].shape[1] if pooled or "text_projection" in own else None
   module = ClipStates(vocab=vocab, length=text_len or need(own, position, source, prefix)[0], width=width, depth=depth,
                       heads=max(width // 64, 1), mlp_dim=need(own, hidden, source, prefix)[0], embed_dim=embed_dim, skip=skip, norm=norm_it,
-                      act=act, pad=vocab - 1 if pad == "end" else 0)
+                      act=act, pad=vocab - 1 if pad == "end" else 0, whole=True)
   table = clip_tables.openai_text(prefix, "") if open_clip else clip_tables.hf_text(f"{prefix}text_model.", "")
-  if embed_dim is None:                 # what lies beyond the layer that is taken, which nobody reads
-    left = [re.escape(prefix) + layers.replace(NUMBER, str(n)) + ".*" for n in range(depth - skip, depth)]
-    ignorable = (*ignorable, *left, f"{re.escape(prefix)}text_projection")
   return Reading(module, dict(objective=None, model=dict(name="clip_text"), data=dict(text_len=module.length)), table,
                  source.container.tensors, clip_inputs(8, module.length)[1:], ignorable)
 
@@ -215,5 +258,11 @@ def fits(source: Source) -> bool:
   return "_class_name" not in source.config and bool(parts_in(source.container.tensors))
 
 
-LDM = Format("ldm", "ldm", "a single file of Stable Diffusion", fits, read, None,
-             options=("part", "heads", "head_dim", "scale", "text_len"))
+def write(module: Any, config: Mapping, style: Mapping) -> Writing:
+  """One part in a file of its own; `pipelines.save` puts several into one."""
+  group = "denoiser" if isinstance(module, UNet) else "autoencoder" if isinstance(module, Autoencoder) else "text"
+  return Writing(table(group, module, config, style), {}, "model", style.get("more", {}))
+
+
+LDM = Format("ldm", "ldm", "a single file of Stable Diffusion", fits, read, write,
+             options=("part", "heads", "head_dim", "scale", "text_len", "ema"))

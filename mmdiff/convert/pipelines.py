@@ -3,15 +3,57 @@
 Their parts go by the parameter groups that the same models have in `objectives.diffusion`: `denoiser`, `autoencoder`, and `text`, or
 `text/first` and `text/second` where there are two encoders.
 """
+import json
 import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from mmdiff.convert import containers, ldm_formats, public
+from flax import linen as nn
+
+from mmdiff.convert import containers, formats, ldm_formats, public, rules, safetensors_file
 from mmdiff.convert.public import Loaded
-from mmdiff.core.errors import DataError
+from mmdiff.core.errors import CannotWrite, ConfigError, DataError
+from mmdiff.core.files import write_json
+from mmdiff.models.text import SideBySide
 
 FOLDERS = {"unet": "unet", "vae": "vae", "text_encoder": "text", "text_encoder_2": "text_2"}      # of diffusers -> part
-INDEX = "model_index.json"
+FORMATS = {"denoiser": "diffusers-unet", "autoencoder": "diffusers-vae", "text": "hf-clip-text"}  # group -> format of its folder
+INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
+# What the authors' own code samples Stable Diffusion with; single files don't say.
+SD_SCHEDULER = dict(_class_name="DDIMScheduler", num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012,
+                    beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading")
+XL_SCHEDULER = SD_SCHEDULER | dict(_class_name="EulerDiscreteScheduler")
+OF_PARTS = {"unet": ("heads", "head_dim", "ema"), "vae": ("scale",)}      # options of a single file, by part
+PREDICTIONS = {"eps": "epsilon", "v": "v_prediction"}
+
+
+class Pipeline(NamedTuple):
+  """Parts that draw together.
+
+  parts: by parameter group. scheduler: of `schedulers.plan_of`. index: the folder's model_index.json, {} of a single file. tokenizer:
+  folder of its files, or None. zeros: whether no caption is zeros instead of the encoder's states. notices: what was assumed.
+  """
+  parts: dict[str, Loaded]
+  scheduler: dict[str, Any]
+  index: dict[str, Any]
+  tokenizer: Path | None
+  zeros: bool
+  notices: tuple[str, ...]
+  format: str                           # "diffusers" or "ldm"
+
+  @property
+  def condition(self) -> nn.Module:
+    """The text encoders as one module of the parameters `text`."""
+    if "text" in self.parts:
+      return self.parts["text"].module
+    return SideBySide(*(self.parts[f"text/{which}"].module.clone() for which in ("first", "second")))
+
+  @property
+  def params(self) -> dict[str, Any]:
+    """By group, the encoders' under `text`."""
+    return public.nest({group: part.params for group, part in self.parts.items()})
 
 
 def is_pipeline(path: str | os.PathLike) -> bool:
@@ -30,13 +72,152 @@ def groups(parts: list[str]) -> dict[str, str]:
   return {part: named[part] for part in parts}
 
 
-def load(path: str | os.PathLike, *, quiet: bool = False) -> dict[str, Loaded]:
-  """Every part by its parameter group. Raises DataError as `public.load` does, and for a folder without a part that is known."""
+def load(path: str | os.PathLike, *, quiet: bool = False, prediction: str | None = None, **options) -> Pipeline:
+  """Every part of a pipeline, and how it is sampled.
+
+  Args:
+    prediction: "eps" or "v", of a single file, which does not say; None is eps.
+    **options: for every part, as `public.load` takes them: allow_missing, variant, prefer; and of a single file for the part that they
+      belong to: ema (whether to take the averages of the UNet's weights that are beside them), heads, head_dim, scale.
+
+  Raises:
+    DataError: as `public.load`, and for a folder without a part that is known.
+    ConfigError: an option that does not apply.
+  """
   path = Path(path)
+  if prediction not in (None, *PREDICTIONS):
+    raise ConfigError(f"prediction: expected {' or '.join(PREDICTIONS)}, found {prediction!r}")
   if path.is_file():
-    named = groups(list(ldm_formats.parts_in(containers.read(path).tensors)))
-    return {group: public.load(path, part=part, quiet=quiet) for part, group in named.items()}
+    return _file(path, quiet=quiet, prediction=prediction, **options)
+  wrong = [name for name in ("prediction", *(name for names in OF_PARTS.values() for name in names))
+           if (prediction if name == "prediction" else options.get(name))]
+  if wrong:
+    raise ConfigError(f"{path} is a folder, whose configs say more than a single file does; leave out {', '.join(wrong)}")
   folders = {part: path / name for name, part in FOLDERS.items() if (path / name / "config.json").is_file()}
   if not folders:
     raise DataError(f"{path}: {INDEX} is there, and none of the folders {', '.join(FOLDERS)} with a config.json; is the download complete?")
-  return {group: public.load(folders[part], quiet=quiet) for part, group in groups(list(folders)).items()}
+  parts = {group: public.load(folders[part], quiet=quiet, **options) for part, group in groups(list(folders)).items()}
+  index = formats.read_json(path / INDEX)
+  scheduler, notices = formats.read_json(path / SCHEDULER), ()
+  if not scheduler:
+    scheduler, notices = dict(XL_SCHEDULER if _xl(parts) else SD_SCHEDULER), (f"no {SCHEDULER}: took Stable Diffusion's levels",)
+  tokenizer = next((folder for name in ("tokenizer", "tokenizer_2") if (folder := public.tokenizer_folder(path / name))), None)
+  return Pipeline(_penultimate(parts), scheduler, index, tokenizer, bool(index.get("force_zeros_for_empty_prompt")), notices,
+                  "diffusers")
+
+
+def _file(path: Path, *, quiet: bool, prediction: str | None, **options) -> Pipeline:
+  named = groups(list(ldm_formats.parts_in(containers.read(path).tensors)))
+  shared = {name: value for name, value in options.items() if not any(name in names for names in OF_PARTS.values())}
+  own = lambda part: {name: options[name] for name in OF_PARTS.get(part, ()) if name in options}
+  parts = {group: public.load(path, part=part, quiet=quiet, **shared, **own(part)) for part, group in named.items()}
+  xl = _xl(parts)
+  scheduler = dict(XL_SCHEDULER if xl else SD_SCHEDULER) | dict(prediction_type=PREDICTIONS[prediction or "eps"])
+  notices = () if prediction or xl or parts["text"].module.act == "quick_gelu" else (
+    f"{path.name} does not say what it predicts: took eps; a Stable Diffusion 2 for 768 pixels needs prediction=\"v\"",)
+  return Pipeline(parts, scheduler, {}, public.tokenizer_folder(path.parent), xl, notices, "ldm")
+
+
+def _xl(parts: Mapping[str, Loaded]) -> bool:
+  return "denoiser" in parts and bool(getattr(parts["denoiser"].module, "sizes", 0))
+
+
+def _penultimate(parts: dict[str, Loaded]) -> dict[str, Loaded]:
+  """SDXL and its refiner read the last layer but one of transformers' encoders, without the final norm."""
+  if not _xl(parts):
+    return parts
+  read = lambda part: part._replace(module=part.module.clone(skip=1, norm=False, whole=True))
+  return {group: read(part) if group.startswith("text") else part for group, part in parts.items()}
+
+
+def save(path: str | os.PathLike, pipeline: Pipeline, *, format: str = "diffusers", dtype: str = "float32") -> list[str]:
+  """Writes a whole pipeline: a folder of diffusers, or (`ldm`) a folder with one file, model.safetensors. The names of the files.
+
+  Raises ConfigError for another format, and CannotWrite.
+  """
+  folder = Path(path)
+  if format not in ("diffusers", "ldm"):
+    raise ConfigError(f"format: a whole pipeline is written as diffusers or ldm, found {format!r}; for one part give its folder")
+  if dtype not in public.DTYPES:
+    raise ConfigError(f"dtype: expected one of {', '.join(public.DTYPES)}, found {dtype!r}")
+  if format == "ldm":
+    return _save_file(folder, pipeline, dtype)
+  index: dict[str, Any] = dict(_diffusers_version="0.30.0") | {
+    key: value for key, value in pipeline.index.items() if not isinstance(value, list)}
+  written = []
+  tokenized = {}
+  for group, part in pipeline.parts.items():
+    name = folder_of(group, pipeline)
+    part = as_last_layer(part) if group.startswith("text") else part
+    kind = FORMATS[group.partition("/")[0]]
+    files = public.save(folder / name, format=kind, module=part.module, config=part.config, params=part.params, dtype=dtype,
+                        style=part.style if part.format == kind else None)
+    written += [f"{name}/{file}" for file in files]
+    config = formats.read_json(folder / name / "config.json")
+    index[name] = ["transformers", config["architectures"][0]] if group.startswith("text") else ["diffusers", config["_class_name"]]
+    if group.startswith("text"):
+      tokenized[name.replace("text_encoder", "tokenizer")] = part.module.pad
+  if pipeline.tokenizer:
+    for name, pad in tokenized.items():
+      written += _copy_tokenizer(pipeline.tokenizer, folder / name, "!" if pad == 0 else "<|endoftext|>")
+      index[name] = ["transformers", "CLIPTokenizer"]
+  index["scheduler"] = ["diffusers", pipeline.scheduler["_class_name"]]
+  write_json(folder / SCHEDULER, pipeline.scheduler)
+  xl = "text/first" in pipeline.parts
+  index.setdefault("_class_name", "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline")
+  if not xl and index["_class_name"].startswith("StableDiffusion") and "XL" not in index["_class_name"]:
+    index |= dict(safety_checker=[None, None], feature_extractor=[None, None], requires_safety_checker=False)
+  if xl:
+    index.setdefault("force_zeros_for_empty_prompt", pipeline.zeros)
+  write_json(folder / INDEX, index)
+  return [*written, SCHEDULER, INDEX]
+
+
+def folder_of(group: str, pipeline: Pipeline) -> str:
+  """Where diffusers keeps a part; the only encoder of SDXL's refiner is a second one."""
+  if group == "text" and (_xl(pipeline.parts) or (pipeline.index.get("text_encoder_2") and not pipeline.index.get("text_encoder"))):
+    return "text_encoder_2"
+  return {"denoiser": "unet", "autoencoder": "vae", "text": "text_encoder", "text/first": "text_encoder",
+          "text/second": "text_encoder_2"}[group]
+
+
+def as_last_layer(part: Loaded) -> Loaded:
+  """An encoder whose states are the normed ones of an earlier layer as one without the layers beyond, which is how diffusers keeps
+  Stable Diffusion 2's."""
+  import jax
+  module = part.module
+  if not (module.skip and module.norm and (module.whole or module.embed_dim)):
+    return part
+  taken = module.depth - module.skip
+  params = {name: value for name, value in part.params.items() if name != "projection"}
+  params["stack"] = jax.tree.map(lambda leaf: leaf[:taken], params["stack"])
+  return part._replace(module=module.clone(depth=taken, skip=0, embed_dim=None, whole=False), params=params)
+
+
+def _copy_tokenizer(source: Path, folder: Path, pad: str) -> list[str]:
+  """The tokenizer's files, with the padding of the encoder beside it."""
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [name for name in formats.TOKENIZER_FILES if (source / name).is_file()]
+    for name in names:
+      if (source / name).resolve() != (folder / name).resolve():
+        shutil.copyfile(source / name, folder / name)
+    special = formats.read_json(source / "special_tokens_map.json") or dict(
+      bos_token="<|startoftext|>", eos_token="<|endoftext|>", unk_token="<|endoftext|>")
+    (folder / "special_tokens_map.json").write_text(json.dumps(special | dict(pad_token=pad), indent=2) + "\n", encoding="utf-8")
+    about = dict(tokenizer_class="CLIPTokenizer", model_max_length=77) | formats.read_json(source / "tokenizer_config.json")
+    (folder / "tokenizer_config.json").write_text(json.dumps(about | dict(pad_token=pad), indent=2) + "\n", encoding="utf-8")
+  except OSError as error:
+    raise CannotWrite(f"cannot write {folder}: {error}") from error
+  return [f"{folder.name}/{name}" for name in sorted({*names, "special_tokens_map.json", "tokenizer_config.json"})]
+
+
+def _save_file(folder: Path, pipeline: Pipeline, dtype: str) -> list[str]:
+  """One file of all parts under the names of CompVis' and Stability's code."""
+  named: dict[str, Any] = {}
+  for group, part in pipeline.parts.items():
+    leaves = public.flatten(part.params)
+    table = ldm_formats.table(group, part.module, part.config, part.style)
+    named |= rules.save(leaves, rules.bind(table, {name: tuple(value.shape) for name, value in leaves.items()}), dtype)
+    named |= part.style.get("more", {})
+  return safetensors_file.write_sharded(folder, "model", named, shard_bytes=2**62)

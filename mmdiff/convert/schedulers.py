@@ -47,19 +47,25 @@ class Scheduler(NamedTuple):
   sampler: str
 
 
-def plan_of(config: Mapping[str, Any], *, steps: int, eta: float | None = None, guidance: float = 1.0, rescale: float = 0.0,
+def plan_of(config: Mapping[str, Any], *, steps: int, sampler: str | None = None, eta: float | None = None, guidance: float = 1.0,
+            rescale: float = 0.0, strength: float = 1.0, begin: float = 0.0, end: float = 1.0,
             where: str = "scheduler_config.json") -> Scheduler:
   """The plan of `steps` steps as the config's scheduler takes them; time is the number that the network receives.
 
   Args:
     config: as read from the file.
+    sampler: None is the config's own; another name of `SAMPLERS` takes the config's levels in that class's way.
     eta: noise share of DDIM; the others have none or their own.
-    guidance, rescale: as of `plans.plan`.
+    guidance, rescale, strength: as of `plans.plan`.
+    begin, end: which part of the noise the steps take away, from 0, all of it there, to 1, none left: a base model ends where its refiner
+      begins (0.8 is usual). What is left at an end below 1 is x at the noise of the next step.
 
   Raises:
     DataError: a class or an option that mmdiff does not have; the message names it.
     ConfigError: steps that the schedule can't take.
   """
+  if sampler is not None:
+    config = {**config, **sampled_by(sampler)}
   kind = config.get("_class_name")
   if kind not in CLASSES:
     raise DataError(f"{where}: _class_name: expected one of {', '.join(CLASSES)}, found {kind!r}")
@@ -75,6 +81,7 @@ def plan_of(config: Mapping[str, Any], *, steps: int, eta: float | None = None, 
     raise ConfigError(f"eta: {kind} of {where} takes none, found {eta}; use DDIM")
   abar = alpha_bar(said)
   pairs = whole(said, abar, steps, name) if placed == "whole" else by_sigma(said, abar, steps, logarithmic=placed == "log")
+  pairs, kept = part_of(pairs, said["num_train_timesteps"], strength=strength, begin=begin, end=end)
   variance = "large" if said.get("variance_type") == "fixed_large" else "small"
   prediction = PREDICTIONS[said["prediction_type"]]
   table, _ = plans.tabulate(name, pairs, eta=eta if kind == "DDIMScheduler" else None, variance=variance,
@@ -84,13 +91,39 @@ def plan_of(config: Mapping[str, Any], *, steps: int, eta: float | None = None, 
   if placed == "log" and said["final_sigmas_type"] == "sigma_min" and name == "dpm++2m" and said["lower_order_final"] and steps < 15:
     last, _ = plans.tabulate("ddim", pairs[-1:])
     table[-1] = last[0]
-  if placed == "sigma":                 # these work on x / alpha, so that is what they return
+  if kept < len(pairs):                 # the rows of the first steps, which know of what comes after
+    table = table[:len(plans.tabulate(name, pairs[:kept])[0])]
+  elif placed == "sigma":               # these work on x / alpha, so that is what they return
     table[-1, [COLUMN[key] for key in COLUMNS if key.startswith("on_")]] /= pairs[-1][1].alpha
   table[:, COLUMN["guidance"]] = guidance
   # x starts with unit variance, or with sigma alone where the class starts from sigma times unit noise.
   start = pairs[0][0].sigma if placed == "sigma" and said["timestep_spacing"] in ("linspace", "trailing") else 1.0
   clip = said["clip_sample_range"] if said["clip_sample"] else 0.0
   return Scheduler(plans.packed(table, start_scale=start, rescale=rescale, clip=clip), prediction, name)
+
+
+def part_of(pairs: Steps, length: int, *, strength: float, begin: float, end: float) -> tuple[Steps, int]:
+  """(The steps from where a loop begins, how many of them it takes). Raises ConfigError for none."""
+  if not 0 <= begin < end <= 1:
+    raise ConfigError(f"begin and end: expected 0 ≤ begin < end ≤ 1, found {begin} and {end}")
+  count = len(pairs)
+  pairs = pairs[count - plans.taken(count, strength):]
+  first, last = (round(length * (1 - part)) for part in (begin, end))
+  pairs = [pair for pair in pairs if pair[0].time < first] if begin > 0 else pairs
+  kept = sum(pair[0].time >= last for pair in pairs) if end < 1 else len(pairs)
+  if not kept:
+    raise ConfigError(f"begin and end: none of {count} steps lies between {begin} and {end}; use more steps")
+  return pairs, kept
+
+
+def sampled_by(sampler: str) -> dict[str, Any]:
+  """The keys of a scheduler's config that make another class of it. Raises ConfigError."""
+  if sampler == "dpm++2m_karras":
+    return dict(_class_name="DPMSolverMultistepScheduler", use_karras_sigmas=True)
+  classes = {name: kind for kind, (name, _) in CLASSES.items()} | {"pndm": "PNDMScheduler"}
+  if sampler not in classes:
+    raise ConfigError(f"sampler: unknown value {sampler!r}; known: {', '.join([*classes, 'dpm++2m_karras'])}")
+  return dict(_class_name=classes[sampler]) | (dict(skip_prk_steps=True) if classes[sampler] == "PNDMScheduler" else {})
 
 
 def check(said: Mapping[str, Any], kind: str, where: str) -> None:

@@ -19,6 +19,7 @@ class Mesh:
 class Augment:
   crop: tuple[float, ...] = ()          # (min area, max area) of a random square-ish crop; () = none
   flip: bool = False                    # mirror with probability one half; wrong for captions that say left or right
+  sentences: bool = False               # those after a caption's first in another order every epoch
   position: Literal["centre", "random"] = "centre"     # of the crop to a bucket of data.buckets
 
 

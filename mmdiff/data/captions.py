@@ -14,6 +14,7 @@ from mmdiff.data.quarantine import BadRecord
 
 MAX_CHARACTERS = 65_536       # longer ones are pages, not captions
 POLICIES = ("error", "original", "any", "replace")
+_SENTENCE = re.compile(r"(?<=[.!?])\s+")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f]")
 
 
@@ -106,6 +107,15 @@ def text_of(value, *, key: str, allow_empty: bool = False, draw_from: tuple | No
   if not allow_empty and not value.strip():
     raise BadRecord("empty_caption", "", key)
   return value
+
+
+def reordered(text: str, draw_from: tuple) -> str:
+  """A caption with the sentences after its first in an order drawn by `draw_from`, the parts of a hash.
+
+  A describer of a few thousand pictures otherwise learns by heart which thing each caption names first, which no picture shows.
+  """
+  first, *others = _SENTENCE.split(text)
+  return " ".join([first, *(others[i] for i in draws.generator(*draw_from).permutation(len(others)))]) if len(others) > 1 else text
 
 
 def clean(text: str) -> str:

@@ -49,9 +49,11 @@ def dataset(source, tokenizer, *, captions: Mapping[str, float], image_size: int
     raise DataError(f"data.source: {type(source).__name__} holds no records")
   source = join(source, sidecar)
   stored = latents.Features(features) if features else None
+  if stored and augment.get("sentences"):
+    raise ConfigError("data.augment.sentences: precomputed features are of the captions as they stand; leave one of the two out")
   check_augment(augment, bucketed=bool(shapes), has_latents=bool(stored and stored.has_latents))
   recipe = pipelines.Recipe(mix, image_size, resize, interpolation, crop, flip, position, max_pixels,
-                            bool(getattr(source, "allow_empty_captions", False)))
+                            bool(getattr(source, "allow_empty_captions", False)), bool(augment.get("sentences")))
   made = Dataset(source, None, recipe, text_len, seed, threads, workers, max_bad_fraction, shapes, features=stored)
   made.probe()
   of_record = aspects.assign(sizes.sizes(source, threads=max(threads, 1)), shapes) if shapes else None

@@ -19,6 +19,7 @@ class Recipe(NamedTuple):
   position: str = "centre"             # of the crop to a bucket: centre or random
   max_pixels: int = decode.MAX_PIXELS
   allow_empty: bool = False            # "" is a caption in this source
+  sentences: bool = False              # those after a caption's first in another order every epoch
 
 
 class Example(NamedTuple):
@@ -35,8 +36,9 @@ def image_text(record: Mapping, recipe: Recipe, *, seed: int, epoch: int, kind: 
                features=None) -> Example:
   """One picture with one caption.
 
-  The kind of caption, the one of several captions, the crop and the flip are drawn from (seed, epoch, record key). `kind` presets the
-  kind, `bucket` is the picture's height and width instead of the recipe's, `features` (see `latents`) stand in for what they hold.
+  The kind of caption, the one of several captions, the order of its sentences, the crop and the flip are drawn from (seed, epoch, record
+  key). `kind` presets the kind, `bucket` is the picture's height and width instead of the recipe's, `features` (see `latents`) stand in for
+  what they hold.
   Raises BadRecord, and what `captions.choose` raises.
   """
   key = key_of(record)
@@ -46,6 +48,8 @@ def image_text(record: Mapping, recipe: Recipe, *, seed: int, epoch: int, kind: 
     raise BadRecord("bad_type", f"captions must be a mapping of kind to text, found {type(texts).__name__}", key)
   used = captions.choose(texts, wanted, mix=recipe.mix, key=key)
   text = captions.text_of(texts[used], key=key, allow_empty=recipe.allow_empty, draw_from=("text", seed, epoch, key))
+  if recipe.sentences:
+    text = captions.reordered(text, ("sentences", seed, epoch, key))
   more = features.of(key, used, text) if features else {}
   image = None
   if not features or not features.has_latents:
@@ -63,7 +67,7 @@ def plain(record: Mapping, recipe: Recipe, *, seed: int, kind: str = "") -> Exam
   if texts:
     used = captions.choose(texts, wanted, mix=recipe.mix, key=key)
     text = captions.text_of(texts[used], key=key, allow_empty=recipe.allow_empty)
-  recipe = recipe._replace(crop=(), flip=False)
+  recipe = recipe._replace(crop=(), flip=False, sentences=False)
   return Example(key, picture(record, recipe, key=key, seed=seed, epoch=0), text, used, "" if used == wanted or not texts else wanted)
 
 

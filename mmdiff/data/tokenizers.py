@@ -69,6 +69,22 @@ class Tokenizer:
       mask[row, :len(ids)] = True
     return tokens, mask
 
+  def chunks(self, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Texts -> (tokens int32 [n k·length], mask bool), cut into the fewest chunks k that hold the longest, each with a start and an end.
+
+    Chunks beyond a text's own have no token. Raises ConfigError without a start or an end token.
+    """
+    if self.start is None or self.end is None:
+      raise ConfigError("chunks of a prompt begin with a start token and close with an end token, which this tokenizer lacks")
+    inner = [[i for i in self.encode(text) if i not in (self.start, self.end)] for text in texts]
+    count = max([1, *(-(-len(ids) // (length - 2)) for ids in inner)])
+    tokens, mask = np.full((len(texts), count, length), self.pad, np.int32), np.zeros((len(texts), count, length), bool)
+    for row, ids in enumerate(inner):
+      for k in range(max(1, -(-len(ids) // (length - 2)))):
+        own = [self.start, *ids[k * (length - 2):(k + 1) * (length - 2)], self.end]
+        tokens[row, k, :len(own)], mask[row, k, :len(own)] = own, True
+    return tokens.reshape(len(texts), -1), mask.reshape(len(texts), -1)
+
   def save(self, path: str | os.PathLike) -> None:
     """Writes a tokenizer.json that `file` reads back exactly."""
     part = Path(f"{path}.part")

@@ -129,8 +129,19 @@ def tabulate(name: str, steps: Steps, *, flow: bool = False, eta: float | None =
   return table, where
 
 
+def taken(steps: int, strength: float) -> int:
+  """How many of a sampler's steps a strength takes: floor(steps · strength), as in diffusers. Raises ConfigError for none."""
+  if not 0 < strength <= 1:
+    raise ConfigError(f"strength: expected a number above 0, up to 1, found {strength}")
+  if steps * strength < 1:
+    raise ConfigError(f"strength: {strength} of {steps} steps is less than one; use at least {1 / steps:g}, or more steps")
+  return int(steps * strength)
+
+
 def packed(table: np.ndarray, *, start_scale: float, rescale: float = 0.0, clip: float = 0.0) -> Plan:
-  """A plan of finished rows [rows, COLUMNS]; clip 0 = not at all."""
+  """A plan of finished rows [rows, COLUMNS]; clip 0 = not at all. Raises ConfigError for too many."""
+  if len(table) > MAX_ROWS:
+    raise ConfigError(f"steps: this sampler would evaluate the network {len(table)} times; the most is {MAX_ROWS}")
   padded = np.zeros((MAX_ROWS, len(COLUMNS)), np.float32)
   padded[:len(table)] = table
   return Plan(padded, np.int32(len(table)), np.float32(start_scale), np.float32(rescale), np.float32(clip or np.inf))
@@ -138,7 +149,7 @@ def packed(table: np.ndarray, *, start_scale: float, rescale: float = 0.0, clip:
 
 def plan(name: str, schedule: Schedule, *, steps: int, eta: float | None = None, spacing: str = INFERRED, guidance: float = 1.0,
          rescale: float = 0.0, interval: tuple[float, float] = (0.0, 1.0), clip: float = 0.0,
-         variance: Literal["small", "large"] = "small", final: Literal["data", "first"] = "data") -> Plan:
+         variance: Literal["small", "large"] = "small", final: Literal["data", "first"] = "data", strength: float = 1.0) -> Plan:
   """The plan of a sampling run; every difference between two plans is in array values.
 
   Args:
@@ -153,6 +164,7 @@ def plan(name: str, schedule: Schedule, *, steps: int, eta: float | None = None,
     clip: D is clipped to ±clip (1 for pixels as in DDPM), 0 = not.
     variance: of `ddpm`, the posterior's ("small") or beta ("large").
     final: the end of the last step: data itself, or level 0 as in LDM's DDIM, which leaves sigma_0 of noise in the picture.
+    strength: share of the steps that are taken, the last ones: 1 from noise, less from a noised picture.
 
   Raises:
     ConfigError: unknown names, numbers out of range, combinations that are not defined; the message names the fix.
@@ -168,7 +180,7 @@ def plan(name: str, schedule: Schedule, *, steps: int, eta: float | None = None,
   if final == "first" and schedule.kind != "discrete":
     raise ConfigError(f"final: only discrete schedules have a first level, found kind {schedule.kind!r}; use 'data'")
   own = SAMPLERS[name].spacing
-  t = times(schedule, steps, own if spacing == INFERRED else spacing)
+  t = times(schedule, steps, own if spacing == INFERRED else spacing)[steps - taken(steps, strength):]
   levels = schedules.level(schedule, t)
   if np.any(np.diff(levels.sigma / (levels.alpha + levels.sigma)) >= 0):
     raise ConfigError(f"steps: {steps} steps of spacing {spacing!r} repeat a level; use fewer")
@@ -177,8 +189,6 @@ def plan(name: str, schedule: Schedule, *, steps: int, eta: float | None = None,
     end = Level(1.0, 0.0, 0.0)
   whole = Level(*(np.append(leaf, stop) for leaf, stop in zip(levels, end)))
   table, where = coefficients(name, whole, flow=schedule.kind == "flow", eta=eta, variance=variance)
-  if len(table) > MAX_ROWS:
-    raise ConfigError(f"steps: {name} with {steps} steps evaluates the network {len(table)} times; the most is {MAX_ROWS}")
   guided = (t[where] >= interval[0]) & (t[where] <= interval[1])
   table[:, COLUMN["guidance"]] = np.where(guided, guidance, 1.0)
   # A variance-preserving x_T has unit variance by construction, whatever is left of the picture in it.

@@ -139,28 +139,28 @@ def embed_images(services: Services, params: Tree, batches: Iterable[Mapping], *
 
 
 def draw(services: Services, params: Tree, tokens: np.ndarray, mask: np.ndarray, seeds: Sequence[int], *, sampler: str | None = None,
-         steps: int = 20, guidance: float = 1.0, negative: tuple[np.ndarray, np.ndarray] | None = None, latents: np.ndarray | None = None,
-         extra: Tree = (), size: int | None = None, static: Mapping[str, Any] = {}, **options) -> np.ndarray:      # noqa: B006
+         steps: int = 20, guidance: float = 1.0, negative: tuple[np.ndarray, np.ndarray] | None = None,
+         rows: Mapping[str, np.ndarray] = {}, extra: Tree = (), size: int | None = None,      # noqa: B006
+         static: Mapping[str, Any] = {}, **options) -> np.ndarray:      # noqa: B006
   """Pictures float32 [N H W 3] in [-1, 1] for tokens int32 [N L], mask bool [N L]; the one place that runs a sampler.
 
   Picture i depends on its tokens and `seeds[i]` (a uint32) alone, not on the batch. `sampler` None is the model's own. `negative`:
-  (tokens, mask) [N L] that guidance points away from; `latents` float32 [N h w C]: the unit noise to start from instead of the seeds'.
-  `static`: options of `predict["sample"]` that shape the program: height, width, decode. Other options go to `predict["plan"]`. Sampler,
-  steps and guidance are arrays of the plan: none of them compiles the program again.
+  (tokens, mask) [N L] that guidance points away from. `rows`: further arrays [N …] of `predict["sample"]`, or of `predict["edit"]` if
+  there is an `image` among them. `static`: options of it that shape the program: height, width, decode. Other options go to
+  `predict["plan"]`. Sampler, steps and guidance are arrays of the plan: none of them compiles the program again.
   """
-  require(services, "drawing", "sample", "plan")
+  name = "edit" if "image" in rows else "sample"
+  require(services, "drawing", name, "plan")
   plan = services.predict["plan"](sampler, steps=steps, guidance=guidance, **options)
-  sample = jax.jit(services.predict["sample"], static_argnames=tuple(static))
-  arrays = dict(tokens=tokens, mask=mask, seeds=np.asarray(seeds, np.uint32))
+  function = jax.jit(services.predict[name], static_argnames=tuple(static))
+  arrays = dict(tokens=tokens, mask=mask, seeds=np.asarray(seeds, np.uint32)) | dict(rows)
   if negative is not None:
     arrays |= dict(negative_tokens=negative[0], negative_mask=negative[1])
-  if latents is not None:
-    arrays["latents"] = np.asarray(latents, np.float32)
 
   def run(batch):
     given = {"negative": (batch["negative_tokens"], batch["negative_mask"])} if negative is not None else {}
-    given |= {"latents": batch["latents"]} if latents is not None else {}
-    return sample(params, batch["tokens"], batch["mask"], batch["seeds"], plan, extra=extra, **given, **static)
+    return function(params, batch["tokens"], batch["mask"], batch["seeds"], plan, extra=extra, **given, **static,
+                    **{name: batch[name] for name in rows})
   return over_rows(services, run, arrays, size=size or fitting(services, len(tokens)))
 
 

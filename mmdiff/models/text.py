@@ -99,11 +99,12 @@ class ClipStates(nn.Module):
   depth: int
   heads: int
   mlp_dim: int
-  embed_dim: int | None                # of the projection of `pooled`; None: no projection, and layers beyond the one taken don't exist
+  embed_dim: int | None                # of the projection of `pooled`; None: no projection
   skip: int = 0                        # layers of the depth that `tokens` leave out
   norm: bool = True                    # whether `tokens` pass the final norm
   act: str = "gelu"
   pad: int = 0
+  whole: bool = False                  # whether layers beyond the one taken exist without a projection, as published checkpoints have them
   eps: float = 1e-5
   dtype: Any = jnp.float32
   remat: str = "none"
@@ -127,7 +128,7 @@ class ClipStates(nn.Module):
     fields = dict(heads=self.heads, mlp_dim=self.mlp_dim, act=self.act, causal=True, eps=self.eps, dtype=self.dtype,
                   implementation=self.attention, inits=clip_inits(self.width, self.depth))
     options: dict[str, Any] = dict(remat=self.remat, unroll=self.unroll)
-    if self.embed_dim is None or not self.skip:
+    if not self.skip or (self.embed_dim is None and not self.whole):
       last, _ = stack(Block, taken, **options, **fields)(x)
       states = last
     else:
@@ -151,6 +152,10 @@ class SideBySide(nn.Module):
   @property
   def empty(self) -> tuple[int, ...]:
     return self.second.empty
+
+  @property
+  def length(self) -> int:
+    return self.second.length
 
   @property
   def width(self) -> int:

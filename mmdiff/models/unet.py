@@ -75,13 +75,18 @@ class UNet(nn.Module):
   unroll: int | bool = 1
   attention: str = "auto"
   dtype: Any = jnp.float32
+
+  @property
+  def multiple(self) -> int:
+    """What the sides of its input are multiples of."""
+    return 2 ** (len(self.mults) - 1)
+
   keeps_text = True                     # an apply with mutable=["cache"] leaves what depends on the text alone
 
   @nn.compact
   def __call__(self, x: Float[Array, "B H W C"], time: Float[Array, " B"], text: Mapping[str, Array]) -> Float[Array, "B H W K"]:
-    shrinks = 2 ** (len(self.mults) - 1)
-    if x.shape[1] % shrinks or x.shape[2] % shrinks:
-      raise ConfigError(f"this UNet halves its input {len(self.mults) - 1} times: sides must be multiples of {shrinks}, found "
+    if x.shape[1] % self.multiple or x.shape[2] % self.multiple:
+      raise ConfigError(f"this UNet halves its input {len(self.mults) - 1} times: sides must be multiples of {self.multiple}, found "
                         f"{x.shape[1]}×{x.shape[2]}")
     states, lengths = self.read(text)
     condition = self.condition(time, text, states)

@@ -5,7 +5,6 @@ One objective for eps, x0, v, velocity and EDM's preconditioned prediction over 
 mean over examples, and an example's time, noise and caption dropout come from its own key, so that neither the batch size, the number
 of microbatches nor the devices change it.
 """
-from collections.abc import Mapping
 from typing import Literal
 
 import jax
@@ -15,23 +14,13 @@ from mmdiff.core.build import Built
 from mmdiff.core.errors import ConfigError
 from mmdiff.core.objective import Aux, Context, Objective, Variables
 from mmdiff.core.types import Array, Batch, Key, Tree
-from mmdiff.diffusion import guidance, plans, predictions, samplers, schedules
+from mmdiff.diffusion import plans, predictions, schedules
 from mmdiff.diffusion.plans import Plan
 from mmdiff.diffusion.schedules import Level, Schedule
 from mmdiff.diffusion.weighting import TIME_SAMPLINGS, sample_time, weight
 from mmdiff.models import flops
-from mmdiff.objectives.conditioning import (
-  Text,
-  as_text,
-  choose,
-  drop_captions,
-  fill_empty,
-  interleave,
-  separate,
-  spread,
-  whole_picture,
-  zero_where,
-)
+from mmdiff.objectives.conditioning import Text, as_text, choose, drop_captions, zero_where
+from mmdiff.objectives.drawing import drawing, served, to_pixels
 
 # Schedule kind -> what "auto" means.
 AUTO_WEIGHTING = {"discrete": "uniform", "edm": "edm", "flow": "uniform"}
@@ -84,7 +73,8 @@ def diffusion(*, denoiser: Built["mmdiff.models:DENOISERS"], condition: Built["m
   if denoiser.channels != channels:
     raise ConfigError(f"objective.denoiser.channels: {'latents of this encode' if encode else 'pictures'} have {channels} channels, found "
                       f"{denoiser.channels}; set it to {channels}" + ("" if encode else ", or set objective.encode to train on latents"))
-  factor = encode.factor if encode else 1
+  made = drawing(denoiser=denoiser, condition=condition, encode=encode, prediction=prediction, kind=levels.kind, uncond=uncond)
+  factor, encode_text, sized, output = made.factor, made.encode_text, made.sized, made.output
   mean, std = _time_options(time_sampling, time_mean, time_std)
 
   def init(key: Key, batch: Batch) -> Variables:
@@ -99,12 +89,6 @@ def diffusion(*, denoiser: Built["mmdiff.models:DENOISERS"], condition: Built["m
     described = sized(encode_text(params, tokens, mask), None, height, width)
     return Variables(params | {"denoiser": denoiser.init(k_denoiser, x, time, described)["params"]})
 
-  def encode_text(params: Tree, tokens: Array, mask: Array) -> Text:
-    """Captions [B L] as a text dict; a row without a true mask entry has no caption."""
-    filled = fill_empty(tokens, mask, getattr(condition, "empty", ()))
-    text = as_text(condition.apply({"params": params["text"]}, *filled), filled[1])
-    return zero_where(text, ~mask.any(1)) if uncond == "zeros" else text
-
   def batch_text(params: Tree, batch: Batch, keep: Array) -> Text:
     """The batch's captions where `keep` [B], none elsewhere, by their precomputed states if it has those."""
     mask = batch["mask"] & keep[:, None]
@@ -116,36 +100,13 @@ def diffusion(*, denoiser: Built["mmdiff.models:DENOISERS"], condition: Built["m
       return zero_where(text, ~mask.any(1))
     return choose(mask.any(1), text, encode_text(params, jnp.zeros((1, mask.shape[1]), jnp.int32), jnp.zeros((1, mask.shape[1]), bool)))
 
-  def sized(text: Text, size: Array | None, height: int, width: int) -> Text:
-    """With the sizes of the pictures, if the denoiser reads them; None: whole pictures of these sides."""
-    if not getattr(denoiser, "sizes", 0):
-      return text
-    return text | {"size": whole_picture(text["mask"].shape[0], height, width) if size is None else size}
-
   def clean(params: Tree, batch: Batch, keys: Key) -> Array:
     """The pictures, or latents drawn by `keys` [B]: float32 [B h w C]."""
     if not encode:
       return to_pixels(batch["image"])
-    moments = (batch["latent_mean"], batch["latent_std"]) if "latent_mean" in batch else encode_image(params, batch["image"])
+    moments = (batch["latent_mean"], batch["latent_std"]) if "latent_mean" in batch else made.encode_image(params, batch["image"])
     middle, spread_of = (jax.lax.stop_gradient(part.astype(jnp.float32)) for part in moments)
     return middle + spread_of * jax.vmap(lambda key: jax.random.normal(key, middle.shape[1:]))(keys)
-
-  def encode_image(params: Tree, image: Array, extra: Tree = ()) -> tuple[Array, Array]:
-    """uint8 or [-1, 1] pictures [B H W 3] -> (mean, standard deviation) of their latents, float32 [B h w C]."""
-    return encode.apply({"params": params["autoencoder"]}, to_pixels(image), method="encode")
-
-  def output(params: Tree, x: Array, level: Level, described: Text, kept: Mapping[str, Tree] = {}) -> Array:
-    """The network's output, float32; the level's leaves are [B]. kept: of `keep_text`."""
-    x = predictions.network_input(x, level, levels.kind)
-    return denoiser.apply({"params": params["denoiser"], **kept}, x, level.time, described).astype(jnp.float32)
-
-  def keep_text(params: Tree, shape: tuple[int, ...], described: Text) -> Mapping[str, Tree]:
-    """What the denoiser computes from the text alone, for all evaluations of a sampling loop."""
-    if not getattr(denoiser, "keeps_text", False):
-      return {}
-    blank, rows = jnp.zeros(shape, jnp.float32), described["mask"].shape[0]
-    return denoiser.apply({"params": params["denoiser"]}, jnp.broadcast_to(blank[None], (rows, *shape)), jnp.zeros((rows,), jnp.float32),
-                          described, mutable=["cache"])[1]
 
   def errors(params: Tree, batch: Batch, keys: list[Key], t: Array, keep: Array) -> tuple[Array, Array]:
     """([B] weighted loss, [B] plain squared error of the output) at times t [B], with captions where `keep` [B]."""
@@ -199,53 +160,10 @@ def diffusion(*, denoiser: Built["mmdiff.models:DENOISERS"], condition: Built["m
     """
     return plans.plan(sampler or AUTO_SAMPLER[levels.kind], levels, **(dict(clip=0.0 if encode else 1.0) | options))
 
-  def sample(params: Tree, tokens: Array, mask: Array, seeds: Array, plan: Plan, *, negative: tuple[Array, Array] | None = None,
-             latents: Array | None = None, size: Array | None = None, height: int | None = None, width: int | None = None,
-             decode: bool = True, extra: Tree = ()) -> Array:
-    """Pictures float32 [B H W 3] in [-1, 1] for tokens [B L], mask [B L], seeds uint32 [B].
-
-    negative: (tokens, mask) of what guidance points away from; None = the empty caption. latents: unit noise [B h w C] to start from
-    instead of the seeds', of any size that the denoiser takes. size: int32 [B 6] as in training; None = whole pictures. height, width:
-    in pixels, None = the denoiser's own. decode: latents to pictures; False returns the latents. Captions are encoded once, and their
-    keys and values computed once. Rows with guidance 1 run the network on the prompts alone.
-    """
-    own = factor * denoiser.image_size
-    if (height or own) % factor or (width or own) % factor:
-      raise ConfigError(f"height and width: pictures are {factor} times their latents, found {height or own}×{width or own}")
-    shape = ((height or own) // factor, (width or own) // factor, channels) if latents is None else latents.shape[1:]
-    sides = tuple(factor * side for side in shape[:2])
-    prompt = sized(encode_text(params, tokens, mask), size, *sides)
-    other = sized(encode_text(params, *(negative or drop_captions(tokens, mask, jnp.zeros(mask.shape[0], bool)))), size, *sides)
-    both = jax.tree.map(interleave, prompt, other)
-    kept_prompt, kept_both = (keep_text(params, shape, text) for text in (prompt, both))
-
-    def guided(x, level, scale):
-      one = lambda: output(params, x, spread(level, x.shape[0]), prompt, kept_prompt)
-      two = lambda: guidance.guide(*separate(output(params, interleave(x, x), spread(level, 2 * x.shape[0]), both, kept_both)), scale,
-                                   plan.rescale)
-      return predictions.to_x0(prediction, jax.lax.cond(scale == 1.0, one, two), x, level)
-
-    keys = samplers.picture_keys(seeds)
-    x = plan.start_scale * (samplers.start_noise(keys, shape) if latents is None else latents)
-    x = samplers.sample(guided, x, plan, keys)
-    if not encode:
-      return jnp.clip(x, -1.0, 1.0)
-    return decode_latents(params, x) if decode else x
-
-  def decode_latents(params: Tree, latents: Array, extra: Tree = ()) -> Array:
-    """Latents float32 [B h w C] -> pictures float32 [B H W 3] in [-1, 1]."""
-    return jnp.clip(encode.apply({"params": params["autoencoder"]}, latents, method="decode"), -1.0, 1.0)
-
   predict = {
-    "denoise": denoise, "sample": sample, "plan": plan, "loss": evaluate,
-    "encode_text": lambda params, tokens, mask, extra=(): encode_text(params, tokens, mask),
+    "denoise": denoise, "plan": plan, "loss": evaluate,
     "flops": lambda batch_size, text_len: flops.TRAIN * batch_size * flops.text_to_image(denoiser, condition, text_len=text_len)}
-  return Objective(init, loss, predict | ({"encode_image": encode_image, "decode": decode_latents} if encode else {}))
-
-
-def to_pixels(image: Array) -> Array:
-  """uint8 [B H W C] -> float32 in [-1, 1]; floats pass through."""
-  return image.astype(jnp.float32) / 127.5 - 1.0 if image.dtype == jnp.uint8 else image.astype(jnp.float32)
+  return Objective(init, loss, predict | served(made, encodes=encode is not None))
 
 
 def noise(key: Key, shape: tuple[int, ...], offset: float) -> Array:

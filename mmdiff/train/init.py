@@ -75,7 +75,7 @@ def weights_of(path: str, params: str = "") -> Weights:
   leaves = lambda values, prefix="": {prefix + name: leaf for name, leaf in zip(tree.paths(values), jax.tree.leaves(values))}
   quiet = jax.process_index() > 0
   if pipelines.is_pipeline(path):
-    loaded = pipelines.load(path, quiet=quiet)
+    loaded = pipelines.load(path, quiet=quiet).parts
     return Weights({name: leaf for group, part in loaded.items() for name, leaf in leaves(part.params, f"{group}/").items()},
                    f"{path} ({', '.join(loaded)})", public=True)
   if public.is_public(path):

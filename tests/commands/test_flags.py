@@ -59,7 +59,7 @@ def test_overrides_are_typed():
                 "--config.mesh.fsdp", "2", "--config.freeze=image/.*", "--config.objective.loss=sigmoid", "--config.data.sidecar=a=b.jsonl")
   assert made["steps"] == 7
   assert made["optim"]["default"]["lr"] == 1.0 and isinstance(made["optim"]["default"]["lr"], float)
-  assert made["data"]["augment"] == dict(crop=(0.5, 1.0), flip=True, position="centre")
+  assert made["data"]["augment"] == dict(crop=(0.5, 1.0), flip=True, sentences=False, position="centre")
   assert made["mesh"]["fsdp"] == 2 and made["freeze"] == ("image/.*",) and made["data"]["sidecar"] == "a=b.jsonl"
   assert config("--noconfig.data.augment.flip")["data"]["augment"]["flip"] is False
   assert config("--config.data.augment=none")["data"]["augment"] is None

@@ -4,8 +4,9 @@ import json
 import numpy as np
 import pytest
 
-from mmdiff.convert import pipelines, public
+from mmdiff.convert import containers, ldm_formats, pipelines, public
 from mmdiff.core.errors import DataError
+from tests import toy_pipelines
 from tests.convert import test_ldm_formats as ldm
 
 
@@ -20,7 +21,7 @@ def test_a_single_file_and_a_folder_of_the_same_parts(tmp_path):
   file = tmp_path / "v1.safetensors"
   ldm.file(file, ldm.SD1, ldm.BUFFERS)
   assert pipelines.is_pipeline(file)
-  found = pipelines.load(file, quiet=True)
+  found = pipelines.load(file, quiet=True).parts
   assert set(found) == {"denoiser", "autoencoder", "text"}
   folder = tmp_path / "sd"
   for part, name, format in (("autoencoder", "vae", "diffusers-vae"), ("text", "text_encoder", "hf-clip-text")):
@@ -28,11 +29,77 @@ def test_a_single_file_and_a_folder_of_the_same_parts(tmp_path):
     public.save(folder / name, format=format, module=loaded.module, config=loaded.config, params=loaded.params)
   (folder / "model_index.json").write_text(json.dumps(dict(_class_name="StableDiffusionPipeline")))
   assert pipelines.is_pipeline(folder) and not pipelines.is_pipeline(folder / "vae")
-  again = pipelines.load(folder, quiet=True)
+  again = pipelines.load(folder, quiet=True).parts
   assert set(again) == {"autoencoder", "text"}
   for part, loaded in again.items():
     before, after = public.flatten(found[part].params), public.flatten(loaded.params)
     assert before.keys() == after.keys() and all(np.array_equal(before[name], after[name]) for name in before), part
+
+
+def same(a, b):
+  a, b = public.flatten(a), public.flatten(b)
+  assert a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("options", [{}, dict(inpaints=True), dict(xl=True)], ids=["sd", "inpainting", "xl"])
+def test_written_and_read_again(tmp_path, options):
+  """A folder of diffusers, from it a single file, and from that a folder: parameters, scheduler and null text stay."""
+  folder = toy_pipelines.folder(tmp_path / "a", **options)
+  first = pipelines.load(folder, quiet=True)
+  assert first.zeros == bool(options.get("xl")) and first.tokenizer == folder / "tokenizer"
+  pipelines.save(tmp_path / "b", first, format="ldm")
+  second = pipelines.load(tmp_path / "b" / "model.safetensors", quiet=True, heads=2, scale=0.3)
+  assert second.scheduler["_class_name"] == ("EulerDiscreteScheduler" if options.get("xl") else "DDIMScheduler")
+  pipelines.save(tmp_path / "c", second._replace(scheduler=first.scheduler, tokenizer=first.tokenizer))
+  third = pipelines.load(tmp_path / "c", quiet=True)
+  assert third.scheduler == first.scheduler and third.zeros == first.zeros
+  for group in first.parts:
+    same(first.parts[group].params, second.parts[group].params)
+    same(first.parts[group].params, third.parts[group].params)
+
+
+def test_a_file_keeps_what_nobody_reads_but_its_averages(tmp_path):
+  file = tmp_path / "v1.safetensors"
+  ldm.file(file, ldm.SD1, ldm.BUFFERS)
+  pipelines.save(tmp_path / "again", pipelines.load(file, quiet=True), format="ldm")
+  before, after = (containers.read(path).tensors for path in (file, tmp_path / "again" / "model.safetensors"))
+  assert set(before) - set(after) == {"model_ema.decay"} and not set(after) - set(before)
+  for name, tensor in after.items():
+    np.testing.assert_array_equal(tensor.read(), before[name].read(), err_msg=name)
+    assert tensor.dtype == before[name].dtype
+
+
+def test_averages_of_a_file(tmp_path):
+  """LitEma's names: without dots. They replace the UNet's own weights when asked for, all or none."""
+  file = tmp_path / "v1.safetensors"
+  named = ldm.values_of(ldm.SD1["unet"], 0)[1]
+  averages = {"model_ema." + name.removeprefix("model.").replace(".", ""): value + 1 for name, value in named.items()}
+  ldm.file(file, ldm.SD1, averages)
+  raw, mean = (pipelines.load(file, quiet=True, ema=ema).parts for ema in (None, True))
+  plus = {name: value + 1 for name, value in public.flatten(raw["denoiser"].params).items()}
+  same(mean["denoiser"].params, public.nest(plus))
+  same(mean["text"].params, raw["text"].params)
+  del averages[next(iter(averages))]
+  ldm.file(tmp_path / "v2.safetensors", ldm.SD1, averages)
+  with pytest.raises(DataError, match="1 of .* averages are missing, model_ema.diffusion_model"):
+    pipelines.load(tmp_path / "v2.safetensors", quiet=True, ema=True)
+
+
+def test_stable_diffusion_2_of_a_file_and_of_a_folder(tmp_path):
+  """A file has a layer more than is read, and a projection; the folder of diffusers ends where the reading does."""
+  file = tmp_path / "v2.safetensors"
+  parts = dict(ldm.SD1, text=ldm.text(ldm_formats.OPEN_TEXT, act="gelu", embed_dim=24))
+  ldm.file(file, parts)
+  found = pipelines.load(file, quiet=True)
+  assert any('prediction="v"' in notice for notice in found.notices)
+  assert pipelines.load(file, quiet=True, prediction="v").scheduler["prediction_type"] == "v_prediction"
+  pipelines.save(tmp_path / "folder", found)
+  again = pipelines.load(tmp_path / "folder", quiet=True)
+  a, b = found.parts["text"], again.parts["text"]
+  assert (a.module.depth, a.module.skip, b.module.depth, b.module.skip) == (3, 1, 2, 0)
+  tokens, mask = np.asarray([[58, 3, 4, 59] + [0] * 8], np.int32), np.arange(12)[None] < 4
+  one, other = (part.module.clone(pad=0).apply({"params": part.params}, tokens, mask)["tokens"] for part in (a, b))
+  np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_what_is_none(tmp_path):

@@ -68,3 +68,39 @@ def test_numbers_that_do_not_fit():
       plan_of(config("DDIM", **options), steps=steps)
   with pytest.raises(ConfigError, match="eta: EulerDiscreteScheduler"):
     plan_of(config("EulerDiscrete"), steps=5, eta=0.5)
+
+
+@pytest.mark.parametrize("name", ["DDIM", "EulerDiscrete", "HeunDiscrete", "DPMSolverMultistep", "UniPCMultistep", "PNDM", "LMSDiscrete"])
+def test_a_loop_in_two_parts_is_the_whole(name):
+  """Methods without memory go on exactly where they were stopped; all begin and end at the same levels."""
+  config = SD | dict(_class_name=f"{name}Scheduler", skip_prk_steps=True, timestep_spacing="leading")
+  whole, first, rest = (plan_of(config, steps=10, **part).plan for part in ({}, dict(end=0.6), dict(begin=0.6)))
+  time = COLUMN["time"]
+  assert first.table[first.rows - 1, time] >= 400 > rest.table[0, time] or name == "HeunDiscrete"
+  assert set(whole.table[:whole.rows, time]) == {*first.table[:first.rows, time], *rest.table[:rest.rows, time]}
+  if name in ("DDIM", "EulerDiscrete"):
+    np.testing.assert_array_equal(np.concatenate([first.table[:first.rows], rest.table[:rest.rows]]), whole.table[:whole.rows])
+
+
+def test_strength_takes_the_last_steps():
+  config = SD | dict(_class_name="DDIMScheduler", timestep_spacing="leading")
+  whole, part = plan_of(config, steps=10).plan, plan_of(config, steps=10, strength=0.45).plan
+  np.testing.assert_array_equal(part.table[:part.rows], whole.table[6:10])
+  with pytest.raises(ConfigError, match="0.05 of 10 steps is less than one"):
+    plan_of(config, steps=10, strength=0.05)
+  for wrong in (dict(begin=0.5, end=0.5), dict(begin=-0.1), dict(end=1.2)):
+    with pytest.raises(ConfigError, match="begin and end: expected"):
+      plan_of(config, steps=10, **wrong)
+  with pytest.raises(ConfigError, match="none of 2 steps lies between"):
+    plan_of(config, steps=2, end=0.01)
+
+
+@pytest.mark.parametrize("sampler, kind", [("euler", "EulerDiscrete"), ("pndm", "PNDM"), ("plms", "PNDM"), ("unipc", "UniPCMultistep"),
+                                           ("dpm++2m_karras", "DPMSolverMultistep")])
+def test_another_sampler_on_the_same_levels(sampler, kind):
+  config = SD | dict(_class_name="DDIMScheduler", timestep_spacing="leading")
+  wanted = SD | dict(_class_name=f"{kind}Scheduler", timestep_spacing="leading", skip_prk_steps=True, use_karras_sigmas="karras" in sampler)
+  found = plan_of(config, steps=7, sampler=sampler).plan
+  np.testing.assert_array_equal(found.table, plan_of(wanted, steps=7).plan.table)
+  with pytest.raises(ConfigError, match="sampler: unknown value 'ancestral'; known: ddpm"):
+    plan_of(config, steps=7, sampler="ancestral")

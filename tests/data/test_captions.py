@@ -186,3 +186,12 @@ def test_cleaning_ascii_needs_no_ftfy(text):
 
 def test_digest_parts_are_not_confused():
   assert draws.uniform("caption", 1, 2, "3") != draws.uniform("caption", 1, 23, "")
+
+
+def test_sentences_after_the_first_are_reordered():
+  text = "a picture of two objects. a red circle at the left. it shines! is it new? yes."
+  seen = {captions.reordered(text, ("s", epoch)) for epoch in range(40)}
+  assert 10 < len(seen) <= 24 and all(made.startswith("a picture of two objects. ") and len(made) == len(text) for made in seen)
+  assert captions.reordered(text, ("s", 3)) == captions.reordered(text, ("s", 3))
+  for short in ("a red circle", "one. two.", ""):
+    assert captions.reordered(short, ("s", 1)) == short

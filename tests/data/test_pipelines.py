@@ -62,3 +62,11 @@ def test_a_large_jpeg_is_reduced_no_further_than_the_crop_allows():
   assert np.abs(full.astype(int) - reduced).mean() < 4
   cropped = pipelines.image_text(RECORD | {"image": data}, RECIPE._replace(image_size=32, crop=(0.01, 0.02)), seed=0, epoch=0).image
   assert cropped.shape == (32, 32, 3) and cropped.max() > 230 or cropped.min() < 25
+
+
+def test_the_order_of_sentences_changes_with_the_epoch_and_never_in_evaluation():
+  record = dict(key="a", image=np.zeros((8, 8, 3), np.uint8), captions=dict(long="one. two. three. four."))
+  recipe = RECIPE._replace(mix=captions.mix({"long": 1.0}, on_missing="any"), sentences=True)
+  texts = {pipelines.image_text(record, recipe, seed=0, epoch=epoch).text for epoch in range(20)}
+  assert len(texts) > 2 and all(sorted(text.split()) == ["four.", "one.", "three.", "two."] and text.startswith("one.") for text in texts)
+  assert pipelines.plain(record, recipe, seed=0).text == "one. two. three. four."

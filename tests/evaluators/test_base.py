@@ -70,7 +70,7 @@ def test_negative_prompts_and_latents_reach_the_sampler():
   same = base.draw(services, {}, tokens, mask, [0, 0, 0], negative=(tokens, mask))
   assert np.all(plain[..., 1] > 0) and not same[..., 1].any()
   latents = np.full((3, toys.SIZE, toys.SIZE, 3), 0.25, np.float32)
-  np.testing.assert_allclose(base.draw(services, {}, tokens, mask, [0, 0, 0], latents=latents), plain + 0.25, rtol=1e-6)
+  np.testing.assert_allclose(base.draw(services, {}, tokens, mask, [0, 0, 0], rows=dict(latents=latents)), plain + 0.25, rtol=1e-6)
 
 
 def test_a_batch_fits_the_rows_and_the_mesh():
