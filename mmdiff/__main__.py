@@ -20,6 +20,7 @@ COMMANDS = {
   "sample": "make pictures from prompts",
   "edit": "make pictures from pictures and prompts",
   "caption": "caption a data set, in units that any number of processes share",
+  "search": "find pictures by words or pictures, and sort them into classes",
   "ablate": "train the arms of an ablation and compare them",
   "convert": "turn weights into a public format",
   "info": "say what a checkpoint is",
@@ -29,7 +30,7 @@ COMMANDS = {
   "demo": "train CLIP and text-to-image on the built-in world, with a report",
 }
 INTERRUPTED = EXIT_CODES[Interrupted]
-COMPUTING = ("train", "evaluate", "sample", "edit", "ablate", "caption", "bench", "demo")
+COMPUTING = ("train", "evaluate", "sample", "edit", "ablate", "caption", "search", "bench", "demo")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 

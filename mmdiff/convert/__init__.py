@@ -9,6 +9,7 @@ FORMATS = {
   "diffusers-unet": "mmdiff.convert.diffusers_formats:UNET",
   "diffusers-vae": "mmdiff.convert.diffusers_formats:VAE",
   "ldm": "mmdiff.convert.ldm_formats:LDM",
+  "open_clip-coca": "mmdiff.convert.coca_formats:FORMAT",
   "open_clip": "mmdiff.convert.clip_formats:OPEN_CLIP",
   "openai": "mmdiff.convert.clip_formats:OPENAI",
   "big_vision": "mmdiff.convert.clip_formats:BIG_VISION",

@@ -15,7 +15,7 @@ from mmdiff.convert.formats import STATISTICS, TOKENIZER_FILES, Format, Reading,
 from mmdiff.convert.rules import Report
 from mmdiff.core.build import build, lookup, resolve
 from mmdiff.core.errors import CannotWrite, ConfigError, DataError
-from mmdiff.models import MODELS
+from mmdiff.models import CAPTIONERS, MODELS
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -182,7 +182,7 @@ def save(path: str | os.PathLike, *, format: str, module: nn.Module, config: Map
 
 def module_of(config: Mapping[str, Any]) -> nn.Module:
   """The model of a run's config. Raises ConfigError for an objective whose models no public format holds."""
-  tables = {"contrastive": MODELS}
+  tables = {"contrastive": MODELS, "coca": CAPTIONERS}
   objective = config["objective"]
   if objective["name"] not in tables:
     raise ConfigError(f"a {objective['name']} model has no public format yet; those of {', '.join(tables)} have")

@@ -250,7 +250,7 @@ def uncached_step_function(model: CoCa, params: Params, image_tokens: Float[Arra
 def coca(*, variant: OneOf["PRESETS"] = "Base", image_size: int | None = None, vocab: int | None = None, text_len: int | None = None,
          embed_dim: int | None = None, patch: int | None = None, image_width: int | None = None, image_depth: int | None = None,
          image_heads: int | None = None, text_width: int | None = None, unimodal_depth: int | None = None,
-         multimodal_depth: int | None = None, text_heads: int | None = None, queries: int | None = None,
+         multimodal_depth: int | None = None, text_heads: int | None = None, queries: int | None = None, pool_heads: int | None = None,
          act: Literal["gelu", "gelu_tanh", "quick_gelu", "silu"] | None = None, pixels: Literal["clip", "half"] | None = None,
          open_clip: bool | None = None, position_std: float | None = None, word_std: float | None = None,
          dtype: Literal["float32", "bfloat16"] = "float32",
@@ -267,6 +267,7 @@ def coca(*, variant: OneOf["PRESETS"] = "Base", image_size: int | None = None, v
     text_width, text_heads, unimodal_depth, multimodal_depth: of the two halves of the decoder.
     queries: of the caption pooler; with `open_clip` the first is the image embedding. 0: no such pooler, the decoder attends
       to the patches.
+    pool_heads: of the poolers.
     act: MLP activation.
     pixels: normalisation, CLIP's mean and std or 0.5 and 0.5.
     open_clip: open_clip's structure instead of the paper's, see the module.
@@ -276,8 +277,8 @@ def coca(*, variant: OneOf["PRESETS"] = "Base", image_size: int | None = None, v
     remat, unroll, attention: see `nn.transformer.stack` and `nn.attention.resolve`.
   """
   preset = PRESETS[variant]
-  given = dict(image_size=image_size, vocab=vocab, text_len=text_len, embed_dim=embed_dim, queries=queries, act=act, pixels=pixels,
-               open_clip=open_clip, position_std=position_std, word_std=word_std)
+  given = dict(image_size=image_size, vocab=vocab, text_len=text_len, embed_dim=embed_dim, queries=queries, pool_heads=pool_heads, act=act,
+               pixels=pixels, open_clip=open_clip, position_std=position_std, word_std=word_std)
   given = {key: value for key, value in given.items() if value is not None}
   row = DEFAULTS | (OPEN_CLIP if preset.get("open_clip") else {}) | preset | given
   run = dict(act=row["act"], dtype=jnp.dtype(dtype), remat=remat, unroll=unroll, attention=attention)
