@@ -39,5 +39,5 @@ def test_options_belong_to_their_kind(tmp_path):
   (tmp_path / "model_index.json").write_text("{}")
   (tmp_path / "unet").mkdir()
   (tmp_path / "unet" / "config.json").write_text("{}")
-  with pytest.raises(DataError, match="a pipeline of several models; give the folder of one: unet"):
+  with pytest.raises(DataError, match="unet: no weights in this folder; expected one of model.safetensors"):
     mmdiff.load(tmp_path)

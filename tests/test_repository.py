@@ -38,6 +38,7 @@ def lines(path: Path) -> list[list[str]]:
   return found
 
 
+SCRIPTS = ("tests.peers.clip_step", "tests.peers.decode_speed", "tests.peers.pipeline_speed", "tests.full_size")
 COMMAND_LINES = [pytest.param(words, id=f"{path.name}: {' '.join(words)[:60]}") for path in DOCUMENTS for words in lines(path)]
 
 
@@ -62,7 +63,7 @@ def test_commands_in_the_documents_are_valid(words):
     assert done.returncode == 0 and "dry run" in done.stdout, done.stderr
   elif rest[:2] == ["-m", "launch.local"]:
     check_mmdiff(rest[rest.index("--") + 1:])
-  elif rest[:1] == ["-m"] and rest[1] in ("tests.peers.clip_step", "tests.peers.decode_speed"):
+  elif rest[:1] == ["-m"] and rest[1] in SCRIPTS:
     parse = f"from {rest[1]} import arguments; arguments({rest[2:]!r})"
     subprocess.run([sys.executable, "-c", parse], cwd=ROOT, check=True)
   else:

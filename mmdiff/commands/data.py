@@ -72,12 +72,7 @@ BLOCK = schema.Block(table="mmdiff.data:SOURCES")
 
 def main(argv: list[str]) -> int:
   logging.basicConfig(level=logging.WARNING, format="%(message)s")
-  if not argv or argv[0] not in TAKES:
-    given = argv[0] if argv else ""
-    guess = nearest(given, TAKES) if given else None
-    raise ConfigError((f"unknown command {given!r}" + (f"; did you mean {guess}?" if guess else "") if given else "which command?") +
-                      f" (known: {', '.join(TAKES)})")
-  command, rest = argv[0], list(argv[1:])
+  command, rest = flags.chosen(argv, TAKES), list(argv[1:])
   overrides = _source_flags(rest)
   table = {name: FLAGS[name] | (dict(required=True) if name == "out" and command in NEEDS_OUT else {}) for name in TAKES[command]}
   if command == "build":

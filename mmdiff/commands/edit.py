@@ -15,7 +15,6 @@ from mmdiff.commands.sample import Job, check_numbers, jobs_of, read_prompts, ru
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.data.records import PICTURES
 
-METHODS = ("img2img", "inpaint")
 FLAGS = {
   "model": dict(type="str", required=True, help="run directory, DIR@STEP for one of its steps; or a public text-to-image model"),
   "images": dict(type="str", required=True, help="a picture, or a folder of pictures"),
@@ -41,19 +40,17 @@ FLAGS = {
   "tile": dict(type="int", help="of a public model: side in pixels of the tiles that its autoencoder works on; default: whole pictures"),
   "rank_with": dict(type="str", help="run directory of a CLIP model that scores the pictures; the best of each prompt comes first"),
 }
+SHARED = tuple(name for name in FLAGS if name not in ("masks", "feather"))
+TAKES = {"img2img": SHARED, "inpaint": (*SHARED, "masks", "feather")}
 
 
 def main(argv: list[str]) -> int:
   from mmdiff.commands import flags
-  given = flags.parse(argv, FLAGS, positional=("method",))
-  method = given.pop("method")
-  if method not in METHODS:
-    raise ConfigError(f"mmdiff edit takes {' or '.join(METHODS)} first, found {method or 'nothing'}")
+  method = flags.chosen(argv, TAKES)
+  given = flags.parse(argv[1:], {name: FLAGS[name] | (dict(required=True) if name == "masks" else {}) for name in TAKES[method]})
   check_numbers(given)
-  if (method == "inpaint") != bool(given["masks"]):
-    raise ConfigError("--masks: required; white is drawn anew" if method == "inpaint" else "--masks: of inpaint; img2img takes none")
   images = pictures(given["images"], "images")
-  masks = pictures(given["masks"], "masks") if given["masks"] else [""]
+  masks = pictures(given["masks"], "masks") if method == "inpaint" else [""]
   jobs = paired(read_prompts(given["prompts"]), images, masks, given)
   options = {name: given[name] for name in ("height", "width", "rescale", "long_prompts", "strength") if given[name]}
   if method == "inpaint":

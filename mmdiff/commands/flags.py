@@ -38,6 +38,16 @@ ROOT = Path(__file__).resolve().parents[2]      # of the repository, or of site-
 SCALARS = ("int", "float", "bool", "str")
 
 
+def chosen(argv: Sequence[str], takes: Mapping[str, Sequence[str]]) -> str:
+  """The first word, which a command of commands begins with. Raises ConfigError with the nearest of `takes`, {command: its flags}."""
+  given = argv[0] if argv else ""
+  if given in takes:
+    return given
+  guess = nearest(given, takes) if given else None
+  raise ConfigError((f"unknown command {given!r}" + (f"; did you mean {guess}?" if guess else "") if given else "which command?")
+                    + f" (known: {', '.join(takes)})")
+
+
 def parse(argv: Sequence[str], flags: Mapping[str, Mapping], *, positional: Sequence[str] = ()) -> dict[str, Any]:
   """{flag: value} for every flag of the table. positional: names of the words that may come without `--`; None when not given.
 

@@ -32,7 +32,12 @@ FLAGS = {
   "batch_size": dict(type="int", default=64, help="build: pictures embedded at a time"),
   "params": dict(type="str", help="raw, or an average of config.ema; by default eval where there is one"),
 }
-ACTIONS = ("build", "query", "classify")
+TAKES = {
+  "build": ("model", "data", "out", "limit", "batch_size", "params"),
+  "query": ("index", "texts", "images", "count", "out", "params"),
+  "classify": ("index", "labels", "template", "count", "out", "params"),
+}
+REQUIRED = ("model", "data", "index", "labels")
 PART = 4_096                   # records that are embedded before they are kept
 META, EMBEDDINGS, KEYS = "index.json", "embeddings.npy", "keys.json"
 
@@ -48,19 +53,15 @@ class Index(NamedTuple):
 def main(argv: list[str]) -> int:
   from mmdiff.commands import flags
   from mmdiff.commands.caption import source_of, split
-  words, overrides = split(argv)
-  given = flags.parse(words, FLAGS, positional=("action",))
-  action = given.pop("action")
-  if action not in ACTIONS:
-    raise ConfigError(f"mmdiff search takes {', '.join(ACTIONS)} first, found {action or 'nothing'}")
-  needed = {"build": ("model", "data"), "query": ("index",), "classify": ("index", "labels")}[action]
-  problems = [f"--{name}: required by {action}" for name in needed if not given[name]]
-  problems += [f"--{name}: expected at least {least}, found {given[name]}" for name, least in (
-    ("count", 1), ("limit", 0), ("batch_size", 1)) if given[name] < least]
+  action = flags.chosen(argv, TAKES)
+  words, overrides = split(argv[1:])
+  given = flags.parse(words, {name: FLAGS[name] | (dict(required=True) if name in REQUIRED else {}) for name in TAKES[action]})
+  problems = [f"--{name}: expected at least {least}, found {given[name]}" for name, least in (
+    ("count", 1), ("limit", 0), ("batch_size", 1)) if given.get(name, least) < least]
   if action == "query" and bool(given["texts"]) == bool(given["images"]):
     problems.append("--texts or --images: expected one of the two")
   config: dict[str, Any] = {}
-  if action == "build" and given["data"]:
+  if action == "build":
     config, wrong = source_of(given["data"], overrides)
     problems += wrong
     config |= dict(captionless=True) if config.get("name") == "folder" else {}       # pictures are all that is read

@@ -63,11 +63,11 @@ def test_image_to_image(sd, pictures):
 
 def test_what_does_not_fit_is_said_first(sd, pictures):
   out = pictures / "out"
-  with pytest.raises(ConfigError, match="takes img2img or inpaint first, found nothing"):
-    edit.main([f"--model={sd}", "--images=a", "--prompts=a", f"--out={out}"])
+  with pytest.raises(ConfigError, match="unknown command 'inpant'; did you mean inpaint"):
+    edit.main(["inpant", f"--model={sd}", "--images=a", "--prompts=a", f"--out={out}"])
   with pytest.raises(ConfigError, match="--masks: required"):
     run("inpaint", sd, pictures, "--prompts=a")
-  with pytest.raises(ConfigError, match="--masks: of inpaint"):
+  with pytest.raises(ConfigError, match="--masks: unknown flag"):
     run("img2img", sd, pictures, "--prompts=a", f"--masks={pictures / 'masks'}")
   with pytest.raises(DataError, match="no such file or folder"):
     edit.main(["img2img", f"--model={sd}", "--images=none.png", "--prompts=a", f"--out={out}"])

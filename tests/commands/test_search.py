@@ -101,10 +101,10 @@ def test_nearest_is_the_same_in_pieces():
 
 
 def test_flags(tmp_path):
-  for argv, message in ((["--out=x"], "takes build, query, classify first, found nothing"),
-                        (["build", "--out=x"], "--model: required by build"),
+  for argv, message in (([], "which command. .known: build, query, classify"), (["quer"], "did you mean query"),
+                        (["build", "--out=x"], "--model: required.*\n--data: required"),
                         (["query", "--out=x", "--index=i"], "--texts or --images: expected one of the two"),
-                        (["classify", "--out=x", "--index=i"], "--labels: required by classify")):
+                        (["classify", "--out=x", "--index=i"], "--labels: required")):
     with pytest.raises(ConfigError, match=message):
       search.main(argv)
   with pytest.raises(DataError, match="no whole index"):
