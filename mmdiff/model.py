@@ -15,7 +15,7 @@ import jax
 
 from mmdiff import parallel
 from mmdiff.abilities import ABILITIES, ROWS, Model
-from mmdiff.convert import pipelines, public, schedulers, serving
+from mmdiff.convert import exports, pipelines, public, schedulers, serving
 from mmdiff.convert.pipelines import Pipeline
 from mmdiff.core import tree
 from mmdiff.core.build import build
@@ -151,7 +151,11 @@ def save(model: Model, path: str | Path, *, format: str | None = None, dtype: st
                                         if name.startswith(f"{group}/")})
     whole = origin._replace(parts={group: part._replace(params=within(group)) for group, part in origin.parts.items()})
     return pipelines.save(path, whole, format=format, dtype=dtype)
-  return public.save(path, format=format, module=origin.module if origin else public.module_of(model.config), config=model.config,
-                     params=fetch(model.params), statistics=fetch(model.extra), dtype=dtype, tokenizer=model.tokenizer,
-                     style=origin.style if origin and origin.format == format else None,
-                     files=origin.tokenizer if origin else None)
+  if origin is None and format in pipelines.WHOLE:
+    return pipelines.save(path, exports.pipeline_of(model.config, fetch(model.params), tokenizer=Path(model.report["path"])),
+                          format=format, dtype=dtype)
+  own = exports.model_of(model.config, fetch(model.params), fetch(model.extra)) if origin is None else origin._replace(
+    params=fetch(model.params), statistics=fetch(model.extra))
+  return public.save(path, format=format, module=own.module, config=own.config if origin is None else model.config, params=own.params,
+                     statistics=own.statistics, dtype=dtype, tokenizer=model.tokenizer,
+                     style=origin.style if origin and origin.format == format else None, files=origin.tokenizer if origin else None)

@@ -23,6 +23,8 @@ OPTIMIZERS = {
 
 DECAYED = (".*kernel", ".*embedding")     # by name: the scale of a scanned norm is two-dimensional
 
+# Parameters before the first block of a tower, by name; what is neither here nor in a stack comes after the last.
+FIRST = (".*/embed/embedding", ".*/position", ".*/patchify/.*", ".*/class_token", ".*/norm_pre/.*", ".*/conv_in/.*")
 COOLDOWN = 0.2                            # of all steps, of the decay "wsd"
 
 
@@ -54,21 +56,47 @@ def _decay_mask(patterns: tuple[str, ...]) -> Callable[[Tree], Tree]:
   return lambda params: tree.map_with_path(lambda path, _: tree.matches(path, patterns), params)
 
 
+def layer_scales(params: Tree, decay: float) -> Tree:
+  """What the updates of each layer are multiplied by: `decay` to the power of the blocks that come after it in its tower.
+
+  A tower is a top-level group with a stack of blocks, whose parameters have the block on the leading axis (Clark et al. 2020,
+  https://arxiv.org/abs/2003.10555, as BEiT and EVA-CLIP fine-tune with it).
+  """
+  depths: dict[str, int] = {}
+  for path, leaf in zip(tree.paths(params), jax.tree.leaves(params)):
+    if "/stack/" in path:
+      depths[path.split("/")[0]] = max(depths.get(path.split("/")[0], 0), leaf.shape[0])
+
+  def scale(path: str, leaf: Array) -> Array:
+    depth = depths.get(path.split("/")[0], 0)
+    if depth and "/stack/" in path:
+      return (decay ** (leaf.shape[0] - jnp.arange(leaf.shape[0], dtype=jnp.float32))).reshape(-1, *[1] * (leaf.ndim - 1))
+    return jnp.float32(decay ** (depth + 1) if depth and tree.matches(path, FIRST) else 1.0)
+  return tree.map_with_path(scale, params)
+
+
 def _group(rate: optax.Schedule, direction: optax.GradientTransformation, weight_decay: float, decayed: tuple[str, ...],
-           clip: float) -> Group:
-  """clip by the group's global norm → direction → decoupled weight decay → −learning rate."""
+           clip: float, layer_decay: float = 1.0) -> Group:
+  """clip by the group's global norm → direction → decoupled weight decay → layer decay → −learning rate."""
   parts = [optax.clip_by_global_norm(clip)] if clip else []
   parts += [direction]
   parts += [optax.add_decayed_weights(weight_decay, _decay_mask(decayed))] if weight_decay else []
+  if not 0 < layer_decay <= 1:
+    raise ConfigError(f"optim: layer_decay: expected a number above 0, up to 1, found {layer_decay}")
+  if layer_decay < 1:
+    scaled = lambda updates, params: jax.tree.map(jnp.multiply, updates, layer_scales(updates, layer_decay))
+    parts += [optax.stateless(scaled)]
   return Group(optax.chain(*parts, optax.scale_by_learning_rate(rate)), rate)
 
 
 def adamw(total_steps: int, *, lr: float, warmup_steps: int = 0, decay: Literal["cosine", "linear", "constant", "rsqrt", "wsd"] = "cosine",
           final: float = 0.0, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0,
-          decayed: tuple[str, ...] = DECAYED, clip: float = 0.0, mu_dtype: Literal["float32", "bfloat16"] = "float32") -> Group:
-  """Adam with decoupled weight decay (https://arxiv.org/abs/1711.05101); `mu_dtype` is that of the first moment."""
+          decayed: tuple[str, ...] = DECAYED, clip: float = 0.0, mu_dtype: Literal["float32", "bfloat16"] = "float32",
+          layer_decay: float = 1.0) -> Group:
+  """Adam with decoupled weight decay (https://arxiv.org/abs/1711.05101); `mu_dtype` is that of the first moment, `layer_decay` multiplies
+  the updates once for every block that comes after them (`layer_scales`)."""
   rate = schedule(total_steps, lr=lr, warmup_steps=warmup_steps, decay=decay, final=final)
-  return _group(rate, optax.scale_by_adam(b1, b2, eps, mu_dtype=jnp.dtype(mu_dtype)), weight_decay, tuple(decayed), clip)
+  return _group(rate, optax.scale_by_adam(b1, b2, eps, mu_dtype=jnp.dtype(mu_dtype)), weight_decay, tuple(decayed), clip, layer_decay)
 
 
 def adafactor(total_steps: int, *, lr: float, warmup_steps: int = 0,
@@ -87,10 +115,11 @@ def adafactor(total_steps: int, *, lr: float, warmup_steps: int = 0,
 
 def lion(total_steps: int, *, lr: float, warmup_steps: int = 0, decay: Literal["cosine", "linear", "constant", "rsqrt", "wsd"] = "cosine",
          final: float = 0.0, b1: float = 0.9, b2: float = 0.99, weight_decay: float = 0.0,
-         decayed: tuple[str, ...] = DECAYED, clip: float = 0.0, mu_dtype: Literal["float32", "bfloat16"] = "float32") -> Group:
+         decayed: tuple[str, ...] = DECAYED, clip: float = 0.0, mu_dtype: Literal["float32", "bfloat16"] = "float32",
+         layer_decay: float = 1.0) -> Group:
   """Lion (https://arxiv.org/abs/2302.06675): the sign of an interpolated momentum."""
   rate = schedule(total_steps, lr=lr, warmup_steps=warmup_steps, decay=decay, final=final)
-  return _group(rate, optax.scale_by_lion(b1, b2, mu_dtype=jnp.dtype(mu_dtype)), weight_decay, tuple(decayed), clip)
+  return _group(rate, optax.scale_by_lion(b1, b2, mu_dtype=jnp.dtype(mu_dtype)), weight_decay, tuple(decayed), clip, layer_decay)
 
 
 def make(config: Mapping, total_steps: int, groups: tuple[str, ...]) -> tuple[optax.GradientTransformation, dict[str, optax.Schedule]]:

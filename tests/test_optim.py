@@ -70,3 +70,20 @@ def test_groups_that_do_not_exist_and_groups_without_a_rule_are_errors():
 def test_learning_rates_for_the_log():
   _, schedules = optim.make(dict(default=dict(name="adamw", lr=0.1, warmup_steps=10)), 100, ("image",))
   assert optim.learning_rates(schedules, 5) == {"learning_rate/default": pytest.approx(0.05)}
+
+
+def test_layers_further_from_the_end_learn_less():
+  """Of a tower of two blocks: what comes first by the cube of the decay, the blocks by its square and itself, the head in full."""
+  params = {"image": {"stack": {"mlp": {"kernel": jnp.zeros((2, 4, 4))}}, "position": jnp.zeros((3, 4)),
+                      "projection": {"kernel": jnp.zeros((4, 4))}},
+            "logit_scale": jnp.zeros(())}
+  config = dict(default=dict(name="adamw", lr=1.0, decay="constant", layer_decay=0.5, eps=0.0))
+  tx, _ = optim.make(config, 10, ("image", "logit_scale"))
+  updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+  image = updates["image"]
+  np.testing.assert_allclose(image["stack"]["mlp"]["kernel"][:, 0, 0], [-0.25, -0.5], rtol=1e-5)
+  np.testing.assert_allclose(image["position"], -0.125, rtol=1e-5)
+  np.testing.assert_allclose(image["projection"]["kernel"], -1.0, rtol=1e-5)
+  np.testing.assert_allclose(updates["logit_scale"], -1.0, rtol=1e-5)
+  with pytest.raises(ConfigError, match="layer_decay: expected a number above 0, up to 1, found 0"):
+    optim.make(dict(default=dict(name="adamw", lr=1.0, layer_decay=0.0)), 10, ("image",))

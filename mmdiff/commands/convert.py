@@ -3,6 +3,8 @@
   mmdiff convert --src=CLIP-ViT-B-32 --to=open_clip --out=out --verify
   mmdiff convert --src=runs/clip@2000 --params=eval --to=hf-clip --out=out --dtype=bfloat16
   mmdiff convert --src=v1-5.safetensors --part=unet --to=diffusers-unet --out=sd15/unet
+  mmdiff convert --src=v1-5.safetensors --to=diffusers --out=sd15
+  mmdiff convert --src=runs/t2i_latent --to=ldm --out=out --dtype=float16
 
 --src is a folder or weight file in a public format, or a run directory; `mmdiff info` says what it is. Every tensor is accounted for: a
 missing, an unexpected or a mis-shaped one is an error that names it, unless --allow_missing matches its name. --out gets the weights as
@@ -30,10 +32,13 @@ FLAGS = {
   "act": dict(type="str", help="of a bare state dict: gelu or quick_gelu"),
   "head_width": dict(type="int", help="of a bare state dict: width of an attention head"),
   "part": dict(choices=("unet", "vae", "text", "text_2"), help="of a single file of Stable Diffusion: the model to take"),
+  "ema": dict(type="bool", default=False, help="of a single file of Stable Diffusion: the averages of the UNet's weights"),
+  "prediction": dict(choices=("eps", "v"), help="of a whole single file: what its UNet predicts"),
   "shard_gb": dict(type="float", default=5.0, help="largest weight file, in 10⁹ bytes"),
   "verify": dict(type="bool", default=False, help="read the result back and compare the outputs of both"),
 }
-LOAD = ("prefer", "variant", "allow_missing", "image_size", "text_len", "act", "head_width", "part")
+LOAD = ("prefer", "variant", "allow_missing", "image_size", "text_len", "act", "head_width", "part", "ema")
+SHARED = ("prefer", "variant", "allow_missing")                            # of every part of a pipeline
 TOLERANCE = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}          # of --verify, relative to the largest output
 
 
@@ -53,12 +58,15 @@ def run(given: Mapping, *, argv: list[str]) -> None:
 
   from mmdiff.commands import results
   from mmdiff.convert import public, verify
-  public.known(given["to"])
   results.use_compile_cache()
   options = {name: given[name] for name in LOAD if given[name]}
+  if given["params"] and public.is_public(given["src"]):
+    raise ConfigError("--params: a public checkpoint has one set of parameters; --prefer chooses among those of a training checkpoint")
+  if whole(given):
+    convert_pipeline(given, options, argv=argv)
+    return
+  public.known(given["to"])
   if public.is_public(given["src"]):
-    if given["params"]:
-      raise ConfigError("--params: a public checkpoint has one set of parameters; --prefer chooses among those of a training checkpoint")
     loaded = public.load(given["src"], **options)
     tokenizer = None
   else:
@@ -83,18 +91,59 @@ def run(given: Mapping, *, argv: list[str]) -> None:
                     f"{TOLERANCE[given['dtype']]}: do not use it, and report this")
 
 
+def whole(given: Mapping) -> bool:
+  """Whether all of a pipeline is meant. Raises ConfigError for a format that can't hold it."""
+  from mmdiff.convert import pipelines, public
+  if given["to"] == "diffusers" and given["part"]:
+    raise ConfigError("--to=diffusers writes a whole folder; a part is diffusers-unet, diffusers-vae or hf-clip-text")
+  if public.is_public(given["src"]):
+    several = pipelines.is_pipeline(given["src"]) and not given["part"]
+    if several and given["to"] not in pipelines.WHOLE:
+      raise ConfigError(f"{given['src']} holds several models: --to is {' or '.join(pipelines.WHOLE)} for all of them, or give --part, "
+                        "or the folder of one")
+    return several
+  return given["to"] in pipelines.WHOLE
+
+
+def convert_pipeline(given: Mapping, options: Mapping, *, argv: list[str]) -> None:
+  import jax
+
+  import mmdiff.model
+  from mmdiff.convert import exports, pipelines, public, verify
+  if public.is_public(given["src"]):
+    more = {name: given[name] for name in ("ema", "prediction") if given[name]}
+    found = pipelines.load(given["src"], **{name: options[name] for name in SHARED if name in options}, **more)
+    about: dict = {}
+  else:
+    model = mmdiff.model.load(given["src"], params=given["params"])
+    params, about = jax.tree.map(model.services.fetch, model.params), dict(model.report)
+    found = exports.pipeline_of(model.config, params, tokenizer=Path(model.report["path"]))
+  out = Path(given["out"])
+  files = pipelines.save(out, found, format=given["to"], dtype=given["dtype"])
+  facts = dict(argv=argv, source=dict(about, path=given["src"], digests=digests(Path(given["src"]))), format=given["to"],
+               report={group: part.report._asdict() for group, part in found.parts.items()}, dtype=given["dtype"], notices=found.notices,
+               files={name: digest(out / name) for name in files}, versions=versions())
+  print(f"written to {out}: {', '.join(files)}", file=sys.stderr)
+  if given["verify"]:
+    again = pipelines.load(out if given["to"] == "diffusers" else out / "model.safetensors", quiet=True)
+    facts["difference"] = max(verify.values(found.parts[group].params, part.params) for group, part in again.parts.items()
+                              if part.module.__class__ is found.parts[group].module.__class__)
+    print(f"verified: parameters differ by at most {facts['difference']:.2g} of the largest of their kind")
+  write_json(out / "convert.json", facts)
+
+
 def of_run(given: Mapping, options: Mapping):
   """A run directory as a `Loaded`, and its tokenizer. Raises ConfigError for options that only public checkpoints take."""
   import jax
 
   import mmdiff.model
-  from mmdiff.convert import public, rules
+  from mmdiff.convert import exports
   if options:
     raise ConfigError(f"{given['src']} is a run directory, which takes no {', '.join('--' + name for name in options)}")
   model = mmdiff.model.load(given["src"], params=given["params"])
   params, extra = (jax.tree.map(model.services.fetch, values) for values in (model.params, model.extra))
-  report = rules.Report([], [], [], [], [], [f"step {model.report['step']}, {model.report['params']} parameters"])
-  return public.Loaded("mmdiff", "", public.module_of(model.config), model.config, params, extra, report, {}, None, {}, ()), model.tokenizer
+  notice = f"step {model.report['step']}, {model.report['params']} parameters"
+  return exports.model_of(model.config, params, extra, (notice,)), model.tokenizer
 
 
 def digest(file: Path) -> str:
@@ -104,7 +153,8 @@ def digest(file: Path) -> str:
 
 
 def digests(path: Path) -> dict[str, str]:
-  """Of a weight file, or of the weight files of a folder."""
+  """Of a weight file, or of the weight files of a folder and of a pipeline's folders."""
   from mmdiff.convert import containers
-  files = [path] if path.is_file() else [file for file in sorted(path.glob("*")) if file.is_file() and file.suffix in containers.WEIGHTS]
-  return {file.name: digest(file) for file in files}
+  files = [path] if path.is_file() else [file for pattern in ("*", "*/*") for file in sorted(path.glob(pattern))
+                                         if file.is_file() and file.suffix in containers.WEIGHTS]
+  return {str(file.relative_to(path)) if file != path else file.name: digest(file) for file in files}

@@ -169,6 +169,8 @@ def _unet(source: Source, own: Mapping[str, Tensor], prefix: str, ignorable: tup
   classes = own["label_emb.weight"].shape[0] if "label_emb.weight" in own else 0
   if heads is None and head_dim is None:
     heads, head_dim = (8, None) if text_width == CLIP_STATES["sd1"][0] or classes else (None, 64)
+  if head_dim and any(depth and side % head_dim for depth, side in zip(depths, wide)):
+    raise DataError(f"{source.path}: {prefix}: widths {wide} are no heads of {head_dim}; say heads or head_dim")
   given: dict[str, Any] = dict(heads=heads, head_dim=head_dim, levels=classes)
   shape, side = jax.ShapeDtypeStruct, 2 ** (len(wide) - 1)
   text = dict(tokens=shape((1, 8, text_width), jnp.float32), mask=shape((1, 8), jnp.bool_))

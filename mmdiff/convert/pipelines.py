@@ -18,6 +18,7 @@ from mmdiff.core.errors import CannotWrite, ConfigError, DataError
 from mmdiff.core.files import write_json
 from mmdiff.models.text import SideBySide
 
+WHOLE = ("diffusers", "ldm")          # formats of whole pipelines
 FOLDERS = {"unet": "unet", "vae": "vae", "text_encoder": "text", "text_encoder_2": "text_2"}      # of diffusers -> part
 FORMATS = {"denoiser": "diffusers-unet", "autoencoder": "diffusers-vae", "text": "hf-clip-text"}  # group -> format of its folder
 INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
@@ -136,7 +137,7 @@ def save(path: str | os.PathLike, pipeline: Pipeline, *, format: str = "diffuser
   Raises ConfigError for another format, and CannotWrite.
   """
   folder = Path(path)
-  if format not in ("diffusers", "ldm"):
+  if format not in WHOLE:
     raise ConfigError(f"format: a whole pipeline is written as diffusers or ldm, found {format!r}; for one part give its folder")
   if dtype not in public.DTYPES:
     raise ConfigError(f"dtype: expected one of {', '.join(public.DTYPES)}, found {dtype!r}")

@@ -13,9 +13,8 @@ from flax import linen as nn
 from mmdiff.convert import FORMATS, containers, formats, rules, safetensors_file
 from mmdiff.convert.formats import STATISTICS, TOKENIZER_FILES, Format, Reading, Source
 from mmdiff.convert.rules import Report
-from mmdiff.core.build import build, lookup, resolve
+from mmdiff.core.build import lookup, resolve
 from mmdiff.core.errors import CannotWrite, ConfigError, DataError
-from mmdiff.models import CAPTIONERS, MODELS
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -178,15 +177,6 @@ def save(path: str | os.PathLike, *, format: str, module: nn.Module, config: Map
   except OSError as error:
     raise CannotWrite(f"cannot write {folder}: {error}") from error
   return written
-
-
-def module_of(config: Mapping[str, Any]) -> nn.Module:
-  """The model of a run's config. Raises ConfigError for an objective whose models no public format holds."""
-  tables = {"contrastive": MODELS, "coca": CAPTIONERS}
-  objective = config["objective"]
-  if objective["name"] not in tables:
-    raise ConfigError(f"a {objective['name']} model has no public format yet; those of {', '.join(tables)} have")
-  return build(tables[objective["name"]], objective["model"])
 
 
 def known(format: str) -> Format:

@@ -28,6 +28,15 @@ def difference(first: tuple[nn.Module, Any, Any], second: tuple[nn.Module, Any, 
   return worst
 
 
+def values(first: Any, second: Any) -> float:
+  """The largest difference of two parameter trees of the same names, each leaf's relative to its largest value."""
+  worst = 0.0
+  for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+    scale = max(float(np.abs(a).max()), 1e-12) if np.size(a) else 1.0
+    worst = max(worst, float(np.abs(np.asarray(a, np.float64) - b).max()) / scale if np.shape(a) == np.shape(b) else float("inf"))
+  return worst
+
+
 def random_inputs(inputs: tuple, params: Any, *, rows: int, seed: int) -> tuple:
   """Arrays for abstract arguments with one row; tokens are drawn from the smallest embedding of `params`."""
   rng = np.random.default_rng(seed)

@@ -6,7 +6,7 @@ import pytest
 
 import mmdiff
 from mmdiff.__main__ import main
-from tests import toy_runs
+from tests import toy_pipelines, toy_runs
 
 FIXTURES = Path(__file__).parent.parent / "convert" / "fixtures"
 
@@ -44,3 +44,20 @@ def test_mistakes(tmp_path, capsys, arguments, code, message):
   place = lambda word: word.replace("SRC", str(FIXTURES / "hf_clip")).replace("OUT", str(tmp_path / "out"))
   assert main(["convert", *map(place, arguments)]) == code
   assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_whole_pipeline_is_converted(tmp_path, capsys):
+  folder = toy_pipelines.folder(tmp_path / "sd")
+  assert main(["convert", f"--src={folder}", "--to=ldm", f"--out={tmp_path / 'file'}"]) == 0
+  single = tmp_path / "file" / "model.safetensors"
+  # Of width 32, which is no head of 64.
+  assert main(["convert", f"--src={single}", "--part=unet", "--to=diffusers-unet", f"--out={tmp_path / 'unet'}"]) == 65
+  facts = json.loads((tmp_path / "file" / "convert.json").read_text())
+  assert set(facts["report"]) == {"denoiser", "autoencoder", "text"}
+  assert "unet/diffusion_pytorch_model.safetensors" in facts["source"]["digests"]
+  capsys.readouterr()
+  assert main(["convert", f"--src={folder}", "--to=diffusers", f"--out={tmp_path / 'again'}", "--verify"]) == 0
+  assert "parameters differ by at most 0 of" in capsys.readouterr().out
+  assert main(["convert", f"--src={folder}", "--to=hf-clip", f"--out={tmp_path / 'x'}"]) == 64
+  assert "holds several models: --to is diffusers or ldm" in capsys.readouterr().err
+  assert main(["convert", f"--src={single}", "--part=unet", "--to=diffusers", f"--out={tmp_path / 'x'}"]) == 64

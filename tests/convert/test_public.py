@@ -90,8 +90,3 @@ def test_nested_and_flat_are_inverse():
   with pytest.raises(DataError, match="x: a: expected int, found True"):
     formats.take(dict(a=True), "a", int, "x")
 
-
-def test_models_of_runs():
-  assert public.module_of(dict(objective=dict(name="contrastive", model=dict(name="clip", variant="tiny")))).image_size == 32
-  with pytest.raises(ConfigError, match="a diffusion model has no public format yet"):
-    public.module_of(dict(objective=dict(name="diffusion")))
