@@ -2,6 +2,7 @@
 EVALUATORS = {
   "loss": "mmdiff.evaluators.loss:loss",
   "retrieval": "mmdiff.evaluators.retrieval:retrieval",
+  "collapse": "mmdiff.evaluators.collapse:collapse",
   "zeroshot": "mmdiff.evaluators.zeroshot:zeroshot",
   "clipscore": "mmdiff.evaluators.clipscore:clipscore",
   "alignment": "mmdiff.evaluators.alignment:alignment",
