@@ -1,5 +1,7 @@
 """Any weight file as `{name: Tensor}`, whatever container it is in. What the bytes are decides, not the suffix."""
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +40,7 @@ def read(path: str | os.PathLike, *, prefer: str | None = None) -> Container:
   if path.suffix == ".npz":
     return Container(archives.read_npz(path), {}, "npz")
   if path.suffix == ".msgpack":
-    return Container(archives.read_msgpack(path), {}, "msgpack")
+    return Container(as_pytorch(archives.read_msgpack(path)), {}, "msgpack")
   if archives.is_pytorch(buffer):
     value = archives.read_pytorch(path)
     script = isinstance(value, pickles.Record)
@@ -68,6 +70,24 @@ def _clean(found: dict[str, Tensor]) -> dict[str, Tensor]:
       if found and all(name.startswith(prefix) for name in found):
         found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
   return found
+
+
+# Lists of modules, whose number Flax's diffusers writes with an underscore.
+_LISTS = re.compile(r"\b(down_blocks|up_blocks|resnets|attentions|transformer_blocks|downsamplers|upsamplers|net|to_out)_(\d+)(?=/)")
+_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+
+
+def as_pytorch(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+  """Flax's tensors under the names and in the layouts that the same models have in PyTorch: transformers' and diffusers' Flax classes
+  differ from those in nothing else."""
+  made = {}
+  for name, tensor in found.items():
+    *parents, leaf = _LISTS.sub(r"\1/\2", name.removeprefix("params/")).split("/")
+    axes = {2: (1, 0), 4: (3, 2, 0, 1)}.get(len(tensor.shape)) if leaf == "kernel" else None
+    shape = tuple(tensor.shape[axis] for axis in axes) if axes else tensor.shape
+    turned = lambda tensor=tensor, axes=axes: tensor.read().transpose(axes)
+    made[".".join([*parents, _LEAVES.get(leaf, leaf)])] = Tensor(shape, tensor.dtype, turned) if axes else tensor
+  return made
 
 
 def find(folder: str | os.PathLike, *, variant: str = "") -> Path | None:

@@ -41,8 +41,8 @@ def collapse(services: Services, *, source: Built["mmdiff.data:SOURCES"], every_
     gone = [f"{name} {scalars[f'alike/{name}']:.3f}" for name in towers if scalars.get(f"alike/{name}", 0.0) > stop_at]
     if gone and step > 0:
       raise GaveUp(f"step {step}: the embeddings of different records are alike (mean cosine of {', '.join(gone)}, the limit is "
-                   f"{stop_at}): the model has collapsed. Go back to an earlier step with a lower learning rate, a larger batch or a locked tower; "
-                   "evals.….stop_at=1 goes on")
+                   f"{stop_at}): the model has collapsed. Go back to an earlier step with a lower learning rate, a larger batch or a "
+                   "locked tower; evals.….stop_at=1 goes on")
     return Result(scalars)
 
   return Evaluator(every_steps, params, run)

@@ -1,11 +1,14 @@
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import serialization
 
-from mmdiff.convert import containers, tensors
+from mmdiff.convert import containers, public, tensors
 from mmdiff.convert import safetensors_file as st
 from mmdiff.core.errors import DataError
+from tests import toy_pipelines
 
 FIXTURES = Path(__file__).parent / "fixtures"
 ONE = {"a": tensors.of(np.arange(3, dtype=np.float32))}
@@ -52,3 +55,41 @@ def test_a_folder_has_one_weight_file(tmp_path):
     (tmp_path / name).touch()
     assert containers.find(tmp_path).name == (name if name != "model.fp16.safetensors" else "pytorch_model.bin")
   assert containers.find(tmp_path, variant="fp16").name == "model.fp16.safetensors"
+
+
+def flax_names(found):
+  """PyTorch's names and layouts as transformers' and diffusers' Flax classes write them."""
+  nested = {}
+  for name, tensor in found.items():
+    value, (*parents, leaf) = tensor.read(), name.split(".")
+    path = re.sub(r"\b(down_blocks|up_blocks|resnets|attentions|transformer_blocks|downsamplers|upsamplers|net|to_out)/(\d+)/", r"\1_\2/",
+                  "/".join([*parents, ""])).split("/")[:-1]
+    if leaf == "weight":
+      kind = "embedding" if "embedding" in parents[-1] and value.ndim == 2 else "scale" if value.ndim == 1 else "kernel"
+      value = value.transpose({2: (1, 0), 4: (2, 3, 1, 0)}[value.ndim]) if kind == "kernel" else value
+      leaf = kind
+    node = nested
+    for part in path:
+      node = node.setdefault(part, {})
+    node[leaf] = np.array(value, order="C")
+  return nested
+
+
+def test_flax_checkpoints_are_their_pytorch_twins(tmp_path):
+  for source, name in ((FIXTURES / "hf_clip" / "model.safetensors", "flax_model.msgpack"),
+                       (toy_pipelines.folder(tmp_path / "sd") / "unet" / "diffusion_pytorch_model.safetensors",
+                        "diffusion_flax_model.msgpack")):
+    wanted = containers.read(source).tensors
+    folder = tmp_path / source.parent.name
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text((source.parent / "config.json").read_text())
+    (folder / name).write_bytes(serialization.msgpack_serialize(flax_names(wanted)))
+    found = containers.read(folder / name).tensors
+    kept = {key for key in wanted if not key.endswith("position_ids")}
+    assert kept <= set(found)
+    for key in kept:
+      np.testing.assert_array_equal(found[key].read(), wanted[key].read(), err_msg=key)
+      assert found[key].shape == wanted[key].shape
+    loaded, twin = public.load(folder, quiet=True), public.load(source.parent, quiet=True)
+    a, b = public.flatten(loaded.params), public.flatten(twin.params)
+    assert a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
