@@ -132,9 +132,8 @@ def flatten(nested: Any, prefix: str = "") -> dict[str, Any]:
 
 def tokenizer_folder(folder: Path | None) -> Path | None:
   """The folder, if there is a tokenizer in it that we read."""
-  if folder and ((folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()):
-    return folder
-  return None
+  has = lambda *names: all((folder / name).is_file() for name in names)
+  return folder if folder and (has("tokenizer.json") or has("spiece.model") or has("vocab.json", "merges.txt")) else None
 
 
 def save(path: str | os.PathLike, *, format: str, module: nn.Module, config: Mapping[str, Any], params: Any, statistics: Any = (),

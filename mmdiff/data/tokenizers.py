@@ -10,7 +10,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 from tokenizers import Tokenizer as Backend
 
 from mmdiff.core.errors import CannotWrite, ConfigError, DataError
-from mmdiff.data import captions
+from mmdiff.data import captions, sentencepiece
 from mmdiff.data.quarantine import BadRecord
 
 # By these names a tokenizer.json is searched for its special tokens, in this order.
@@ -19,6 +19,7 @@ ENDS = ("<end>", "<|endoftext|>", "</s>", "[SEP]", "<eos>")
 PADS = ("<pad>", "[PAD]")
 CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
 CLIP_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+SENTINELS = 100                                          # "<extra_id_0>" to "<extra_id_99>" of T5
 SPECIALS = ("<pad>", "<start>", "<end>")                 # ids 0, 1, 2 of a trained `bpe`
 SMALLEST = len(SPECIALS) + 256                           # every byte has a token
 
@@ -117,8 +118,14 @@ class Untrained(NamedTuple):
 
 
 def file(*, path: str) -> Tokenizer:
-  """Any `tokenizer.json`, or a folder with one; its own normaliser and special tokens hold."""
+  """Any `tokenizer.json` or SentencePiece model, or a folder with one; its own normaliser and special tokens hold.
+
+  A `spiece.model` gets the hundred sentinels that T5's tokenizer has behind its pieces.
+  """
   found = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
+  pieces = Path(path) / "spiece.model" if Path(path).is_dir() else Path(path)
+  if path and pieces.suffix == ".model" and pieces.is_file() and (pieces == found or not found.is_file()):
+    return Tokenizer(sentencepiece.read(pieces, extra=SENTINELS), where=str(pieces))
   if not path or not found.is_file():
     raise DataError(f"data.tokenizer.path: no file {str(found) if path else path!r}; give the path of a tokenizer.json")
   return _from_text(found.read_text(encoding="utf-8"), str(found))
