@@ -24,10 +24,15 @@ def main(argv: list[str]) -> int:
   from mmdiff.commands import flags
   given = flags.parse(argv, FLAGS)
   from mmdiff.commands import results
-  from mmdiff.convert import public
+  from mmdiff.convert import pipelines, public
   options = {name: given[name] for name in ("prefer", "variant", "act", "head_width", "part") if given[name]}
-  facts = about_public(given["model"], options) if public.is_public(given["model"]) else about_run(given["model"])
-  print(results.table([dict(what=name, value=said(value)) for name, value in facts.items()]))
+  if not public.is_public(given["model"]):
+    facts = about_run(given["model"])
+  elif pipelines.is_pipeline(given["model"]) and not given["part"]:
+    facts = about_pipeline(given["model"], options)
+  else:
+    facts = about_public(given["model"], options)
+  print(results.table([dict(what=name, value=said(value)) for name, value in facts.items() if name != "parts"]))
   if given["json"]:
     write_json(Path(given["json"]), facts | dict(argv=["info", *argv]))
   return 0
@@ -66,6 +71,20 @@ def about_public(path: str, options: Mapping) -> dict[str, Any]:
               data=dict(reading.config["data"]), **dict(reading.facts), dtypes=dtypes, parameters=sum(groups.values()), groups=groups,
               tensors=len(reading.found), matched=len(bindings) - len(missing), missing=missing, unexpected=unexpected, ignored=ignored,
               misshapen=wrong, tokenizer=str(public.tokenizer_folder(source.folder) or "none"), notices=list(reading.notices))
+
+
+def about_pipeline(path: str, options: Mapping) -> dict[str, Any]:
+  """The facts of a whole Stable Diffusion: its scheduler, and of every part what it is and what is wrong with it. Raises DataError."""
+  from mmdiff.convert import formats, pipelines
+  found = {group: about_public(str(where), {**options, **more}) for group, (where, more) in pipelines.places(path).items()}
+  wrong = {group: {kind: part[kind] for kind in ("missing", "unexpected", "misshapen") if part[kind]} for group, part in found.items()}
+  scheduler = formats.read_json(Path(path) / pipelines.SCHEDULER) if Path(path).is_dir() else {}
+  parameters = sum(part["parameters"] for part in found.values())
+  return dict(path=str(path), format="diffusers" if Path(path).is_dir() else "ldm", about="a text-to-image model of several parts",
+              scheduler=scheduler.get("_class_name", "not said"), prediction=scheduler.get("prediction_type", "not said"),
+              parameters=parameters, **{group: f"{part['format']}, {part['parameters']:,} parameters in {part['tensors']:,} tensors, "
+                                               f"{', '.join(part['dtypes'])}" for group, part in found.items()},
+              wrong={group: problems for group, problems in wrong.items() if problems}, parts=found)
 
 
 def about_run(path: str) -> dict[str, Any]:

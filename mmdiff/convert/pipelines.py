@@ -94,10 +94,7 @@ def load(path: str | os.PathLike, *, quiet: bool = False, prediction: str | None
            if (prediction if name == "prediction" else options.get(name))]
   if wrong:
     raise ConfigError(f"{path} is a folder, whose configs say more than a single file does; leave out {', '.join(wrong)}")
-  folders = {part: path / name for name, part in FOLDERS.items() if (path / name / "config.json").is_file()}
-  if not folders:
-    raise DataError(f"{path}: {INDEX} is there, and none of the folders {', '.join(FOLDERS)} with a config.json; is the download complete?")
-  parts = {group: public.load(folders[part], quiet=quiet, **options) for part, group in groups(list(folders)).items()}
+  parts = {group: public.load(folder, quiet=quiet, **options) for group, (folder, _) in places(path).items()}
   index = formats.read_json(path / INDEX)
   scheduler, notices = formats.read_json(path / SCHEDULER), ()
   if not scheduler:
@@ -107,11 +104,22 @@ def load(path: str | os.PathLike, *, quiet: bool = False, prediction: str | None
                   "diffusers")
 
 
+def places(path: str | os.PathLike) -> dict[str, tuple[Path, dict[str, str]]]:
+  """{parameter group: (folder or file, options of `public.load`)} of the parts that there are. Reads names at most."""
+  path = Path(path)
+  if path.is_file():
+    named = groups(list(ldm_formats.parts_in(containers.read(path).tensors)))
+    return {group: (path, dict(part=part)) for part, group in named.items()}
+  folders = {part: path / name for name, part in FOLDERS.items() if (path / name / "config.json").is_file()}
+  if not folders:
+    raise DataError(f"{path}: {INDEX} is there, and none of the folders {', '.join(FOLDERS)} with a config.json; is the download complete?")
+  return {group: (folders[part], {}) for part, group in groups(list(folders)).items()}
+
+
 def _file(path: Path, *, quiet: bool, prediction: str | None, **options) -> Pipeline:
-  named = groups(list(ldm_formats.parts_in(containers.read(path).tensors)))
   shared = {name: value for name, value in options.items() if not any(name in names for names in OF_PARTS.values())}
   own = lambda part: {name: options[name] for name in OF_PARTS.get(part, ()) if name in options}
-  parts = {group: public.load(path, part=part, quiet=quiet, **shared, **own(part)) for part, group in named.items()}
+  parts = {group: public.load(path, quiet=quiet, **shared, **how, **own(how["part"])) for group, (_, how) in places(path).items()}
   xl = _xl(parts)
   scheduler = dict(XL_SCHEDULER if xl else SD_SCHEDULER) | dict(prediction_type=PREDICTIONS[prediction or "eps"])
   notices = () if prediction or xl or parts["text"].module.act == "quick_gelu" else (

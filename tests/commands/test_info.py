@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 
 from mmdiff.__main__ import main
-from tests import toy_runs
+from tests import toy_pipelines, toy_runs
 
 FIXTURES = Path(__file__).parent.parent / "convert" / "fixtures"
 
@@ -26,3 +26,15 @@ def test_a_run_is_described(tmp_path, capsys):
 def test_nothing_to_describe(tmp_path, capsys):
   assert main(["info", f"--model={tmp_path}"]) == 65
   assert "no run directory" in capsys.readouterr().err
+
+
+def test_a_pipeline_is_described(tmp_path, capsys):
+  folder = toy_pipelines.folder(tmp_path / "sd")
+  assert main(["info", f"--model={folder}", f"--json={tmp_path / 'info.json'}"]) == 0
+  said = capsys.readouterr().out
+  assert "DDIMScheduler" in said and "diffusers-unet, " in said and "hf-clip-text, " in said
+  facts = json.loads((tmp_path / "info.json").read_text())
+  assert facts["wrong"] == {} and facts["parameters"] == sum(part["parameters"] for part in facts["parts"].values())
+  single = toy_pipelines.file(tmp_path / "file")
+  assert main(["info", f"--model={single}", "--part=vae"]) == 0
+  assert "a single file of Stable Diffusion" in capsys.readouterr().out
