@@ -88,7 +88,9 @@ def _load_pipeline(path: str | Path, *, mesh: Mapping[str, int] | None, tokenize
   config = dict(seed=0, steps=0, batch_size=ROWS, ema={}, evals={}, objective=None, data=data, sampling=sampling)
   report = dict(path=str(path), step=0, params=run_directory.RAW, objective="text-to-image",
                 format=found.format, notices=list(found.notices),
-                parts={group: part.report._asdict() for group, part in found.parts.items()})
+                parts={group: part.report._asdict() for group, part in found.parts.items()},
+                **{kind: [f"{group}: {name}" for group, part in found.parts.items() for name in getattr(part.report, kind)]
+                   for kind in ("loaded", "reshaped", "missing", "unexpected")})
   model = _assemble(config, found.params, (), report, predict, tokenizer=_tokenizer(tokenizer or found.tokenizer), workdir=Path(path),
                     mesh=mesh)
   model.origin = found._replace(parts={group: part._replace(params=None) for group, part in found.parts.items()})

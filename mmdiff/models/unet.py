@@ -162,9 +162,11 @@ class UNet(nn.Module):
     embed = lambda x, name: dense(f"{name}_out")(jax.nn.silu(dense(f"{name}_in")(x.astype(self.dtype))))
     condition = embed(sinusoid(time, self.width), "project_time")
     if self.sizes:
-      numbers = text["size"][:, :self.sizes]
-      features = sinusoid(numbers.reshape(-1), self.size_width).reshape(numbers.shape[0], -1)
-      condition = condition + embed(jnp.concatenate([text["pooled"].astype(jnp.float32), features], -1), "project_vector")
+      def vector() -> Array:
+        numbers = text["size"][:, :self.sizes]
+        features = sinusoid(numbers.reshape(-1), self.size_width).reshape(numbers.shape[0], -1)
+        return embed(jnp.concatenate([text["pooled"].astype(jnp.float32), features], -1), "project_vector")
+      condition = condition + kept(self, "vector", vector)
     if self.levels:
       condition = condition + nn.Embed(self.levels, width, embedding_init=nn.initializers.normal(1.0), dtype=self.dtype,
                                        name="embed_level")(text["level"])
