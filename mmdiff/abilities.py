@@ -13,7 +13,7 @@ import numpy as np
 
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.types import Tree
-from mmdiff.data import decode, masks, transforms
+from mmdiff.data import decode, masking, transforms
 from mmdiff.data.quarantine import BadRecord
 from mmdiff.evaluators import base
 
@@ -233,34 +233,37 @@ class Edits(Draws):
     pixels, prompts = self._pixels(images, prompts, as_generate)
     return self._edit(pixels, prompts, negative_prompts, {}, strength=float(strength), **as_generate)
 
-  def inpaint(self, images, masks_, prompts: str | Sequence[str], negative_prompts: str | Sequence[str] | None = None, *,
+  def inpaint(self, images, masks, prompts: str | Sequence[str], negative_prompts: str | Sequence[str] | None = None, *,
               strength: float = 1.0, feather: int = 0, **as_generate) -> np.ndarray:
     """Pictures of which a part is drawn anew: [B H W 3] as `generate`. Pixels outside the mask come back bit for bit.
 
     Args:
       images, strength, **as_generate: as of `img2img`; a strength of 1 knows nothing of what was within the mask.
-      masks_: one for each image, or one for all: bool [H W], true where the picture is drawn anew; or a picture, white there.
+      masks: one for each image, or one for all: bool [H W], true where the picture is drawn anew; or a picture, white there.
       feather: pixels within the mask over which the new part fades in.
     """
     if feather < 0:
       raise ConfigError(f"feather: expected 0 pixels or more, found {feather}")
     pixels, prompts = self._pixels(images, prompts, as_generate)
-    given = list(masks_) if isinstance(masks_, (list, tuple)) or np.ndim(masks_) == 3 else [masks_]
+    several = isinstance(masks, (list, tuple)) or (isinstance(masks, np.ndarray) and masks.ndim == 3)
+    given = list(masks) if several else [masks]
     given = given * len(pixels) if len(given) == 1 else given
     if len(given) != len(pixels):
       raise ConfigError(f"masks: expected one, or one for each of the {len(pixels)} images, found {len(given)}")
-    where = np.stack([masks.read(mask, height=pixels.shape[1], width=pixels.shape[2], where=f"mask {i}") for i, mask in enumerate(given)])
+    where = np.stack([masking.read(mask, height=pixels.shape[1], width=pixels.shape[2], where=f"mask {i}") for i, mask in enumerate(given)])
     rows = dict(where=where.astype(np.float32), fresh=np.full(len(pixels), strength == 1.0))
     made = self._edit(pixels, prompts, negative_prompts, rows, strength=float(strength), **as_generate)
     output = as_generate.get("output", "uint8")
     if output == "latents":
       return made
     old = pixels if output == "uint8" else pixels.astype(np.float32) / 127.5 - 1
-    return np.stack([masks.joined(a, b, masks.weights(mask, feather)) for a, b, mask in zip(old, made, where)])
+    return np.stack([masking.joined(a, b, masking.weights(mask, feather)) for a, b, mask in zip(old, made, where)])
 
   def _pixels(self, images, prompts: str | Sequence[str], options: dict[str, Any]) -> tuple[np.ndarray, list[str]]:
     """(uint8 [B H W 3], prompts [B]) of one size; takes height and width out of the options."""
     prompts, found = _texts(prompts), _pictures([images] if getattr(images, "ndim", None) == 3 or hasattr(images, "convert") else images)
+    if not found or not prompts:
+      raise ConfigError(f"images and prompts: expected at least one of each, found {len(found)} and {len(prompts)}")
     own = self.config["data"]["image_size"]
     height, width = options.pop("height", None), options.pop("width", None)
     if "decode" not in self.services.predict:

@@ -69,6 +69,8 @@ SAMPLERS: dict[str, _Sampler] = {
   "unipc": _Sampler(unipc),
 }
 
+ALIASES = {"pndm": "plms"}              # diffusers' name of it
+
 SPACINGS = {                            # by kind of schedule; the first is "auto"
   "discrete": ("trailing", "leading", "linspace", "karras", "exponential"),
   "edm": ("karras", "exponential"),
@@ -153,7 +155,7 @@ def plan(name: str, schedule: Schedule, *, steps: int, eta: float | None = None,
   """The plan of a sampling run; every difference between two plans is in array values.
 
   Args:
-    name: one of `SAMPLERS`.
+    name: one of `SAMPLERS` or `ALIASES`.
     schedule: the one that the network was trained on.
     steps: of the sampler; `heun` evaluates the network 2 steps - 1 times.
     eta: noise share of `ddpm`, `ddim`, `euler` and `euler_ancestral`; None = the sampler's own (1, 0, 0, 1).
@@ -169,8 +171,9 @@ def plan(name: str, schedule: Schedule, *, steps: int, eta: float | None = None,
   Raises:
     ConfigError: unknown names, numbers out of range, combinations that are not defined; the message names the fix.
   """
+  name = ALIASES.get(name, name)
   if name not in SAMPLERS:
-    raise ConfigError(f"sampler: unknown value {name!r}; known: {', '.join(SAMPLERS)}")
+    raise ConfigError(f"sampler: unknown value {name!r}; known: {', '.join([*SAMPLERS, *ALIASES])}")
   if steps < 1:
     raise ConfigError(f"steps: expected at least 1, found {steps}")
   if eta and SAMPLERS[name].rows is not linear:

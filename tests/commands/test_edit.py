@@ -55,6 +55,7 @@ def test_inpainting_keeps_what_is_outside_the_mask(sd, pictures, capsys):
     run("inpaint", sd, pictures, f"--masks={pictures / 'masks'}", "--prompts=a cat", "--per_prompt=2", "--feather=2")
 
 
+@pytest.mark.long
 def test_image_to_image(sd, pictures):
   (pictures / "p.txt").write_text("a cat\na dog\n")
   assert run("img2img", sd, pictures, f"--prompts={pictures / 'p.txt'}", "--strength=0.5") == 0

@@ -28,6 +28,7 @@ def drawn(model, **options):
   return model.generate(["a red circle", "a blue square"], steps=4, guidance=3.0, output="float", **options)
 
 
+@pytest.mark.long
 def test_a_pipeline_draws_what_the_run_draws(run, tmp_path):
   assert main(["convert", f"--src={run}", "--to=diffusers", f"--out={tmp_path / 'out'}", "--verify"]) == 0
   ours, theirs = mmdiff.load(run), mmdiff.load(tmp_path / "out")
@@ -38,6 +39,7 @@ def test_a_pipeline_draws_what_the_run_draws(run, tmp_path):
   assert np.abs(drawn(raw) - drawn(ours)).max() > 1e-3
 
 
+@pytest.mark.long
 def test_zero_terminal_snr_and_v(tmp_path):
   run = toy_runs.make(tmp_path / "run", stable(prediction="v", zero_terminal_snr=True))
   mmdiff.save(mmdiff.load(run), tmp_path / "out", format="diffusers")

@@ -85,6 +85,7 @@ def test_averages_of_a_file(tmp_path):
     pipelines.load(tmp_path / "v2.safetensors", quiet=True, ema=True)
 
 
+@pytest.mark.long
 def test_stable_diffusion_2_of_a_file_and_of_a_folder(tmp_path):
   """A file has a layer more than is read, and a projection; the folder of diffusers ends where the reading does."""
   file = tmp_path / "v2.safetensors"

@@ -213,3 +213,8 @@ def test_refuses_what_is_not_defined(arguments, says):
   arguments = dict(name="ddim", made=SD, steps=10) | arguments
   with pytest.raises(ConfigError, match=says):
     plan(arguments.pop("name"), arguments.pop("made"), **arguments)
+
+
+def test_a_sampler_has_its_other_name():
+  one, other = (plans.plan(name, schedules.schedule("scaled_linear"), steps=7) for name in ("plms", "pndm"))
+  np.testing.assert_array_equal(one.table, other.table)
