@@ -33,11 +33,11 @@ def part(module, inputs, model: dict, seed: int) -> public.Loaded:
 
 
 def make(tokens: Path, *, inpaints: bool = False, xl: bool = False, scheduler: dict | None = None) -> pipelines.Pipeline:
-  """Small parts; norms have the 32 groups that single files leave unsaid."""
+  """Small parts; norms have the 32 groups that single files leave unsaid, of two channels: of one they would hide the time."""
   shape = jax.ShapeDtypeStruct
   pooled = 1280 if xl else 0
   wide = 20 if xl else 12
-  unet = UNet(image_size=SIDE, channels=4, width=32, mults=(1,), depths=(1,), middle=1, blocks=1, heads=2, groups=32,
+  unet = UNet(image_size=SIDE, channels=4, width=64, mults=(1,), depths=(1,), middle=1, blocks=1, heads=2, groups=32,
               sizes=6 if xl else 0)
   text = dict(tokens=shape((1, 4, wide), jnp.float32), mask=shape((1, 4), bool))
   text |= dict(pooled=shape((1, pooled), jnp.float32), size=shape((1, 6), jnp.int32)) if xl else {}
