@@ -172,14 +172,24 @@ def save(path: str | os.PathLike, pipeline: Pipeline, *, format: str = "diffuser
       index[name] = ["transformers", "CLIPTokenizer"]
   index["scheduler"] = ["diffusers", pipeline.scheduler["_class_name"]]
   write_json(folder / SCHEDULER, pipeline.scheduler)
-  xl = "text/first" in pipeline.parts
-  index.setdefault("_class_name", "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline")
-  if not xl and index["_class_name"].startswith("StableDiffusion") and "XL" not in index["_class_name"]:
+  index.setdefault("_class_name", class_of(pipeline))
+  if "XL" not in index["_class_name"]:
     index |= dict(safety_checker=[None, None], feature_extractor=[None, None], requires_safety_checker=False)
-  if xl:
+  elif "text" in pipeline.parts:
+    index.setdefault("requires_aesthetics_score", True)
+  else:
     index.setdefault("force_zeros_for_empty_prompt", pipeline.zeros)
   write_json(folder / INDEX, index)
   return [*written, SCHEDULER, INDEX]
+
+
+def class_of(pipeline: Pipeline) -> str:
+  """diffusers' class that draws with these parts."""
+  unet = pipeline.parts.get("denoiser")
+  inpaints = "Inpaint" * bool(unet and unet.config["model"].get("in_channels", 0) == 2 * unet.module.channels + 1)
+  if not _xl(pipeline.parts):
+    return f"StableDiffusion{inpaints}Pipeline"
+  return "StableDiffusionXLImg2ImgPipeline" if "text" in pipeline.parts else f"StableDiffusionXL{inpaints}Pipeline"
 
 
 def folder_of(group: str, pipeline: Pipeline) -> str:

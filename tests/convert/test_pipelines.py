@@ -69,6 +69,7 @@ def test_a_file_keeps_what_nobody_reads_but_its_averages(tmp_path):
     assert tensor.dtype == before[name].dtype
 
 
+@pytest.mark.long
 def test_averages_of_a_file(tmp_path):
   """LitEma's names: without dots. They replace the UNet's own weights when asked for, all or none."""
   file = tmp_path / "v1.safetensors"
@@ -108,3 +109,13 @@ def test_what_is_none(tmp_path):
   (tmp_path / "model_index.json").write_text("{}")
   with pytest.raises(DataError, match="none of the folders unet, vae, text_encoder"):
     pipelines.load(tmp_path)
+
+
+@pytest.mark.parametrize("options, name", [({}, "StableDiffusionPipeline"), (dict(inpaints=True), "StableDiffusionInpaintPipeline"),
+                                           (dict(xl=True), "StableDiffusionXLPipeline")])
+def test_a_folder_names_the_class_that_draws_with_it(tmp_path, options, name):
+  made = toy_pipelines.make(tmp_path, **options)
+  assert pipelines.class_of(made) == name
+  if options.get("xl"):
+    alone = made._replace(parts={"denoiser": made.parts["denoiser"], "text": made.parts["text/second"]})
+    assert pipelines.class_of(alone) == "StableDiffusionXLImg2ImgPipeline"

@@ -44,7 +44,7 @@ def assert_close(got, expected):
     assert np.abs(np.asarray(a) - np.asarray(b)).max() <= 1e-5 * max(1.0, np.abs(np.asarray(b)).max())
 
 
-@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("loss", ["softmax", pytest.param("sigmoid", marks=pytest.mark.long)])
 def test_1024_pairs_are_the_same_step_however_they_are_divided(loss):
   """1 × 1024 = 4 microbatches of 256 = 8 devices × 128, and chunked = dense, in the loss and every gradient."""
   model = tiny("siglip-tiny" if loss == "sigmoid" else "tiny")
