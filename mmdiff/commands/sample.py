@@ -152,7 +152,8 @@ def run(given: Mapping, jobs: Sequence[Job], options: Mapping[str, Any], *, argv
   how = {name: own[name] if given[name] is None else given[name] for name in ("steps", "guidance")} | dict(sampler=given["sampler"])
   # Refuses what it does not know before anything is written.
   model.services.predict["plan"](**how, **{name: options[name] for name in ("rescale", "strength") if name in options})
-  settings = how | dict(options) | dict(method=method, sampler=given["sampler"] or "", refiner=given.get("refiner") or "",
+  how_drawn = {name: given[name] for name in ("dtype", "tile", *(("handover",) if refiner else ())) if given.get(name)}
+  settings = how | dict(options) | how_drawn | dict(method=method, sampler=given["sampler"] or "", refiner=given.get("refiner") or "",
                                         **{key: about[key] for key in ("step", "params", "checkpoint", "tokenizer")})
   check_settings(out, settings)
   if refiner:
