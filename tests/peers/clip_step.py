@@ -7,9 +7,10 @@ agree (1e-4 relative in float32, 2e-2 in bfloat16) and so must the losses of the
 this one process. On a machine that others use too, read the ratio of CPU seconds.
 """
 import argparse
-import json
 import os
 import sys
+
+from tests.peers import measured
 
 
 def arguments(argv=None):
@@ -164,19 +165,8 @@ def compare(options) -> dict:
 
 
 def main(argv=None) -> int:
-  options = arguments(argv)
-  if options.cores < len(os.sched_getaffinity(0)):
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:options.cores])          # before JAX counts the cores
-  os.environ["OMP_NUM_THREADS"] = str(options.cores)
-  os.environ.setdefault("JAX_PLATFORMS", "cpu")
-  os.environ["HF_HUB_OFFLINE"] = "1"
-  result = compare(options)
-  print(json.dumps(result, indent=1))
-  print(f"mmdiff / transformers: {result['ratio_cpu_seconds']:.2f} in images per CPU second, {result['ratio_wall']:.2f} by the clock")
-  if options.json:
-    with open(options.json, "w") as file:
-      json.dump(result, file, indent=1)
-  return 0
+  return measured.run(arguments(argv), compare, lambda result: [
+    f"mmdiff / transformers: {result['ratio_cpu_seconds']:.2f} in images per CPU second, {result['ratio_wall']:.2f} by the clock"])
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@ No time counts before all three write the same tokens. The sides take turns in o
 seconds of every call; on a machine that others use too, read the ratio of CPU seconds.
 """
 import argparse
-import json
 import os
 import sys
+
+from tests.peers import measured
 
 
 def arguments(argv=None):
@@ -136,21 +137,9 @@ def compare(options) -> dict:
 
 
 def main(argv=None) -> int:
-  options = arguments(argv)
-  if options.cores < len(os.sched_getaffinity(0)):
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:options.cores])          # before JAX counts the cores
-  os.environ["OMP_NUM_THREADS"] = str(options.cores)
-  os.environ.setdefault("JAX_PLATFORMS", "cpu")
-  os.environ["HF_HUB_OFFLINE"] = "1"
-  result = compare(options)
-  print(json.dumps(result, indent=1))
-  for name in ("to_transformers", "to_uncached"):
-    print(f"mmdiff {name.replace('_', ' ')}: {result[name]['tokens_per_cpu_second']:.2f} in tokens per CPU second, "
-          f"{result[name]['tokens_per_second']:.2f} by the clock")
-  if options.json:
-    with open(options.json, "w") as file:
-      json.dump(result, file, indent=1)
-  return 0
+  return measured.run(arguments(argv), compare, lambda result: [
+    f"mmdiff {name.replace('_', ' ')}: {result[name]['tokens_per_cpu_second']:.2f} in tokens per CPU second, "
+    f"{result[name]['tokens_per_second']:.2f} by the clock" for name in ("to_transformers", "to_uncached")])
 
 
 if __name__ == "__main__":

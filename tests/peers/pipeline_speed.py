@@ -6,11 +6,12 @@ No time counts before both draw the same pictures. The sides take turns in one p
 of every call, from prompt to pixels. On a machine that others use too, read the ratio of CPU seconds.
 """
 import argparse
-import json
 import os
 import sys
 import tempfile
 from pathlib import Path
+
+from tests.peers import measured
 
 
 def arguments(argv=None):
@@ -86,20 +87,8 @@ def compare(options) -> dict:
 
 
 def main(argv=None) -> int:
-  options = arguments(argv)
-  if options.cores < len(os.sched_getaffinity(0)):
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:options.cores])          # before JAX counts the cores
-  os.environ["OMP_NUM_THREADS"] = str(options.cores)
-  os.environ.setdefault("JAX_PLATFORMS", "cpu")
-  os.environ["HF_HUB_OFFLINE"] = "1"
-  result = compare(options)
-  print(json.dumps(result, indent=1))
-  faster = result["speed_up"]
-  print(f"mmdiff is {faster['cpu']:.2f} times as fast as diffusers per CPU second, {faster['wall']:.2f} by the clock")
-  if options.json:
-    with open(options.json, "w") as file:
-      json.dump(result, file, indent=1)
-  return 0
+  return measured.run(arguments(argv), compare, lambda result: [
+    f"mmdiff is {result['speed_up']['cpu']:.2f} times as fast as diffusers per CPU second, {result['speed_up']['wall']:.2f} by the clock"])
 
 
 if __name__ == "__main__":
