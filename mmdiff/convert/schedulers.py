@@ -80,6 +80,9 @@ def plan_of(config: Mapping[str, Any], *, steps: int, sampler: str | None = None
   if eta and kind != "DDIMScheduler":
     raise ConfigError(f"eta: {kind} of {where} takes none, found {eta}; use DDIM")
   abar = alpha_bar(said)
+  if kind == "PNDMScheduler" and not said["skip_prk_steps"]:
+    name = "pndm"
+    check_parts(steps, strength=strength, begin=begin, end=end, where=where)
   pairs = whole(said, abar, steps, name) if placed == "whole" else by_sigma(said, abar, steps, logarithmic=placed == "log")
   pairs, kept = part_of(pairs, said["num_train_timesteps"], strength=strength, begin=begin, end=end)
   variance = "large" if said.get("variance_type") == "fixed_large" else "small"
@@ -116,6 +119,13 @@ def part_of(pairs: Steps, length: int, *, strength: float, begin: float, end: fl
   return pairs, kept
 
 
+def check_parts(steps: int, *, strength: float, begin: float, end: float, where: str) -> None:
+  """Raises ConfigError for loops that Runge and Kutta's start is not made for: short ones, and parts of one."""
+  if steps < 4 or (strength, begin, end) != (1.0, 0.0, 1.0):
+    raise ConfigError(f"{where}: PNDM with a Runge-Kutta start (skip_prk_steps false) takes at least 4 steps, all of them: found {steps} "
+                      f"steps, strength {strength}, from {begin} to {end}; set skip_prk_steps to true, or choose a sampler")
+
+
 def sampled_by(sampler: str) -> dict[str, Any]:
   """The keys of a scheduler's config that make another class of it. Raises ConfigError."""
   if sampler == "dpm++2m_karras":
@@ -141,8 +151,6 @@ def check(said: Mapping[str, Any], kind: str, where: str) -> None:
     problems.append(f"solver_type: expected {solver}, found {said['solver_type']!r}")
   if kind == "PNDMScheduler" and said["prediction_type"] == "sample":
     problems.append("prediction_type: PLMS takes epsilon or v_prediction, found sample")
-  if kind == "PNDMScheduler" and not said["skip_prk_steps"]:
-    problems.append("skip_prk_steps: expected true as in Stable Diffusion, found false: the Runge-Kutta start is not there")
   if said["clip_sample"] and kind == "DDIMScheduler":
     problems.append("clip_sample: expected false, found true: diffusers' DDIM then clips x_0 and keeps the eps of the unclipped one")
   if problems:
@@ -177,11 +185,17 @@ def times(said: Mapping[str, Any], steps: int, *, more: int = 0) -> np.ndarray:
 
 
 def whole(said: Mapping[str, Any], abar: np.ndarray, steps: int, name: str) -> Steps:
-  """Steps between training levels. DDPM goes to the next time, DDIM and PLMS down by T // steps."""
+  """Steps between training levels. DDPM goes to the next time, DDIM and PLMS down by T // steps, PNDM's first parts by half of that."""
   t = np.round(times(said, steps)).astype(int)
   if t[0] >= len(abar):
     raise ConfigError(f"steps: {steps} steps with steps_offset {said['steps_offset']} begin at level {t[0]} of {len(abar)}; use fewer")
-  then = np.append(t[1:], -1) if name == "ddpm" else t - len(abar) // steps
+  stride = len(abar) // steps
+  then = np.append(t[1:], -1) if name == "ddpm" else t - stride
+  if name == "pndm":                    # each of the first three steps in four parts, then the fourth and so on
+    begun, middle, last = t[:3, None], t[1:4, None] + stride // 2, t[1:4, None]
+    parts = np.concatenate([begun, middle, middle, last], 1)
+    ends = np.concatenate([begun - stride // 2, middle, middle - stride // 2, last], 1)
+    t, then = np.concatenate([parts.ravel(), t[3:]]), np.concatenate([ends.ravel(), then[3:]])
   end = Level(1.0, 0.0, 0.0) if name == "ddpm" or said["set_alpha_to_one"] else level_at(abar, 0)
   return [(level_at(abar, now), level_at(abar, after) if after >= 0 else end) for now, after in zip(t, then)]
 

@@ -3,7 +3,7 @@
 Every sampler here is linear in what it has seen, once the network's opinion is expressed as the clean picture D(x_i):
 
   m_i     = keep_x · x_i + keep_d · D_i                                        what is remembered of this evaluation
-  x_{i+1} = on_x · x_i + on_d · D_i + on_m1 · m_{i-1} + … + on_m4 · m_{i-4} + noise · z_i
+  x_{i+1} = on_x · x_i + on_d · D_i + on_m1 · m_{i-1} + … + on_m12 · m_{i-12} + noise · z_i
 
 so a sampler is a function from levels to rows of such coefficients, one row an evaluation of the network, and one compiled loop
 (`samplers.sample`) runs them all: changing the sampler, the number of steps or the guidance changes arrays, not the program. A
@@ -19,6 +19,7 @@ and D. The rows are made in `rows`.
 | `heun`            | algorithm 1 without churn, two evaluations but for the last | Karras 2022                                         |
 | `dpm++2m`         | second-order multistep on D, first and last step first order | Lu 2022, https://arxiv.org/abs/2211.01095 alg. 2   |
 | `plms`            | fourth-order multistep on eps, the first step taken twice | Liu 2022, https://arxiv.org/abs/2202.09778            |
+| `pndm`            | the same after three steps of Runge and Kutta's method; of `scheduler_config.json` only | Liu 2022, algorithm 2 |
 | `lms`             | fourth-order multistep on eps over sigma / alpha          | k-diffusion, sample_lms                               |
 | `unipc`           | second-order predictor and corrector on D                 | Zhao 2023, https://arxiv.org/abs/2302.04867           |
 
@@ -31,13 +32,15 @@ import numpy as np
 
 from mmdiff.core.errors import ConfigError
 from mmdiff.diffusion import schedules
-from mmdiff.diffusion.rows import Options, Rows, Steps, dpmpp_2m, heun, levels_of, linear, lms, plms, unipc
+from mmdiff.diffusion.rows import Options, Rows, Steps, dpmpp_2m, heun, levels_of, linear, lms, plms, pndm, unipc
 from mmdiff.diffusion.schedules import Level, Schedule
 
 MAX_ROWS = 1000                         # evaluations that a plan holds; its arrays always have this size
+MEMORY = 12                             # earlier evaluations that a row may combine: on_m1 to on_m12
 INFERRED = "auto"
 
-COLUMNS = ("alpha", "sigma", "time", "guidance", "keep_x", "keep_d", "on_x", "on_d", "on_m1", "on_m2", "on_m3", "on_m4", "noise")
+COLUMNS = ("alpha", "sigma", "time", "guidance", "keep_x", "keep_d", "on_x", "on_d",
+           *(f"on_m{age}" for age in range(1, MEMORY + 1)), "noise")
 COLUMN = {name: i for i, name in enumerate(COLUMNS)}
 
 
@@ -69,6 +72,8 @@ SAMPLERS: dict[str, _Sampler] = {
   "unipc": _Sampler(unipc),
 }
 
+# Of `convert.schedulers` alone, whose steps list the parts that its first ones are taken in.
+IN_PARTS = {"pndm": _Sampler(pndm)}
 ALIASES = {"pndm": "plms"}              # diffusers' name of it
 
 SPACINGS = {                            # by kind of schedule; the first is "auto"
@@ -120,7 +125,7 @@ def coefficients(name: str, levels: Level, *, flow: bool = False, eta: float | N
 def tabulate(name: str, steps: Steps, *, flow: bool = False, eta: float | None = None, variance: Literal["small", "large"] = "small",
              extrapolate: Literal["eps", "v"] = "eps") -> tuple[np.ndarray, np.ndarray]:
   """`coefficients` of steps that need not end where the next begins. extrapolate: see `rows.Options`."""
-  sampler = SAMPLERS[name]
+  sampler = (SAMPLERS | IN_PARTS)[name]
   rows = sampler.rows(steps, Options(sampler.eta if eta is None else eta, variance, flow, extrapolate))
   table, where = np.zeros((len(rows), len(COLUMNS))), np.asarray([row.pop("at", i) for i, row in enumerate(rows)])
   levels = levels_of(steps)

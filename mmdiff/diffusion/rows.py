@@ -100,22 +100,57 @@ def plms(steps: Steps, options: Options) -> Rows:
   With v extrapolated, eps = a v + s x at each step's own x.
   """
   need_finite("plms", steps)
-  of_v = options.extrapolate == "v"
-  kept = lambda now: dict(keep_x=now.alpha / now.sigma, keep_d=-1 / now.sigma) if of_v else remember_eps(now)
+  # What the repeated first step remembers, m2 of the row after the next, is no part of the history.
+  ages = {0: (), 1: (2,), 2: (1, 3), 3: (1, 2, 4)}
   rows: Rows = []
   for i, (now, then) in enumerate(steps):
-    on_x, by_eps = transfer(now, then)
-    on_x, gain = (on_x + by_eps * now.sigma, by_eps * now.alpha) if of_v else (on_x, by_eps)
-    weights = ADAMS_BASHFORTH[min(i, 3)]
-    own = kept(now)
-    row = dict(on_x=on_x + gain * weights[0] * own["keep_x"], on_d=gain * weights[0] * own["keep_d"], at=i)
-    # What the repeated first step remembers, m2 of the row after the next, is no part of the history.
-    places = {1: (2,), 2: (1, 3), 3: (1, 2, 4)}.get(i, (1, 2, 3))
-    rows.append(row | {f"on_m{place}": gain * weight for place, weight in zip(places, weights[1:])} | own)
+    rows.append(multistep(now, then, ages.get(i, (1, 2, 3)), options) | dict(at=i))
     if i == 0 and len(steps) > 1:       # half of what the first evaluation brought is exchanged for what the second does
-      own = kept(steps[1][0])
+      gain, own = moved(now, then, options)[1], kept(steps[1][0], options)
       rows.append(dict(on_x=1.0 + gain / 2 * own["keep_x"], on_d=gain / 2 * own["keep_d"], on_m1=-gain / 2, at=1) | own)
   return rows
+
+
+def pndm(steps: Steps, options: Options) -> Rows:
+  """`plms` after three steps of Runge and Kutta's method (algorithm 2), each of four `steps` here: to its middle twice, to its end, and
+  with all four opinions to its end again, all from where it began. As diffusers runs it without `skip_prk_steps`."""
+  need_finite("pndm", steps)
+  ages = {12: (4, 8, 12), 13: (1, 5, 9), 14: (1, 2, 6)}            # of the whole steps' first evaluations
+  rows: Rows = []
+  for i, (now, then) in enumerate(steps):
+    if i >= 12:
+      rows.append(multistep(now, then, ages.get(i, (1, 2, 3)), options))
+      continue
+    part, own = i % 4, kept(now, options)
+    on_x, gain = moved(steps[i - part][0], then, options)
+    weights = (1 / 6, 1 / 3, 1 / 3, 1 / 6) if part == 3 else (1.0,)    # of this evaluation, then of those before it
+    row = {f"on_m{age}": gain * weight for age, weight in enumerate(weights) if age}
+    if part:                            # x is where the part before went; the step's beginning is told by both
+      before_x, before_gain = moved(steps[i - part][0], steps[i - 1][1], options)
+      on_x /= before_x
+      row["on_m1"] = row.get("on_m1", 0.0) - on_x * before_gain
+    rows.append(row | dict(on_x=on_x + gain * weights[0] * own["keep_x"], on_d=gain * weights[0] * own["keep_d"]) | own)
+  return rows
+
+
+def kept(now: Level, options: Options) -> dict[str, float]:
+  """What the pseudo linear methods remember of an evaluation and extrapolate: eps or v."""
+  if options.extrapolate == "v":
+    return dict(keep_x=now.alpha / now.sigma, keep_d=-1 / now.sigma)
+  return remember_eps(now)
+
+
+def moved(now: Level, then: Level, options: Options) -> tuple[float, float]:
+  """(on x, on what is `kept`) of DDIM's step without noise; eps = a v + s x."""
+  on_x, by_eps = transfer(now, then)
+  return (on_x + by_eps * now.sigma, by_eps * now.alpha) if options.extrapolate == "v" else (on_x, by_eps)
+
+
+def multistep(now: Level, then: Level, ages: tuple[int, ...], options: Options) -> dict[str, float]:
+  """A step with Adams and Bashforth's weights on this evaluation and on those `ages` rows before."""
+  own, (on_x, gain), weights = kept(now, options), moved(now, then, options), ADAMS_BASHFORTH[len(ages)]
+  row = dict(on_x=on_x + gain * weights[0] * own["keep_x"], on_d=gain * weights[0] * own["keep_d"])
+  return row | {f"on_m{age}": gain * weight for age, weight in zip(ages, weights[1:])} | own
 
 
 def lms(steps: Steps, options: Options) -> Rows:

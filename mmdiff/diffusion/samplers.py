@@ -13,7 +13,7 @@ from jaxtyping import Key as KeyArray
 
 from mmdiff.core.sharding import BATCH, pin
 from mmdiff.core.types import Array
-from mmdiff.diffusion.plans import COLUMN, MAX_ROWS, Plan
+from mmdiff.diffusion.plans import COLUMN, MAX_ROWS, MEMORY, Plan
 from mmdiff.diffusion.schedules import Level
 
 Denoise = Callable[[Array, Level, Array], Array]       # (x [B …], level [], guidance []) -> the clean pictures [B …]
@@ -24,9 +24,6 @@ class Known(NamedTuple):
   clean: Array                          # [B …]: what is known
   noise: Array                          # [B …] unit normal: its noise at every step
   where: Array                          # broadcasts against both: 1 where the loop draws, 0 where it is known
-
-
-MEMORY = 4                              # earlier evaluations that a row may combine: on_m1 to on_m4
 
 
 def picture_keys(seeds: Integer[Array, " B"]) -> KeyArray[Array, " B"]:

@@ -4,8 +4,7 @@ import pytest
 
 from mmdiff.convert.schedulers import CLASSES, plan_of
 from mmdiff.core.errors import ConfigError, DataError
-from mmdiff.diffusion.plans import COLUMN, COLUMNS, plan
-from mmdiff.diffusion.samplers import MEMORY
+from mmdiff.diffusion.plans import COLUMN, COLUMNS, MEMORY, plan
 from mmdiff.diffusion.schedules import schedule
 
 SD = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, steps_offset=1, skip_prk_steps=True)
@@ -30,6 +29,7 @@ def test_stable_diffusions_ddim_is_ldms():
   ("DDIM", dict(), [901, 801, 701, 601, 501, 401, 301, 201, 101, 1]), ("DDIM", dict(timestep_spacing="trailing"), [*range(999, 0, -100)]),
   ("EulerDiscrete", dict(timestep_spacing="linspace"), [999, 888, 777, 666, 555, 444, 333, 222, 111, 0]),
   ("PNDM", dict(), [901, 801, 801, 701, 601, 501, 401, 301, 201, 101, 1]),
+  ("PNDM", dict(skip_prk_steps=False), [901, 851, 851, 801, 801, 751, 751, 701, 701, 651, 651, 601, *range(601, 0, -100)]),
   ("DPMSolverMultistep", dict(), [901, 811, 721, 631, 541, 451, 361, 271, 181, 91]),
   ("HeunDiscrete", dict(), [901] + [t for t in range(801, 0, -100) for _ in range(2)])])
 def test_where_the_network_is_asked(name, options, expected):
@@ -53,7 +53,7 @@ def test_every_class_makes_a_plan(kind, steps):
 @pytest.mark.parametrize("options, says", [
   (dict(_class_name="KarrasVeScheduler"), "_class_name: expected one of DDPMScheduler"), (dict(thresholding=True), "thresholding: True"),
   (dict(prediction_type="flow"), "prediction_type: expected one of epsilon"), (dict(beta_schedule="exp"), "beta_schedule"),
-  (dict(_class_name="PNDMScheduler", skip_prk_steps=False), "Runge-Kutta"), (dict(clip_sample=True), "clips x_0"),
+  (dict(clip_sample=True), "clips x_0"),
   (dict(_class_name="DPMSolverMultistepScheduler", solver_order=3), "solver_order"),
   (dict(_class_name="DPMSolverMultistepScheduler", algorithm_type="sde-dpmsolver++"), "algorithm_type"),
   (dict(_class_name="UniPCMultistepScheduler", solver_type="bh1"), "solver_type: expected bh2")])
@@ -68,6 +68,9 @@ def test_numbers_that_do_not_fit():
       plan_of(config("DDIM", **options), steps=steps)
   with pytest.raises(ConfigError, match="eta: EulerDiscreteScheduler"):
     plan_of(config("EulerDiscrete"), steps=5, eta=0.5)
+  for given in (dict(steps=3), dict(steps=10, strength=0.5), dict(steps=10, end=0.8), dict(steps=10, begin=0.2)):
+    with pytest.raises(ConfigError, match="Runge-Kutta start .* set skip_prk_steps to true"):
+      plan_of(config("PNDM", skip_prk_steps=False), **given)
 
 
 @pytest.mark.parametrize("name", ["DDIM", "EulerDiscrete", "HeunDiscrete", "DPMSolverMultistep", "UniPCMultistep", "PNDM", "LMSDiscrete"])

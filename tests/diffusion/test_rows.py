@@ -49,6 +49,35 @@ def test_plms_combines_the_last_four(extrapolate):
   assert number == len(steps)
 
 
+@pytest.mark.parametrize("extrapolate", ["eps", "v"])
+def test_pndm_is_runge_kutta_then_multistep(extrapolate):
+  """From outputs that are arbitrary numbers: each part starts where its step began, and the history is of whole steps' first outputs."""
+  whole, r = chain(9.0, 6.0, 4.0, 2.5, 1.5, 0.7, 0.2), np.random.default_rng(0)
+  steps = []
+  for now, then in whole[:3]:
+    half = chain(np.sqrt(now.sigma / now.alpha * then.sigma / then.alpha), 0.0)[0][0]
+    steps += [(now, half), (half, half), (half, then), (then, then)]
+  x, memory, history, outputs, ended = 1.3, [0.0] * 12, [], [], []
+  made_rows = rows.pndm(steps + whole[3:], OPTIONS._replace(extrapolate=extrapolate))
+  for i, (row, (now, then)) in enumerate(zip(made_rows, steps + whole[3:], strict=True)):
+    made = r.normal()
+    d = (x - now.sigma * made) / now.alpha if extrapolate == "eps" else now.alpha * x - now.sigma * made
+    outputs.append(made)
+    history += [made] if i % 4 == 0 or i > 12 else []
+    if i < 12:
+      start, base = steps[i // 4 * 4][0], [1.3, *ended][i // 4]
+      combined = np.dot(outputs[-4:], (1 / 6, 1 / 3, 1 / 3, 1 / 6)) if i % 4 == 3 else made
+    else:
+      start, base = now, x
+      combined = np.dot(history[:-5:-1], rows.ADAMS_BASHFORTH[3])
+    on_x, on_eps = rows.transfer(start, then)
+    wanted = on_x * base + on_eps * (combined if extrapolate == "eps" else start.alpha * combined + start.sigma * base)
+    x, memory = (row["on_x"] * x + row["on_d"] * d + sum(row.get(f"on_m{k}", 0.0) * kept for k, kept in enumerate(memory, 1)),
+                 [row["keep_x"] * x + row["keep_d"] * d, *memory[:-1]])
+    ended += [x] if i < 12 and i % 4 == 3 else []
+    assert memory[0] == pytest.approx(made) and x == pytest.approx(wanted), i
+
+
 def test_unipc_is_predictor_and_corrector():
   """By algorithms 5 and 6 with the sample kept that each prediction started from, from D that are arbitrary numbers."""
   steps, r = chain(9.0, 6.0, 4.0, 2.5, 1.5, 0.7, 0.0), np.random.default_rng(0)

@@ -80,14 +80,14 @@ def test_clip_bounds_what_the_network_expects():
   np.testing.assert_allclose(draw_point(SEEDS, made), 0.2, atol=1e-6)
 
 
-def test_rows_may_combine_four_remembered_values():
-  """x_{i+1} = x_i + m1 + 2 m2 + 3 m3 + 4 m4 with m = 2 x + D and D = 1, by hand."""
+def test_rows_may_combine_remembered_values():
+  """x_{i+1} = x_i + m1 + 2 m2 + 3 m3 + 4 m12 with m = 2 x + D and D = 1, by hand."""
   table = np.zeros((plans.MAX_ROWS, len(plans.COLUMNS)), np.float32)
-  for name, value in dict(keep_x=2.0, keep_d=1.0, on_x=1.0, on_m1=1.0, on_m2=2.0, on_m3=3.0, on_m4=4.0).items():
+  for name, value in dict(keep_x=2.0, keep_d=1.0, on_x=1.0, on_m1=1.0, on_m2=2.0, on_m3=3.0, on_m12=4.0).items():
     table[:, COLUMN[name]] = value
-  made = Plan(table, np.int32(6), np.float32(1.0), np.float32(0.0), np.float32(np.inf))
+  made = Plan(table, np.int32(14), np.float32(1.0), np.float32(0.0), np.float32(np.inf))
   result = samplers.sample(lambda x, *_: jnp.ones_like(x), jnp.full((1, 2), 0.5), made, samplers.picture_keys(SEEDS[:1]))
-  x, memory = 0.5, [0.0] * 4
-  for _ in range(6):
-    x, memory = x + memory[0] + 2 * memory[1] + 3 * memory[2] + 4 * memory[3], [2 * x + 1, *memory[:3]]
+  x, memory = 0.5, [0.0] * 12
+  for _ in range(14):
+    x, memory = x + memory[0] + 2 * memory[1] + 3 * memory[2] + 4 * memory[11], [2 * x + 1, *memory[:-1]]
   np.testing.assert_allclose(result, x, rtol=1e-6)

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from mmdiff.convert.schedulers import CLASSES, plan_of
-from mmdiff.diffusion.plans import COLUMN, COLUMNS
-from mmdiff.diffusion.samplers import MEMORY
+from mmdiff.diffusion.plans import COLUMN, COLUMNS, MEMORY
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")]
 SD = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, steps_offset=1)
@@ -19,6 +18,8 @@ CASES = [
     for steps in (10, 50) if (name, spacing) not in (("PNDM", "linspace"),)],
   *[(name, dict(prediction_type=kind), 10) for name in MODULES for kind in ("v_prediction", "sample")
     if (name, kind) not in (("PNDM", "sample"), ("EulerAncestralDiscrete", "sample"))],
+  *[("PNDM", dict(skip_prk_steps=False, timestep_spacing=spacing, prediction_type=kind), steps) for spacing in ("leading", "trailing")
+    for kind in ("epsilon", "v_prediction") for steps in (4, 6, 10, 30, 50)],
   *[(name, dict(use_karras_sigmas=True, timestep_spacing=spacing), steps) for name in (
       "LMSDiscrete", "EulerDiscrete", "HeunDiscrete", "DPMSolverMultistep", "UniPCMultistep")
     for spacing in ("leading", "linspace") for steps in (10, 25)],
