@@ -29,6 +29,7 @@ FLAGS = {
   "allow_missing": dict(type="str", help="regular expression of tensor names that may be missing or unexpected"),
   "image_size": dict(type="int", help="another picture size: position tables are interpolated"),
   "text_len": dict(type="int", help="another text length: position tables are interpolated"),
+  "patch": dict(type="int", help="another patch size: the patch embedding is resized, the position table interpolated"),
   "act": dict(type="str", help="of a bare state dict: gelu or quick_gelu"),
   "head_width": dict(type="int", help="of a bare state dict: width of an attention head"),
   "part": dict(choices=("unet", "vae", "text", "text_2"), help="of a single file of Stable Diffusion: the model to take"),
@@ -37,7 +38,7 @@ FLAGS = {
   "shard_gb": dict(type="float", default=5.0, help="largest weight file, in 10⁹ bytes"),
   "verify": dict(type="bool", default=False, help="read the result back and compare the outputs of both"),
 }
-LOAD = ("prefer", "variant", "allow_missing", "image_size", "text_len", "act", "head_width", "part", "ema")
+LOAD = ("prefer", "variant", "allow_missing", "image_size", "text_len", "patch", "act", "head_width", "part", "ema")
 SHARED = ("prefer", "variant", "allow_missing")                            # of every part of a pipeline
 TOLERANCE = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}          # of --verify, relative to the largest output
 

@@ -19,7 +19,7 @@ from mmdiff.models.resnet import ResNet
 from mmdiff.models.text import ClipStates
 from mmdiff.models.vit import ViT
 
-OVERRIDES = ("image_size", "text_len")          # what a load may change: position tables are interpolated
+OVERRIDES = ("image_size", "text_len", "patch") # what a load may change: position tables and patch embeddings are resized
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 RESIZE_MODES = {"shortest": "crop", "longest": "pad", "squash": "squash"}
 
@@ -207,12 +207,12 @@ def write_hf_text(module: ClipStates, config: Mapping, style: Mapping) -> Writin
   return Writing(table, {"config.json": merged(style.get("config", {}), made)}, "model")
 
 
-def read_hf_image(source: Source, *, image_size: int | None = None) -> Reading:
+def read_hf_image(source: Source, *, image_size: int | None = None, patch: int | None = None) -> Reading:
   where = f"{source.path}: config.json"
   config, found = {**HF_IMAGE, **source.config}, source.container.tensors
   projected = "visual_projection.weight" in found
   tower = hf_tower(config, {}, where)
-  module = ViT(patch=square(config["patch_size"], where),
+  module = ViT(patch=patch or square(config["patch_size"], where),
                embed_dim=take(config, "projection_dim", int, where) if projected else None, **tower)
   size = image_size or square(config["image_size"], where)
   pixels, data = hf_pixels(source)
@@ -278,7 +278,7 @@ HF_SIGLIP = Format("hf-siglip", "clip", "transformers' SiglipModel", lambda s: s
 HF_CLIP_TEXT = Format("hf-clip-text", "text", "transformers' CLIPTextModel and CLIPTextModelWithProjection",
                       lambda s: s.model_type == "clip_text_model", read_hf_text, write_hf_text, ("text_len",))
 HF_CLIP_IMAGE = Format("hf-clip-image", "image", "transformers' CLIPVisionModel and CLIPVisionModelWithProjection",
-                       lambda s: s.model_type == "clip_vision_model", read_hf_image, write_hf_image, ("image_size",))
+                       lambda s: s.model_type == "clip_vision_model", read_hf_image, write_hf_image, ("image_size", "patch"))
 OPEN_CLIP = Format("open_clip", "clip", "open_clip's folder",
                    lambda s: _has(s, r"visual\..*") and "text_cfg" in (model_cfg := s.open_clip.get("model_cfg") or {})
                    and "multimodal_cfg" not in model_cfg, read_open_clip, write_open_clip, OVERRIDES)

@@ -81,7 +81,7 @@ def load(path: str | os.PathLike, *, allow_missing: str | None = None, quiet: bo
     allow_missing: regular expression of tensor names that may be missing or unexpected; missing ones get initial values.
     prefer: of a training checkpoint with several sets of weights, which: "state_dict_ema", …
     variant: "fp16" for NAME.fp16.safetensors.
-    **options: what the weights don't say, or what shall differ from them: image_size, text_len, act, head_width.
+    **options: what the weights don't say, or what shall differ from them: image_size, text_len, patch, act, head_width.
 
   Raises:
     DataError: not a known format, damaged, or tensors are missing, unexpected or of another shape: all are named.
@@ -91,7 +91,7 @@ def load(path: str | os.PathLike, *, allow_missing: str | None = None, quiet: bo
   shapes = formats.variables(reading.module, reading.inputs)
   bindings = rules.bind(reading.rules, shapes)
   leaves, report = rules.load(reading.found, bindings, shapes, where=str(source.path), ignorable=reading.ignorable,
-                              allow_missing=allow_missing, resize=bool({"image_size", "text_len"} & {k for k, v in options.items() if v}),
+                              allow_missing=allow_missing, resize=any(options.get(name) for name in ("image_size", "text_len", "patch")),
                               initial=lambda: initial(reading))
   report = report._replace(notices=[*reading.notices, *report.notices])
   if not quiet:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmdiff.convert import resize as sizes
 from mmdiff.convert import tensors
 from mmdiff.convert.tensors import Tensor
 from mmdiff.core.errors import DataError
@@ -50,7 +51,7 @@ def _fused(x: np.ndarray, shapes: list[Shape]) -> list[np.ndarray]:
 
 KINDS = {
   "same": _one(lambda s: s, lambda x, s: x, lambda x: x),
-  "rows": _one(lambda s: s, lambda x, s: x, lambda x: x),                       # positions of tokens: may be resized
+  "rows": _one(lambda s: s, lambda x, s: x, lambda x: x),                       # positions of tokens
   "grid": _one(lambda s: s, lambda x, s: x, lambda x: x),                       # positions of patches, perhaps after a class token's
   "vector": _one(lambda s: (1,), lambda x, s: x[0], lambda x: x[None]),         # a scalar as [1]
   "lead": _one(lambda s: (1, *s), lambda x, s: x[0], lambda x: x[None]),
@@ -142,7 +143,7 @@ def load(found: Mapping[str, Tensor], bindings: Sequence[Binding], shapes: Mappi
     where: file or folder, for messages.
     ignorable: regular expressions of names that mean nothing to us.
     allow_missing: regular expression of names that may be missing or unexpected.
-    resize: position tables of another length are interpolated, instead of being errors.
+    resize: position tables of another length and patches of another size are fitted (`convert.resize`), instead of being errors.
     initial: values of leaves that stay without a tensor; None is zeros.
 
   Raises:
@@ -166,20 +167,23 @@ def load(found: Mapping[str, Tensor], bindings: Sequence[Binding], shapes: Mappi
     same = tensor.shape == binding.shape
     squeezed = not same and (_sides(tensor.shape) == _sides(binding.shape)
                              or binding.kind == "flat" and tensors.size(tensor.shape) == tensors.size(binding.shape))
-    resized = not same and not squeezed and resize and binding.kind in ("rows", "grid") and tensor.shape[1:] == binding.shape[1:]
+    inner = [shapes[path] if index is None else shapes[path][1:] for path, index in binding.parts]
+    stored = (tensors.size(tensor.shape[1:]), tensor.shape[0]) if binding.kind == "patch" else tensor.shape
+    resized = not same and not squeezed and resize and sizes.can_fit(binding.kind, stored, inner[0])
     if not (same or squeezed or resized):
       wrong.append(f"{binding.theirs} {list(tensor.shape)}, expected {list(binding.shape)}")
     if wrong or problems:
       continue
     values = np.asarray(tensor.read(), np.float32)
-    if resized:
-      values = resize_positions(values, binding.shape[0], grid=binding.kind == "grid")
-      notices.append(f"{binding.theirs}: {tensor.shape[0]} positions were interpolated to {binding.shape[0]}")
-    elif squeezed:
+    if squeezed:
       values = values.reshape(binding.shape)
       reshaped.append(binding.theirs)
-    inner = [leaves[path].shape if index is None else leaves[path].shape[1:] for path, index in binding.parts]
-    for (path, index), part in zip(binding.parts, KINDS[binding.kind].load(values, inner)):
+    parts = KINDS[binding.kind].load(values, [stored] if resized else inner)
+    if resized:
+      fit, told = sizes.fitted(binding.kind, parts[0], inner[0])
+      parts = [fit]
+      notices.append(f"{binding.theirs}: {told}")
+    for (path, index), part in zip(binding.parts, parts):
       leaves[path][... if index is None else index] = part
   if wrong:
     problems.append(f"{len(wrong)} tensors have another shape than the config says: {shown(wrong)}")
@@ -212,21 +216,6 @@ def save(leaves: Mapping[str, Any], bindings: Sequence[Binding], dtype: np.dtype
       return np.ascontiguousarray(KINDS[binding.kind].save(parts), kind)
     return read
   return {binding.theirs: Tensor(binding.shape, kind, reader(binding)) for binding in bindings}
-
-
-def resize_positions(table: np.ndarray, rows: int, *, grid: bool) -> np.ndarray:
-  """A learned position table [L D] for `rows` positions: patches on a square by antialiased bicubic interpolation after a class token's
-  own row (as open_clip's resize_pos_embed), tokens linearly. Raises DataError if either number of patches is not a square."""
-  import jax
-  if not grid:
-    return np.asarray(jax.image.resize(table, (rows, table.shape[1]), "linear"))
-  extra = next((extra for extra in (0, 1) if math.isqrt(rows - extra) ** 2 == rows - extra
-                and math.isqrt(len(table) - extra) ** 2 == len(table) - extra), None)
-  if extra is None:
-    raise DataError(f"{len(table)} positions cannot be interpolated to {rows}: both must be a square, or a square and a class token")
-  old, new = math.isqrt(len(table) - extra), math.isqrt(rows - extra)
-  patches = jax.image.resize(table[extra:].reshape(old, old, -1), (new, new, table.shape[1]), "cubic", antialias=True)
-  return np.concatenate([table[:extra], np.asarray(patches).reshape(new * new, -1)])
 
 
 def renamed(found: Mapping[str, Tensor], renames: Sequence[tuple[str, str]]) -> dict[str, Tensor]:

@@ -8,6 +8,9 @@ folder of diffusers or a single file, has its models under `denoiser`, `autoenco
 leaf's path or the start of it says where the leaf is in the source: "image/position" is then "visual/position". The value "" leaves it as
 it was initialised. What no entry names has the same path in the source. An entry of `parts` fills what begins with it from a source of its
 own: from there what has the same name, its group's name, or everything.
+
+Tables of learned positions and patch embeddings of another size are resized (`convert.resize`), and a line on stderr says so: a model may
+go on with larger pictures, smaller patches or longer texts.
 """
 import sys
 from collections.abc import Iterable, Mapping
@@ -17,7 +20,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from mmdiff.convert import pipelines, public
+from mmdiff.convert import pipelines, public, resize
 from mmdiff.core import tree
 from mmdiff.core.errors import DataError
 from mmdiff.train import checkpoint, run_directory
@@ -58,6 +61,14 @@ def part_path(path: str, entry: str, weights: Weights) -> str:
   """Where the leaf at `path`, within a part, is in the source of that part."""
   root = next((root for root in (entry, entry.split("/")[0]) if weights.has(root)), "")
   return f"{root}{path[len(entry):]}".lstrip("/")
+
+
+def resizable(path: str, names: Iterable[str]) -> str:
+  """The kind of leaf that `convert.resize` knows at a path among others, or ""."""
+  parent, _, name = path.rpartition("/")
+  if name == "position":                # of an image tower, which has patches or convolutions beside it, or of tokens
+    return "grid" if {f"{parent}/patchify/kernel".lstrip("/"), f"{parent}/conv1/kernel".lstrip("/")} & set(names) else "rows"
+  return "patch" if path.endswith("patchify/kernel") else ""
 
 
 def tokenizer_of(path: str) -> Path | None:
@@ -109,7 +120,7 @@ def initialised(state: TrainState, *, path: str = "", params: str = "", map: Map
   sources = {entry: weights_of(where, params) for entry, where in parts.items() if not problems}
   whole = weights_of(path, params) if path else None
   taken: dict[str, np.ndarray] = {}
-  shortened = set()
+  told = set()
   for name, leaf in zip(names, jax.tree.leaves(full)):
     part = longest(name, sources)
     weights = whole if part is None else sources[part]
@@ -121,8 +132,16 @@ def initialised(state: TrainState, *, path: str = "", params: str = "", map: Map
       problems.append(f"{name}: {weights.about} has no {where}")
       continue
     if weights.public and "stack" in where.split("/") and value.ndim and value.shape[0] > leaf.shape[0]:
-      shortened.add(f"{name.partition('/stack/')[0]}: the first {leaf.shape[0]} of {value.shape[0]} layers of {weights.about}")
+      told.add(f"{name.partition('/stack/')[0]}: the first {leaf.shape[0]} of {value.shape[0]} layers of {weights.about}")
       value = value[:leaf.shape[0]]
+    kind = resizable(name, names) if value.shape != leaf.shape else ""
+    if resize.can_fit(kind, value.shape, leaf.shape):
+      try:
+        value, how = resize.fitted(kind, np.asarray(value), leaf.shape)
+        told.add(f"{name}: {how}")
+      except DataError as error:
+        problems.append(f"{name}: {error}")
+        continue
     if value.shape != leaf.shape:
       problems.append(f"{name}: {list(leaf.shape)} here, {where} is {list(value.shape)} in {weights.about}")
     else:
@@ -132,8 +151,8 @@ def initialised(state: TrainState, *, path: str = "", params: str = "", map: Map
     raise DataError("init does not fit: " + "; ".join(problems[:SHOWN]) + more
                     + '. Change init.map: {"part of the path here": "part of the path there"}, with "" for what shall start fresh')
 
-  if shortened and jax.process_index() == 0:
-    print("\n".join(f"init: {line}" for line in sorted(shortened)), file=sys.stderr)
+  if told and jax.process_index() == 0:
+    print("\n".join(f"init: {line}" for line in sorted(told)), file=sys.stderr)
 
   def placed(name: str, leaf):
     if name not in taken:

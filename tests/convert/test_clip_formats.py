@@ -9,6 +9,7 @@ import pytest
 
 from mmdiff.convert import containers, public
 from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.nn.embed import patches, unpatch
 
 FIXTURES = Path(__file__).parent / "fixtures"
 EXPECTED = dict(np.load(FIXTURES / "clip_expected.npz"))
@@ -127,6 +128,23 @@ def test_pictures_of_another_size_and_longer_texts():
   assert loaded.module.image_size == 32 and loaded.params["image"]["position"].shape == (17, 24)
   assert loaded.params["text"]["position"].shape == (12, 16) and len(loaded.report.notices) == 2
   assert "5 positions were interpolated to 17" in "\n".join(loaded.report.notices)
+
+
+@pytest.mark.parametrize("name", ["hf_clip", "open_clip_vit"])
+def test_patches_of_another_size(name, tmp_path):
+  """Patches twice as large on pictures twice as large see what they saw."""
+  small = load(name)
+  large = load(name, patch=2 * small.module.image.patch, image_size=2 * small.module.image_size)
+  assert large.module.image.patch == 2 * small.module.image.patch and "pixels were resized to" in large.report.notices[-1]
+  write_back(large, tmp_path / "x")
+  assert public.load(tmp_path / "x", quiet=True).module == large.module
+  picture = np.random.default_rng(0).uniform(-1, 1, (2, small.module.image_size, small.module.image_size, 3)).astype(np.float32)
+  corner = lambda loaded, picture: np.asarray(loaded.module.apply({"params": loaded.params}, picture, method="encode_image"))
+  side = small.module.image.patch       # each patch enlarged by itself, as the kernel's matrix does it
+  cut = patches(picture, side).reshape(-1, side, side, 3)
+  grown = np.asarray(jax.image.resize(cut, (len(cut), 2 * side, 2 * side, 3), "linear")).reshape(2, -1, 12 * side * side)
+  rebuilt = np.asarray(unpatch(grown, 2 * side, height=2 * picture.shape[1], width=2 * picture.shape[2]))
+  np.testing.assert_allclose(corner(large, rebuilt), corner(small, picture), atol=2e-5)
 
 
 def test_preprocessing_travels_with_the_weights(tmp_path):

@@ -88,19 +88,6 @@ def test_positions_are_interpolated_on_request():
   assert report.notices == ["positions: 3 positions were interpolated to 6"]
 
 
-def test_a_grid_of_positions_keeps_its_class_token_and_its_shape():
-  rows, columns = np.meshgrid(np.arange(4.0), np.arange(4.0), indexing="ij")
-  table = np.concatenate([[[9.0, 9.0]], np.stack([rows.ravel(), columns.ravel()], 1)]).astype(np.float32)
-  larger = rules.resize_positions(table, 65, grid=True)
-  np.testing.assert_array_equal(larger[0], [9, 9])
-  square = larger[1:].reshape(8, 8, 2)
-  np.testing.assert_allclose(square[:, 3, 0], np.clip(np.arange(8) / 2 - 0.25, 0, 3), atol=0.15)
-  np.testing.assert_allclose(square[..., 0], square[..., 1].T, atol=1e-6)
-  np.testing.assert_allclose(rules.resize_positions(table[1:], 16, grid=True), table[1:], atol=1e-5)
-  with pytest.raises(DataError, match="17 positions cannot be interpolated to 20"):
-    rules.resize_positions(table, 20, grid=True)
-
-
 def test_a_table_that_does_not_fit_the_model_is_an_error():
   with pytest.raises(DataError, match="no place for other"):
     rules.bind(TABLE, {"scale": (), "other": (3,)})

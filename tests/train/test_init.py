@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mmdiff.commands import train
-from mmdiff.convert import public
+from mmdiff.convert import public, resize
 from mmdiff.core.build import build
 from mmdiff.core.errors import DataError
 from mmdiff.data import TOKENIZERS
@@ -63,7 +63,7 @@ def test_what_does_not_fit_is_named(source):
   blank["more"] = {"kernel": jnp.zeros((2, 2))}
   with pytest.raises(DataError) as error:
     init.initialised(state_of(blank), path=str(source), map={"wrong": ""})
-  for told in ("map names 'wrong'", "image/position: [5, 16] here, image/position is [4, 16] in", "(step 4, eval parameters)",
+  for told in ("map names 'wrong'", "image/position: 4 positions cannot be interpolated to 5", "(step 4, eval parameters)",
                "has no more/kernel"):
     assert told in str(error.value)
   with pytest.raises(DataError, match="parts names 'texts', which is no parameter here"):
@@ -149,6 +149,26 @@ def test_a_part_may_be_the_first_layers_of_a_stack(monkeypatch, capsys):
   short = {"text": {"stack": {"mlp": {"up": {"kernel": jnp.zeros((13, 2))}}}, "embed": {"embedding": jnp.zeros((3, 2))}}}
   with pytest.raises(DataError, match=r"(?s)embedding: \[3, 2\] here.*\[13, 2\] here, stack/mlp/up/kernel is \[12, 2\] in an encoder"):
     init.initialised(state_of(short), parts={"text": "anywhere"})
+
+
+def test_positions_and_patches_of_another_size_are_resized(monkeypatch, capsys):
+  rng = np.random.default_rng(0)
+  there = {"image/position": rng.normal(size=(5, 4)), "image/patchify/kernel": rng.normal(size=(48, 4)), "text/position": np.eye(16)[:, :4]}
+  monkeypatch.setattr(init, "weights_of", lambda path, params: init.Weights(there, "a model"))
+  here = {"image": {"position": jnp.zeros((17, 4)), "patchify": {"kernel": jnp.zeros((12, 4))}}, "text": {"position": jnp.zeros((9, 4))}}
+  made = init.initialised(state_of(here), path="anywhere").params
+  np.testing.assert_allclose(made["image"]["position"], resize.positions(there["image/position"], 17, grid=True), atol=1e-6)
+  np.testing.assert_allclose(made["image"]["patchify"]["kernel"], resize.patch_kernel(there["image/patchify/kernel"], 2), atol=1e-6)
+  np.testing.assert_allclose(made["text"]["position"], resize.positions(there["text/position"], 9, grid=False), atol=1e-6)
+  assert capsys.readouterr().err.splitlines() == [
+    "init: image/patchify/kernel: patches of 4×4 pixels were resized to 2×2", "init: image/position: 5 positions were interpolated to 17",
+    "init: text/position: 16 positions were interpolated to 9"]
+  here["image"]["position"] = jnp.zeros((17, 5))
+  with pytest.raises(DataError, match=r"image/position: \[17, 5\] here, image/position is \[5, 4\]"):
+    init.initialised(state_of(here), path="anywhere")
+  here["image"]["position"] = jnp.zeros((12, 4))
+  with pytest.raises(DataError, match="5 positions cannot be interpolated to 12"):
+    init.initialised(state_of(here), path="anywhere")
 
 
 def test_only_a_fresh_run_is_initialised(tmp_path):
