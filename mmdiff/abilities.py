@@ -117,53 +117,14 @@ class EncodesTexts(Model):
     return self._over_texts("text_states", texts)
 
 
-class Draws(Model):
-  """Pictures from prompts."""
-  NEEDS = ("sample", "plan")
+class Prompted(Model):
+  """What all that draws from prompts shares."""
+  NEEDS = ("plan",)
 
   @property
   def sampling(self) -> dict[str, Any]:
     """steps, guidance and rows (pictures at a time) where a call does not say."""
     return {**SAMPLING, **self.config.get("sampling", {})}
-
-  def generate(self, prompts: str | Sequence[str], negative_prompts: str | Sequence[str] | None = None, *, steps: int | None = None,
-               guidance: float | None = None, sampler: str | None = None, seeds: int | Sequence[int] = 0, height: int | None = None,
-               width: int | None = None, latents: np.ndarray | None = None, output: Output = "uint8",
-               long_prompts: Literal["cut", "chunks"] = "cut", size: np.ndarray | None = None, refiner: Model | None = None,
-               handover: float = 0.8, batch_size: int | None = None, **options) -> np.ndarray:
-    """Prompts -> pictures [B H W 3], uint8 or float32 in [-1, 1], or the latents float32 [B h w C] that they are decoded from.
-
-    Picture i depends on prompt i, seed i and the other options, not on the batch that it is drawn in.
-
-    Args:
-      negative_prompts: what guidance points away from, one for all or one each; None and "" are no caption, as in training.
-      steps, guidance, sampler: of the sampler; None is the model's own, `mmdiff.diffusion.plans.SAMPLERS` has the others.
-      seeds: one each, or the first of consecutive ones.
-      height, width: of the pictures; None is the model's own. Models on pixels draw their own size only.
-      latents: float32 [B h w C] of unit normal noise to start from, instead of the seeds'; its size is the picture's.
-      long_prompts: prompts beyond the encoder's length are cut, with a line on stderr, or encoded in chunks that are put side by side.
-      size: int32 [B 6], where the model reads it: height and width of the original, top and left of the crop, target height and width;
-        None is a whole picture of the size that is drawn.
-      refiner: another model of the same latents, which goes on from where `handover` of the noise is gone (SDXL's).
-      batch_size: pictures drawn at a time; None is as many as there are, up to 64, or 4 for a public model.
-      **options: of the plan, such as rescale and eta.
-    """
-    prompts = _texts(prompts)
-    own = self.config["data"]["image_size"]
-    decodes = "decode" in self.services.predict
-    if (height or own, width or own) != (own, own) and not decodes:
-      raise ConfigError(f"height and width: this model draws {own}×{own}, found {height or own}×{width or own}")
-    if latents is not None and "latents" not in inspect.signature(self.services.predict["sample"]).parameters:
-      raise ConfigError("latents: this model starts from the noise of seeds only; give seeds")
-    rows = {name: value for name, value in dict(latents=latents, size=size).items() if value is not None}
-    static = dict(height=height or own, width=width or own) if decodes else {}
-    if not prompts:
-      return np.zeros((0, own, own, 3), np.uint8 if output == "uint8" else np.float32)
-    shared = dict(steps=steps, guidance=guidance, sampler=sampler, seeds=seeds, long_prompts=long_prompts, batch_size=batch_size, **options)
-    if refiner is None:
-      return self._draw(prompts, negative_prompts, rows, static, output=output, **shared)
-    left = self._draw(prompts, negative_prompts, rows, static, output="latents", end=handover, **shared)
-    return refiner._draw(prompts, negative_prompts, dict(noisy=left), static, output=output, begin=handover, **shared)
 
   def _draw(self, prompts: Sequence[str], negative_prompts: str | Sequence[str] | None, rows: Mapping[str, np.ndarray],
             static: Mapping[str, Any], *, steps: int | None, guidance: float | None, sampler: str | None, seeds: int | Sequence[int],
@@ -215,6 +176,70 @@ class Draws(Model):
       print(f"{len(lost)} of {len(texts)} prompts are longer than {length} tokens and were cut; the first lost {more}: "
             f"{self.tokenizer.decode(ids[length - 1:])!r:.80}; long_prompts=\"chunks\" encodes all of it", file=sys.stderr)
 
+  def _pixels(self, images, prompts: str | Sequence[str], options: dict[str, Any]) -> tuple[np.ndarray, list[str]]:
+    """(uint8 [B H W 3], prompts [B]) of one size; takes height and width out of the options."""
+    prompts, found = _texts(prompts), _pictures([images] if getattr(images, "ndim", None) == 3 or hasattr(images, "convert") else images)
+    if not found or not prompts:
+      raise ConfigError(f"images and prompts: expected at least one of each, found {len(found)} and {len(prompts)}")
+    own = self.config["data"]["image_size"]
+    height, width = options.pop("height", None), options.pop("width", None)
+    if "decode" not in self.services.predict:
+      height, width = height or own, width or own
+    if height or width:
+      found = [transforms.cover(image, height=height or own, width=width or own)[0] for image in found]
+    sizes = {image.shape[:2] for image in found}
+    if len(sizes) > 1:
+      shown = " and ".join(f"{high}×{wide}" for high, wide in sorted(sizes)[:2])
+      raise ConfigError(f"images: expected one size, found {len(sizes)}, such as {shown}; give height and width")
+    count = max(len(found), len(prompts))
+    if {len(found), len(prompts)} - {1, count}:
+      raise ConfigError(f"images and prompts: expected as many of both, or one of either, found {len(found)} and {len(prompts)}")
+    return np.stack(found * count if len(found) == 1 else found), prompts * count if len(prompts) == 1 else prompts
+
+
+class Draws(Prompted):
+  """Pictures from prompts."""
+  NEEDS = ("sample", "plan")
+
+  def generate(self, prompts: str | Sequence[str], negative_prompts: str | Sequence[str] | None = None, *, steps: int | None = None,
+               guidance: float | None = None, sampler: str | None = None, seeds: int | Sequence[int] = 0, height: int | None = None,
+               width: int | None = None, latents: np.ndarray | None = None, output: Output = "uint8",
+               long_prompts: Literal["cut", "chunks"] = "cut", size: np.ndarray | None = None, refiner: Model | None = None,
+               handover: float = 0.8, batch_size: int | None = None, **options) -> np.ndarray:
+    """Prompts -> pictures [B H W 3], uint8 or float32 in [-1, 1], or the latents float32 [B h w C] that they are decoded from.
+
+    Picture i depends on prompt i, seed i and the other options, not on the batch that it is drawn in.
+
+    Args:
+      negative_prompts: what guidance points away from, one for all or one each; None and "" are no caption, as in training.
+      steps, guidance, sampler: of the sampler; None is the model's own, `mmdiff.diffusion.plans.SAMPLERS` has the others.
+      seeds: one each, or the first of consecutive ones.
+      height, width: of the pictures; None is the model's own. Models on pixels draw their own size only.
+      latents: float32 [B h w C] of unit normal noise to start from, instead of the seeds'; its size is the picture's.
+      long_prompts: prompts beyond the encoder's length are cut, with a line on stderr, or encoded in chunks that are put side by side.
+      size: int32 [B 6], where the model reads it: height and width of the original, top and left of the crop, target height and width;
+        None is a whole picture of the size that is drawn.
+      refiner: another model of the same latents, which goes on from where `handover` of the noise is gone (SDXL's).
+      batch_size: pictures drawn at a time; None is as many as there are, up to 64, or 4 for a public model.
+      **options: of the plan, such as rescale and eta.
+    """
+    prompts = _texts(prompts)
+    own = self.config["data"]["image_size"]
+    decodes = "decode" in self.services.predict
+    if (height or own, width or own) != (own, own) and not decodes:
+      raise ConfigError(f"height and width: this model draws {own}×{own}, found {height or own}×{width or own}")
+    if latents is not None and "latents" not in inspect.signature(self.services.predict["sample"]).parameters:
+      raise ConfigError("latents: this model starts from the noise of seeds only; give seeds")
+    rows = {name: value for name, value in dict(latents=latents, size=size).items() if value is not None}
+    static = dict(height=height or own, width=width or own) if decodes else {}
+    if not prompts:
+      return np.zeros((0, own, own, 3), np.uint8 if output == "uint8" else np.float32)
+    shared = dict(steps=steps, guidance=guidance, sampler=sampler, seeds=seeds, long_prompts=long_prompts, batch_size=batch_size, **options)
+    if refiner is None:
+      return self._draw(prompts, negative_prompts, rows, static, output=output, **shared)
+    left = self._draw(prompts, negative_prompts, rows, static, output="latents", end=handover, **shared)
+    return refiner._draw(prompts, negative_prompts, dict(noisy=left), static, output=output, begin=handover, **shared)
+
 
 class Edits(Draws):
   """Pictures from pictures and prompts."""
@@ -259,26 +284,6 @@ class Edits(Draws):
     old = pixels if output == "uint8" else pixels.astype(np.float32) / 127.5 - 1
     return np.stack([masking.joined(a, b, masking.weights(mask, feather)) for a, b, mask in zip(old, made, where)])
 
-  def _pixels(self, images, prompts: str | Sequence[str], options: dict[str, Any]) -> tuple[np.ndarray, list[str]]:
-    """(uint8 [B H W 3], prompts [B]) of one size; takes height and width out of the options."""
-    prompts, found = _texts(prompts), _pictures([images] if getattr(images, "ndim", None) == 3 or hasattr(images, "convert") else images)
-    if not found or not prompts:
-      raise ConfigError(f"images and prompts: expected at least one of each, found {len(found)} and {len(prompts)}")
-    own = self.config["data"]["image_size"]
-    height, width = options.pop("height", None), options.pop("width", None)
-    if "decode" not in self.services.predict:
-      height, width = height or own, width or own
-    if height or width:
-      found = [transforms.cover(image, height=height or own, width=width or own)[0] for image in found]
-    sizes = {image.shape[:2] for image in found}
-    if len(sizes) > 1:
-      shown = " and ".join(f"{high}×{wide}" for high, wide in sorted(sizes)[:2])
-      raise ConfigError(f"images: expected one size, found {len(sizes)}, such as {shown}; give height and width")
-    count = max(len(found), len(prompts))
-    if {len(found), len(prompts)} - {1, count}:
-      raise ConfigError(f"images and prompts: expected as many of both, or one of either, found {len(found)} and {len(prompts)}")
-    return np.stack(found * count if len(found) == 1 else found), prompts * count if len(prompts) == 1 else prompts
-
   def _edit(self, pixels: np.ndarray, prompts: Sequence[str], negative_prompts, rows: Mapping[str, np.ndarray], *, strength: float,
             steps: int | None = None, guidance: float | None = None, sampler: str | None = None, seeds: int | Sequence[int] = 0,
             latents: np.ndarray | None = None, size: np.ndarray | None = None, output: Output = "uint8",
@@ -286,6 +291,32 @@ class Edits(Draws):
     more = {name: value for name, value in dict(latents=latents, size=size).items() if value is not None}
     return self._draw(prompts, negative_prompts, {"image": pixels, **rows, **more}, {}, steps=steps, guidance=guidance, sampler=sampler,
                       seeds=seeds, output=output, long_prompts=long_prompts, batch_size=batch_size, strength=strength, **options)
+
+
+class Enlarges(Prompted):
+  """Large pictures from small ones and prompts."""
+  NEEDS = ("enlarge", "plan", "small_noise")
+
+  def upscale(self, images, prompts: str | Sequence[str], negative_prompts: str | Sequence[str] | None = None, *, noise_level: int = 20,
+              steps: int | None = None, guidance: float | None = None, sampler: str | None = None, seeds: int | Sequence[int] = 0,
+              latents: np.ndarray | None = None, small_noise: np.ndarray | None = None, output: Output = "uint8",
+              long_prompts: Literal["cut", "chunks"] = "cut", batch_size: int | None = None, **options) -> np.ndarray:
+    """Pictures of f times the sides, f of the model's autoencoder, drawn from small ones: [B f·H f·W 3] as `generate`.
+
+    Args:
+      images: as for `embed_image`, of one size, one each or one for all prompts.
+      noise_level: how much noise is added to the small pictures first, a level of the model's own schedule: more lets it invent more.
+      small_noise: float32 [B H W 3] of unit normal noise for that, instead of the seeds'.
+      Other arguments as of `generate`.
+    """
+    pixels, prompts = self._pixels(images, prompts, {})
+    alpha, sigma = self.services.predict["small_noise"](noise_level)
+    rows = dict(small=pixels, level=np.full(len(pixels), noise_level, np.int32),
+                noised=np.asarray([[alpha, sigma]] * len(pixels), np.float32))
+    rows |= {name: np.asarray(value, np.float32) for name, value in dict(latents=latents, small_noise=small_noise).items()
+             if value is not None}
+    return self._draw(prompts, negative_prompts, rows, {}, steps=steps, guidance=guidance, sampler=sampler, seeds=seeds, output=output,
+                      long_prompts=long_prompts, batch_size=batch_size, **options)
 
 
 class Captions(Model):
@@ -316,7 +347,7 @@ class Captions(Model):
       return base.write_captions(self.services, self.params, pixels, seeds, settings, extra=self.extra, size=self._size(len(pixels)))
 
 
-ABILITIES = (EmbedsImages, EmbedsTexts, Compares, EncodesTexts, Edits, Draws, Captions)
+ABILITIES = (EmbedsImages, EmbedsTexts, Compares, EncodesTexts, Edits, Draws, Enlarges, Captions)
 
 
 def _seeds(seeds: int | Sequence[int], count: int, what: str) -> list[int]:

@@ -81,7 +81,8 @@ def _load_pipeline(path: str | Path, *, mesh: Mapping[str, int] | None, tokenize
                  uncond="zeros" if found.zeros else "empty",
                  more_channels=unet.config["model"]["in_channels"] - denoiser.channels)
   predict = served(made, encodes=True) | {
-    "plan": lambda sampler=None, **how: schedulers.plan_of(found.scheduler, sampler=sampler, **how).plan}
+    "plan": lambda sampler=None, **how: schedulers.plan_of(found.scheduler, sampler=sampler, **how).plan,
+    "small_noise": lambda level: schedulers.noise_at(found.small, level, most=found.index.get("max_noise_level", pipelines.MOST_NOISE))}
   data = dict(captions=dict(original=1.0), on_missing="any", image_size=denoiser.image_size * encode.factor, text_len=condition.length,
               resize="crop", interpolation="bicubic")
   sampling = dict(steps=50, guidance=5.0 if denoiser.sizes else 7.5, rows=PUBLIC_ROWS)

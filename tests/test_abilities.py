@@ -1,4 +1,5 @@
 """What loaded models can be asked of pictures and prompts: public Stable Diffusions draw and edit, and so do models trained here."""
+import json
 
 import numpy as np
 import pytest
@@ -112,6 +113,23 @@ def test_masks_of_every_kind(sd):
 
 
 @pytest.mark.long
+def test_an_upscaler_draws_large_what_it_is_shown(tmp_path):
+  model = mmdiff.load(toy_pipelines.folder(tmp_path / "x4", enlarges=True))
+  assert not any(hasattr(model, name) for name in ("generate", "img2img", "inpaint"))
+  small, how = pictures(2, 7, 9), dict(steps=2, output="float")
+  large = model.upscale(small, ["a cat", "a dog"], seeds=[3, 4], **how)
+  assert large.shape == (2, 14, 18, 3)
+  np.testing.assert_allclose(model.upscale(small[1:], "a dog", seeds=4, **how)[0], large[1], atol=1e-5)
+  for other in (dict(noise_level=300), dict(small_noise=np.zeros((1, 7, 9, 3)))):
+    assert np.abs(model.upscale(small[1:], "a dog", seeds=4, **how, **other)[0] - large[1]).max() > 1e-4
+  assert np.abs(model.upscale(small[:1], "a dog", seeds=4, **how)[0] - large[1]).max() > 1e-3
+  with pytest.raises(ConfigError, match="noise_level: expected a whole number from 0 to 350, found 351"):
+    model.upscale(small, "a", noise_level=351)
+  mmdiff.save(model, tmp_path / "again")
+  assert json.loads((tmp_path / "again" / "model_index.json").read_text())["_class_name"] == "StableDiffusionUpscalePipeline"
+  np.testing.assert_allclose(mmdiff.load(tmp_path / "again").upscale(small[1:], "a dog", seeds=4, **how)[0], large[1], atol=1e-6)
+
+
 def test_models_trained_here_edit(latent, tmp_path):
   pixel = mmdiff.load(toy_runs.make(tmp_path / "t2i", toy_runs.t2i()))
   for model in (latent, pixel):

@@ -32,21 +32,23 @@ def part(module, inputs, model: dict, seed: int) -> public.Loaded:
   return public.Loaded("made", "", module, config, public.nest(leaves), (), rules.Report([], [], [], [], [], []), {}, None, {}, inputs)
 
 
-def make(tokens: Path, *, inpaints: bool = False, xl: bool = False, scheduler: dict | None = None) -> pipelines.Pipeline:
+def make(tokens: Path, *, inpaints: bool = False, xl: bool = False, enlarges: bool = False,
+         scheduler: dict | None = None) -> pipelines.Pipeline:
   """Small parts; norms have the 32 groups that single files leave unsaid, of two channels: of one they would hide the time."""
   shape = jax.ShapeDtypeStruct
   pooled = 1280 if xl else 0
   wide = 20 if xl else 12
   unet = UNet(image_size=SIDE, channels=4, width=64, mults=(1,), depths=(1,), middle=1, blocks=1, heads=2, groups=32,
-              sizes=6 if xl else 0)
+              sizes=6 if xl else 0, levels=400 if enlarges else 0)
   text = dict(tokens=shape((1, 4, wide), jnp.float32), mask=shape((1, 4), bool))
   text |= dict(pooled=shape((1, pooled), jnp.float32), size=shape((1, 6), jnp.int32)) if xl else {}
   text |= dict(concat=shape((1, 2, 2, 5), jnp.float32)) if inpaints else {}
+  text |= dict(concat=shape((1, 2, 2, 3), jnp.float32), level=shape((1,), jnp.int32)) if enlarges else {}
   vae = Autoencoder(widths=(32, 32), latent_channels=4, blocks=1, groups=32, scale=0.3, image_size=2 * SIDE)
   encoder = ClipStates(vocab=len(WORDS), length=LENGTH, width=12, depth=2, heads=2, mlp_dim=16, embed_dim=None, act="quick_gelu",
                        pad=len(WORDS) - 1)
   words = (shape((1, LENGTH), jnp.int32), shape((1, LENGTH), bool))
-  about = dict(name="unet", linear=xl, text_width=wide, in_channels=9 if inpaints else 4, pooled_width=pooled)
+  about = dict(name="unet", linear=xl, text_width=wide, in_channels=9 if inpaints else 7 if enlarges else 4, pooled_width=pooled)
   parts = {"denoiser": part(unet, (shape((1, 2, 2, 4), jnp.float32), shape((1,), jnp.float32), text), about, 1),
            "autoencoder": part(vae, (shape((1, 4, 4, 3), jnp.float32),), dict(name="kl"), 2)}
   if xl:
@@ -57,7 +59,7 @@ def make(tokens: Path, *, inpaints: bool = False, xl: bool = False, scheduler: d
   else:
     parts["text"] = part(encoder, words, dict(name="clip_text"), 3)
   return pipelines.Pipeline(parts, scheduler or dict(pipelines.XL_SCHEDULER if xl else pipelines.SD_SCHEDULER), {},
-                            tokenizer(tokens), xl, (), "diffusers")
+                            tokenizer(tokens), xl, (), "diffusers", pipelines.X4_SMALL if enlarges else {})
 
 
 def folder(path: Path, **options) -> Path:

@@ -1,12 +1,13 @@
-"""Make pictures from pictures and prompts: as a whole (img2img), or within a mask (inpaint).
+"""Make pictures from pictures and prompts: as a whole (img2img), within a mask (inpaint), or large from small (upscale).
 
   mmdiff edit img2img --model=stable-diffusion-v1-5 --images=sketch.png --prompts="an oil painting of a harbour" --strength=0.7 --out=out
   mmdiff edit inpaint --model=sd-inpainting --images=room.png --masks=sofa.png --prompts="a green sofa" --feather=8 --out=out
+  mmdiff edit upscale --model=stable-diffusion-x4-upscaler --images=cat.png --prompts="a white cat" --noise_level=20 --out=out
 
 --images and --masks are one picture or a folder of them, by name in the same order; a mask is white where the picture is drawn anew, and
 every pixel that is not comes back bit for bit. Pictures, masks and prompts (a text or a file, as of `mmdiff sample`) are as many, or one
-for all. Pictures keep their size. A model trained for inpainting (9 channels) fills masks, and so does any other. --out gets what
-`mmdiff sample` writes; stopped half-way, the same command draws what is missing.
+for all. Pictures keep their size, but for upscale, which needs a model made for it. A model trained for inpainting (9 channels) fills
+masks, and so does any other. --out gets what `mmdiff sample` writes; stopped half-way, the same command draws what is missing.
 """
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ FLAGS = {
   "out": dict(type="str", required=True, help="folder for the pictures"),
   "strength": dict(type="float", help="share of the steps taken, up to 1: by default 0.8 of img2img, 1 of inpaint"),
   "feather": dict(type="int", default=0, help="of inpaint: pixels within the mask over which the new part fades in"),
+  "noise_level": dict(type="int", default=20, help="of upscale: noise added to the small picture, a level of the model's own schedule"),
   "steps": dict(type="int", help="sampling steps; by default 20, of public models 50"),
   "guidance": dict(type="float", help="guidance scale, 1 is none; by default 2, of public models 7.5 or 5"),
   "sampler": dict(type="str", help="by default the model's own"),
@@ -40,8 +42,9 @@ FLAGS = {
   "tile": dict(type="int", help="of a public model: side in pixels of the tiles that its autoencoder works on; default: whole pictures"),
   "rank_with": dict(type="str", help="run directory of a CLIP model that scores the pictures; the best of each prompt comes first"),
 }
-SHARED = tuple(name for name in FLAGS if name not in ("masks", "feather"))
-TAKES = {"img2img": SHARED, "inpaint": (*SHARED, "masks", "feather")}
+SHARED = tuple(name for name in FLAGS if name not in ("masks", "feather", "strength", "height", "width", "noise_level"))
+SIZED = (*SHARED, "strength", "height", "width")
+TAKES = {"img2img": SIZED, "inpaint": (*SIZED, "masks", "feather"), "upscale": (*SHARED, "noise_level")}
 
 
 def main(argv: list[str]) -> int:
@@ -52,15 +55,14 @@ def main(argv: list[str]) -> int:
   images = pictures(given["images"], "images")
   masks = pictures(given["masks"], "masks") if method == "inpaint" else [""]
   jobs = paired(read_prompts(given["prompts"]), images, masks, given)
-  options = {name: given[name] for name in ("height", "width", "rescale", "long_prompts", "strength") if given[name]}
-  if method == "inpaint":
-    options |= dict(feather=given["feather"])
+  options = {name: given[name] for name in ("height", "width", "rescale", "long_prompts", "strength") if given.get(name)}
+  options |= {name: given[name] for name in ("feather", "noise_level") if name in given}
   read = lambda names: [open_picture(name) for name in names]
 
   def inputs(rows: Sequence[Job]) -> tuple:
     shown = (read(job.image for job in rows),)
     return (*shown, read(job.mask for job in rows)) if method == "inpaint" else shown
-  if not (given["height"] and given["width"]):
+  if not (given.get("height") and given.get("width")):
     check_sizes(images)
   run(given, jobs, options, argv=["edit", *argv], method=method, inputs=inputs)
   return 0

@@ -30,7 +30,8 @@ PARTS = {"unet": (UNET,), "vae": (VAE,), "text": (HF_TEXT, OPEN_TEXT, HF_FIRST, 
 OPEN = (OPEN_TEXT, OPEN_FIRST, OPEN_SECOND)
 ENCODERS = {HF_TEXT: "sd1", OPEN_TEXT: "sd2", HF_FIRST: "sdxl-1", OPEN_FIRST: "sdxl-2", OPEN_SECOND: "sdxl-2"}
 SCHEDULE = (r"betas", r"alphas_cumprod(_prev)?", r"sqrt_.*", r"log_one_minus_.*", r"posterior_.*", r"logvar", r"scale_factor",
-            r"global_step", r"denoiser\.sigmas", r"edm_(mean|std)", r"lvlb_weights", r"model_ema\..*")
+            r"global_step", r"denoiser\.sigmas", r"edm_(mean|std)", r"lvlb_weights", r"model_ema\..*", r"low_scale_model\..*")
+X4_SCALE = 0.08333                      # of the latents of Stable Diffusion 2's upscaler
 NUMBER = r"(\d+)"
 RES = {"norm1": "in_layers.0", "norm2": "out_layers.0", "conv1": "in_layers.2", "conv2": "out_layers.3"}
 
@@ -63,7 +64,9 @@ def read(source: Source, *, part: str | None = None, heads: int | None = None, h
   if part == "unet":
     reading = _unet(source, own, prefix, ignorable, heads=heads, head_dim=head_dim)
   elif part == "vae":
-    reading = _vae(source, own, prefix, ignorable, scale=scale, xl=any(name.startswith("conditioner.") for name in tensors))
+    assumed = VARIANTS["sdxl" if any(name.startswith("conditioner.") for name in tensors) else "sd"]["scale"]
+    assumed = X4_SCALE if f"{UNET}label_emb.weight" in tensors else assumed
+    reading = _vae(source, own, prefix, ignorable, scale=scale, assumed=assumed)
   else:
     reading = _text(source, own, prefix, ignorable, ENCODERS[prefix], text_len=text_len)
   return reading._replace(style=dict(prefix=prefix, more=others_of(tensors, part, prefix, ignorable)))
@@ -221,11 +224,11 @@ def vae_table(levels: int, prefix: str = VAE) -> tuple[Rule, ...]:
   return tuple(rules)
 
 
-def _vae(source: Source, own: Mapping[str, Tensor], prefix: str, ignorable: tuple[str, ...], *, scale: float | None, xl: bool) -> Reading:
+def _vae(source: Source, own: Mapping[str, Tensor], prefix: str, ignorable: tuple[str, ...], *, scale: float | None,
+         assumed: float) -> Reading:
   levels = count(own, r"encoder\.down\.(\d+)\.")
   widths = tuple(need(own, f"encoder.down.{level}.block.0.conv2.weight", source, prefix)[0] for level in range(levels))
   latents = need(own, "post_quant_conv.weight", source, prefix)[0]
-  assumed = VARIANTS["sdxl" if xl else "sd"]["scale"]
   notices = () if scale or prefix else (f"the file does not say how its latents are scaled; took Stable Diffusion's {assumed}",)
   module = Autoencoder(widths=widths, latent_channels=latents, blocks=count(own, r"encoder\.down\.0\.block\.(\d+)\."),
                        scale=scale or assumed, image_size=256)

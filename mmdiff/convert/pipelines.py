@@ -22,10 +22,15 @@ WHOLE = ("diffusers", "ldm")          # formats of whole pipelines
 FOLDERS = {"unet": "unet", "vae": "vae", "text_encoder": "text", "text_encoder_2": "text_2"}      # of diffusers -> part
 FORMATS = {"denoiser": "diffusers-unet", "autoencoder": "diffusers-vae", "text": "hf-clip-text"}  # group -> format of its folder
 INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
+SMALL = "low_res_scheduler/scheduler_config.json"                         # of an upscaler: the noise added to what it enlarges
 # What the authors' own code samples Stable Diffusion with; single files don't say.
 SD_SCHEDULER = dict(_class_name="DDIMScheduler", num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012,
                     beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading")
 XL_SCHEDULER = SD_SCHEDULER | dict(_class_name="EulerDiscreteScheduler")
+# Of Stable Diffusion 2's upscaler, as its configs say.
+X4_SCHEDULER = SD_SCHEDULER | dict(beta_start=0.0001, beta_end=0.02, prediction_type="v_prediction")
+X4_SMALL = dict(_class_name="DDPMScheduler", num_train_timesteps=1000, beta_start=0.0001, beta_end=0.02, beta_schedule="scaled_linear")
+MOST_NOISE = 350                        # levels of it, where the index does not say
 OF_PARTS = {"unet": ("heads", "head_dim", "ema"), "vae": ("scale",)}      # options of a single file, by part
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction"}
 
@@ -34,7 +39,8 @@ class Pipeline(NamedTuple):
   """Parts that draw together.
 
   parts: by parameter group. scheduler: of `schedulers.plan_of`. index: the folder's model_index.json, {} of a single file. tokenizer:
-  folder of its files, or None. zeros: whether no caption is zeros instead of the encoder's states. notices: what was assumed.
+  folder of its files, or None. zeros: whether no caption is zeros instead of the encoder's states. notices: what was assumed. small: of an
+  upscaler, the scheduler of the noise that is added to what it enlarges.
   """
   parts: dict[str, Loaded]
   scheduler: dict[str, Any]
@@ -43,6 +49,7 @@ class Pipeline(NamedTuple):
   zeros: bool
   notices: tuple[str, ...]
   format: str                           # "diffusers" or "ldm"
+  small: Mapping[str, Any] = {}
 
   @property
   def condition(self) -> nn.Module:
@@ -101,7 +108,7 @@ def load(path: str | os.PathLike, *, quiet: bool = False, prediction: str | None
     scheduler, notices = dict(XL_SCHEDULER if _xl(parts) else SD_SCHEDULER), (f"no {SCHEDULER}: took Stable Diffusion's levels",)
   tokenizer = next((folder for name in ("tokenizer", "tokenizer_2") if (folder := public.tokenizer_folder(path / name))), None)
   return Pipeline(_penultimate(parts), scheduler, index, tokenizer, bool(index.get("force_zeros_for_empty_prompt")), notices,
-                  "diffusers")
+                  "diffusers", formats.read_json(path / SMALL) or (X4_SMALL if _enlarges(parts) else {}))
 
 
 def places(path: str | os.PathLike) -> dict[str, tuple[Path, dict[str, str]]]:
@@ -120,15 +127,21 @@ def _file(path: Path, *, quiet: bool, prediction: str | None, **options) -> Pipe
   shared = {name: value for name, value in options.items() if not any(name in names for names in OF_PARTS.values())}
   own = lambda part: {name: options[name] for name in OF_PARTS.get(part, ()) if name in options}
   parts = {group: public.load(path, quiet=quiet, **shared, **how, **own(how["part"])) for group, (_, how) in places(path).items()}
-  xl = _xl(parts)
-  scheduler = dict(XL_SCHEDULER if xl else SD_SCHEDULER) | dict(prediction_type=PREDICTIONS[prediction or "eps"])
-  notices = () if prediction or xl or parts["text"].module.act == "quick_gelu" else (
+  xl, enlarges = _xl(parts), _enlarges(parts)
+  scheduler = dict(X4_SCHEDULER if enlarges else XL_SCHEDULER if xl else SD_SCHEDULER)
+  if prediction or not enlarges:
+    scheduler |= dict(prediction_type=PREDICTIONS[prediction or "eps"])
+  notices = () if prediction or xl or enlarges or parts["text"].module.act == "quick_gelu" else (
     f"{path.name} does not say what it predicts: took eps; a Stable Diffusion 2 for 768 pixels needs prediction=\"v\"",)
-  return Pipeline(parts, scheduler, {}, public.tokenizer_folder(path.parent), xl, notices, "ldm")
+  return Pipeline(parts, scheduler, {}, public.tokenizer_folder(path.parent), xl, notices, "ldm", X4_SMALL if enlarges else {})
 
 
 def _xl(parts: Mapping[str, Loaded]) -> bool:
   return "denoiser" in parts and bool(getattr(parts["denoiser"].module, "sizes", 0))
+
+
+def _enlarges(parts: Mapping[str, Loaded]) -> bool:
+  return "denoiser" in parts and bool(getattr(parts["denoiser"].module, "levels", 0))
 
 
 def _penultimate(parts: dict[str, Loaded]) -> dict[str, Loaded]:
@@ -172,6 +185,10 @@ def save(path: str | os.PathLike, pipeline: Pipeline, *, format: str = "diffuser
       index[name] = ["transformers", "CLIPTokenizer"]
   index["scheduler"] = ["diffusers", pipeline.scheduler["_class_name"]]
   write_json(folder / SCHEDULER, pipeline.scheduler)
+  if pipeline.small:
+    index |= dict(low_res_scheduler=["diffusers", pipeline.small["_class_name"]], max_noise_level=index.get("max_noise_level", MOST_NOISE))
+    write_json(folder / SMALL, pipeline.small)
+    written.append(SMALL)
   index.setdefault("_class_name", class_of(pipeline))
   if "XL" not in index["_class_name"]:
     index |= dict(safety_checker=[None, None], feature_extractor=[None, None], requires_safety_checker=False)
@@ -186,6 +203,8 @@ def save(path: str | os.PathLike, pipeline: Pipeline, *, format: str = "diffuser
 def class_of(pipeline: Pipeline) -> str:
   """diffusers' class that draws with these parts."""
   unet = pipeline.parts.get("denoiser")
+  if pipeline.small:
+    return "StableDiffusionUpscalePipeline"
   inpaints = "Inpaint" * bool(unet and unet.config["model"].get("in_channels", 0) == 2 * unet.module.channels + 1)
   if not _xl(pipeline.parts):
     return f"StableDiffusion{inpaints}Pipeline"

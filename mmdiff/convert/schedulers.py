@@ -24,6 +24,9 @@ CLASSES = {
   "EulerAncestralDiscreteScheduler": ("euler_ancestral", "sigma"), "HeunDiscreteScheduler": ("heun", "sigma"),
   "DPMSolverMultistepScheduler": ("dpm++2m", "log"), "UniPCMultistepScheduler": ("unipc", "log"),
 }
+# What every class takes for levels and output where the file does not say.
+DDPM: dict[str, Any] = dict(num_train_timesteps=1000, beta_start=0.0001, beta_end=0.02, beta_schedule="linear", prediction_type="epsilon",
+                            rescale_betas_zero_snr=False)
 # What each class does where the file does not say; the rest of the keys have the same default in all.
 DEFAULTS: dict[str, dict[str, Any]] = {
   "DDPMScheduler": dict(timestep_spacing="leading", clip_sample=True, variance_type="fixed_small"),
@@ -70,9 +73,8 @@ def plan_of(config: Mapping[str, Any], *, steps: int, sampler: str | None = None
   if kind not in CLASSES:
     raise DataError(f"{where}: _class_name: expected one of {', '.join(CLASSES)}, found {kind!r}")
   name, placed = CLASSES[kind]
-  said = dict(num_train_timesteps=1000, beta_start=0.0001, beta_end=0.02, beta_schedule="linear", prediction_type="epsilon",
-              timestep_spacing="linspace", steps_offset=0, clip_sample=False, clip_sample_range=1.0, set_alpha_to_one=False,
-              final_sigmas_type="zero", use_karras_sigmas=False, rescale_betas_zero_snr=False, solver_order=2, lower_order_final=True)
+  said = DDPM | dict(timestep_spacing="linspace", steps_offset=0, clip_sample=False, clip_sample_range=1.0, set_alpha_to_one=False,
+                     final_sigmas_type="zero", use_karras_sigmas=False, solver_order=2, lower_order_final=True)
   said |= DEFAULTS.get(kind, {}) | dict(config)
   check(said, kind, where)
   if not 1 <= steps <= said["num_train_timesteps"]:
@@ -103,6 +105,16 @@ def plan_of(config: Mapping[str, Any], *, steps: int, sampler: str | None = None
   start = pairs[0][0].sigma if placed == "sigma" and said["timestep_spacing"] in ("linspace", "trailing") else 1.0
   clip = said["clip_sample_range"] if said["clip_sample"] else 0.0
   return Scheduler(plans.packed(table, start_scale=start, rescale=rescale, clip=clip), prediction, name)
+
+
+def noise_at(config: Mapping[str, Any], n: int, *, most: int) -> tuple[float, float]:
+  """(alpha, sigma) of level n of a config's schedule, such as an upscaler's `low_res_scheduler`. Raises ConfigError beyond `most`."""
+  said = dict(DDPM, _class_name="DDPMScheduler") | dict(config)
+  most = min(most, said["num_train_timesteps"] - 1)
+  if not 0 <= n <= most:
+    raise ConfigError(f"noise_level: expected a whole number from 0 to {most}, found {n}")
+  level = level_at(alpha_bar(said), n)
+  return level.alpha, level.sigma
 
 
 def part_of(pairs: Steps, length: int, *, strength: float, begin: float, end: float) -> tuple[Steps, int]:

@@ -145,11 +145,12 @@ def draw(services: Services, params: Tree, tokens: np.ndarray, mask: np.ndarray,
   """Pictures float32 [N H W 3] in [-1, 1] for tokens int32 [N L], mask bool [N L]; the one place that runs a sampler.
 
   Picture i depends on its tokens and `seeds[i]` (a uint32) alone, not on the batch. `sampler` None is the model's own. `negative`:
-  (tokens, mask) [N L] that guidance points away from. `rows`: further arrays [N …] of `predict["sample"]`, or of `predict["edit"]` if
-  there is an `image` among them. `static`: options of it that shape the program: height, width, decode. Other options go to
-  `predict["plan"]`. Sampler, steps and guidance are arrays of the plan: none of them compiles the program again.
+  (tokens, mask) [N L] that guidance points away from. `rows`: further arrays [N …] of `predict["sample"]`, of `predict["edit"]` if there
+  is an `image` among them, or of `predict["enlarge"]` if there is a `small` one. `static`: options of it that shape the program: height,
+  width, decode. Other options go to `predict["plan"]`. Sampler, steps and guidance are arrays of the plan: none of them compiles the
+  program again.
   """
-  name = "edit" if "image" in rows else "sample"
+  name = "edit" if "image" in rows else "enlarge" if "small" in rows else "sample"
   require(services, "drawing", name, "plan")
   plan = services.predict["plan"](sampler, steps=steps, guidance=guidance, **options)
   function = jax.jit(services.predict[name], static_argnames=tuple(static))

@@ -3,7 +3,8 @@
 What a diffusion objective trains with and what a checkpoint of others is sampled with are the same functions, made here. A picture is
 drawn (`sample`) or drawn anew from one that exists (`edit`): as a whole from part of the noise (SDEdit, https://arxiv.org/abs/2108.01073,
 "img2img"), or within a mask (inpainting), by a denoiser that was trained for it and reads mask and masked picture as further channels, or
-by any other, whose known region is put back at every step, at the step's noise.
+by any other, whose known region is put back at every step, at the step's noise. A denoiser that reads a small picture, and how much noise
+was added to it, draws it large (`enlarge`; https://arxiv.org/abs/2106.15282 §3, and the x4 upscaler of Stable Diffusion 2).
 """
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -29,6 +30,8 @@ from mmdiff.objectives.conditioning import (
   zero_where,
 )
 
+SMALL = 2**30                           # beyond every row of a plan: folded into a picture's key for the noise of its small picture
+
 
 class Drawing(NamedTuple):
   """The functions of `drawing`."""
@@ -40,6 +43,8 @@ class Drawing(NamedTuple):
   output: Callable[..., Array]
   sample: Callable[..., Array]
   edit: Callable[..., Array]
+  enlarge: Callable[..., Array]
+  enlarges: bool                        # whether `enlarge` is all that it does
   decode: Callable[..., Array]
 
 
@@ -52,12 +57,13 @@ def drawing(*, denoiser: Any, condition: Any, encode: Any = None, prediction: st
     prediction: what the denoiser outputs, see `diffusion.predictions`.
     kind: of the schedule that it was trained on: discrete, edm or flow.
     uncond: what stands for no caption: "empty", the encoder's states of the empty one, or "zeros".
-    more_channels: that the denoiser reads beside the noisy ones: for inpainting 1 + `channels`.
+    more_channels: that the denoiser reads beside the noisy ones: for inpainting 1 + `channels`, to enlarge 3.
     aesthetics: where the denoiser reads five numbers instead of six (SDXL's refiner), the fifth of the prompt and of what guidance points
       away from.
   """
   factor, channels = (encode.factor, encode.latent_channels) if encode else (1, 3)
   inpaints = more_channels == 1 + channels
+  enlarges = more_channels == 3 and bool(getattr(denoiser, "levels", 0))
 
   def encode_text(params: Tree, tokens: Array, mask: Array) -> Text:
     """Captions [B L] as a text dict; a row without a true mask entry has no caption.
@@ -106,14 +112,15 @@ def drawing(*, denoiser: Any, condition: Any, encode: Any = None, prediction: st
                           described, mutable=["cache"])[1]
 
   def run(params: Tree, tokens: Array, mask: Array, keys: Array, plan: Plan, x: Array, *, negative: tuple[Array, Array] | None,
-          size: Array | None, concat: Array | None = None, known: Known | None = None, decoded: bool) -> Array:
-    """The plan from x [B h w C], at the noise of its first row, to pictures or latents."""
+          size: Array | None, beside: Mapping[str, Array] = {}, known: Known | None = None, decoded: bool) -> Array:
+    """The plan from x [B h w C], at the noise of its first row, to pictures or latents. beside: `concat` and `level` of the denoiser."""
     shape = x.shape[1:]
-    if more_channels and (concat is None or concat.shape[-1] != more_channels):
+    if more_channels and ("concat" not in beside or beside["concat"].shape[-1] != more_channels):
       raise ConfigError(f"this denoiser reads {more_channels} channels beside the noisy {channels}: "
-                        + ("it fills masks; use inpaint" if inpaints else "sampling it is not there"))
+                        + ("it fills masks; use inpaint" if inpaints else "it enlarges pictures; use upscale" if enlarges
+                           else "sampling it is not there"))
     sides = tuple(factor * side for side in shape[:2])
-    told = lambda text, aesthetic: sized(text, size, *sides, aesthetic) | ({} if concat is None else {"concat": concat})
+    told = lambda text, aesthetic: sized(text, size, *sides, aesthetic) | dict(beside)
     prompt = told(encode_text(params, tokens, mask), aesthetics[0])
     nothing = drop_captions(tokens, mask, jnp.zeros(mask.shape[0], bool))
     both = jax.tree.map(interleave, prompt, told(encode_text(params, *(negative or nothing)), aesthetics[1]))
@@ -170,19 +177,40 @@ def drawing(*, denoiser: Any, condition: Any, encode: Any = None, prediction: st
     x = predictions.add_noise(clean, noise, first)
     if fresh is not None:
       x = jnp.where(fresh[:, None, None, None], plan.start_scale * noise, x)
-    concat = known = None
+    beside, known = {}, None
     if where is not None:
       where = fill(where)
       small = where[:, ::factor, ::factor, None].astype(jnp.float32)
       if inpaints:
         masked = still * (where < 0.5)[..., None]
-        concat = jnp.concatenate([small, encode_image(params, masked)[0] if encode else masked], -1)
+        beside = {"concat": jnp.concatenate([small, encode_image(params, masked)[0] if encode else masked], -1)}
       else:
         known = Known(clean, noise, small)
-    made = run(params, tokens, mask, keys, plan, x, negative=negative, size=size, concat=concat, known=known, decoded=decode)
+    made = run(params, tokens, mask, keys, plan, x, negative=negative, size=size, beside=beside, known=known, decoded=decode)
     return made[:, :height, :width] if decode or not encode else made
 
-  return Drawing(factor, channels, encode_text, sized, encode_image, output, sample, edit, decode)
+  def enlarge(params: Tree, tokens: Array, mask: Array, seeds: Array, plan: Plan, small: Array, level: Array, noised: Array, *,
+              negative: tuple[Array, Array] | None = None, latents: Array | None = None, small_noise: Array | None = None,
+              decode: bool = True, extra: Tree = ()) -> Array:
+    """Pictures float32 [B f·h f·w 3] in [-1, 1] of small ones [B h w 3], uint8 or in [-1, 1]; f is `factor`.
+
+    Sides that the denoiser can't take are filled up as in `edit`. level: int32 [B], the noise that is added to the small picture, as the
+    denoiser knows it, and noised: float32 [B 2], its alpha and sigma. small_noise: float32 [B h w 3] in place of the seeds'. Other
+    arguments as of `sample`.
+    """
+    height, width = small.shape[1:3]
+    multiple, keys = getattr(denoiser, "multiple", 1), samplers.picture_keys(seeds)
+    low = to_pixels(small)
+    if small_noise is None:
+      small_noise = samplers.start_noise(jax.vmap(lambda key: jax.random.fold_in(key, SMALL))(keys), low.shape[1:])
+    alpha, sigma = (noised[:, i, None, None, None] for i in (0, 1))
+    low = jnp.pad(alpha * low + sigma * small_noise, ((0, 0), (0, -height % multiple), (0, -width % multiple), (0, 0)), mode="edge")
+    noise = samplers.start_noise(keys, (*low.shape[1:3], channels)) if latents is None else latents
+    made = run(params, tokens, mask, keys, plan, plan.start_scale * noise, negative=negative, size=None,
+               beside={"concat": low, "level": level}, decoded=decode)
+    return made[:, :factor * height, :factor * width] if decode else made
+
+  return Drawing(factor, channels, encode_text, sized, encode_image, output, sample, edit, enlarge, enlarges, decode)
 
 
 def to_pixels(image: Array) -> Array:
@@ -193,5 +221,6 @@ def to_pixels(image: Array) -> Array:
 def served(made: Drawing, *, encodes: bool) -> dict[str, Callable]:
   """What a drawing serves as `predict` functions."""
   text = lambda params, tokens, mask, extra=(): made.encode_text(params, tokens, mask)
-  return {"sample": made.sample, "edit": made.edit, "encode_text": text} | (
+  drawn = {"enlarge": made.enlarge} if made.enlarges else {"sample": made.sample, "edit": made.edit}
+  return drawn | {"encode_text": text} | (
     {"encode_image": made.encode_image, "decode": made.decode} if encodes else {})

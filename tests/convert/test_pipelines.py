@@ -41,14 +41,17 @@ def same(a, b):
   assert a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("options", [{}, dict(inpaints=True), dict(xl=True)], ids=["sd", "inpainting", "xl"])
+@pytest.mark.parametrize("options", [{}, dict(inpaints=True), dict(xl=True), dict(enlarges=True)], ids=["sd", "inpainting", "xl", "x4"])
 def test_written_and_read_again(tmp_path, options):
   """A folder of diffusers, from it a single file, and from that a folder: parameters, scheduler and null text stay."""
   folder = toy_pipelines.folder(tmp_path / "a", **options)
   first = pipelines.load(folder, quiet=True)
   assert first.zeros == bool(options.get("xl")) and first.tokenizer == folder / "tokenizer"
   pipelines.save(tmp_path / "b", first, format="ldm")
+  assumed = public.load(tmp_path / "b" / "model.safetensors", part="vae", quiet=True).module.scale
+  assert assumed == {"xl": 0.13025, "enlarges": 0.08333}.get(next(iter(options), ""), 0.18215)
   second = pipelines.load(tmp_path / "b" / "model.safetensors", quiet=True, heads=2, scale=0.3)
+  assert second.small == first.small and bool(second.small) == bool(options.get("enlarges"))
   assert second.scheduler["_class_name"] == ("EulerDiscreteScheduler" if options.get("xl") else "DDIMScheduler")
   pipelines.save(tmp_path / "c", second._replace(scheduler=first.scheduler, tokenizer=first.tokenizer))
   third = pipelines.load(tmp_path / "c", quiet=True)
@@ -112,7 +115,8 @@ def test_what_is_none(tmp_path):
 
 
 @pytest.mark.parametrize("options, name", [({}, "StableDiffusionPipeline"), (dict(inpaints=True), "StableDiffusionInpaintPipeline"),
-                                           (dict(xl=True), "StableDiffusionXLPipeline")])
+                                           (dict(xl=True), "StableDiffusionXLPipeline"),
+                                           (dict(enlarges=True), "StableDiffusionUpscalePipeline")])
 def test_a_folder_names_the_class_that_draws_with_it(tmp_path, options, name):
   made = toy_pipelines.make(tmp_path, **options)
   assert pipelines.class_of(made) == name

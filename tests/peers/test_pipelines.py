@@ -177,7 +177,34 @@ def test_xl_and_its_refiner(tmp_path):
   same(found, wanted)
 
 
-@pytest.mark.parametrize("kind", ["sd1", "sd-inpaint", "xl", "refiner"])
+def upscaler(folder):
+  import diffusers
+  words, vocab = tokenizer(folder / "words")
+  vae = autoencoder()
+  vae.register_to_config(scaling_factor=0.08333)
+  unet = random_weights(diffusers.UNet2DConditionModel(**UNET | dict(in_channels=7, num_class_embeds=400)))
+  return quiet(diffusers.StableDiffusionUpscalePipeline(
+    vae=vae, text_encoder=text_encoder(vocab), tokenizer=words, unet=unet,
+    low_res_scheduler=diffusers.DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.0001, beta_end=0.02),
+    scheduler=diffusers.DDIMScheduler.from_config(SD | dict(beta_start=0.0001, beta_end=0.02, prediction_type="v_prediction"))))
+
+
+@pytest.mark.parametrize("level", [0, 20, 350])
+def test_upscaling(tmp_path, monkeypatch, level):
+  pipe = upscaler(tmp_path)
+  model = load(pipe, tmp_path / "x4")
+  module = __import__("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_upscale", fromlist=["randn_tensor"])
+  small = np.random.default_rng(1).normal(size=(2, SIDE, SIDE, 3)).astype(np.float32)
+  monkeypatch.setattr(module, "randn_tensor", lambda *args, **kwargs: nchw(small))
+  image = pictures(SIDE)
+  wanted = pipe(PROMPTS, image=list(image / 255.0), negative_prompt=NEGATIVE, noise_level=level, latents=nchw(noise()),
+                num_inference_steps=10, guidance_scale=5.0, output_type="np").images
+  found = model.upscale(image, PROMPTS, NEGATIVE, noise_level=level, latents=noise(), small_noise=small, steps=10, guidance=5.0,
+                        output="float")
+  same(found, wanted)
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sd-inpaint", "xl", "refiner", "x4"])
 def test_written_back(tmp_path, kind):
   """The same folder, as names, shapes and values, and diffusers draws the same from it."""
   import diffusers
@@ -185,7 +212,7 @@ def test_written_back(tmp_path, kind):
 
   import mmdiff
   pipe = {"sd1": lambda: stable(tmp_path), "sd-inpaint": lambda: stable(tmp_path, unet=dict(in_channels=9)), "xl": lambda: xl(tmp_path),
-          "refiner": lambda: xl(tmp_path, refiner=True)}[kind]()
+          "refiner": lambda: xl(tmp_path, refiner=True), "x4": lambda: upscaler(tmp_path)}[kind]()
   model = load(pipe, tmp_path / "theirs")
   mmdiff.save(model, tmp_path / "ours", format="diffusers")
   parts = sorted(file.relative_to(tmp_path / "theirs") for file in (tmp_path / "theirs").rglob("*.safetensors"))
