@@ -92,7 +92,7 @@ def write(splits: Mapping[str, Any], out: str, *, name: str, description: str = 
 
 def _captions(source: Any, i: int) -> Mapping[str, Any]:
   try:
-    return source[i]["captions"]
+    return records.without_image(source, i)["captions"]
   except BadRecord:
     return {}
 

@@ -15,7 +15,7 @@ import numpy as np
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.data import buckets as aspects
 from mmdiff.data import captions as caption_mixing
-from mmdiff.data import decode, draws, latents, pipelines, quarantine, sidecar, sizes, tokenizers, transforms
+from mmdiff.data import decode, draws, latents, pipelines, quarantine, records, sidecar, sizes, tokenizers, transforms
 from mmdiff.data.quarantine import BadRecord, Offence
 
 CHUNK = 64            # rows that one thread makes at a time
@@ -170,7 +170,7 @@ class Dataset:
     at = index
     while True:
       try:
-        example = pipelines.image_text(self.source[at], self.recipe, seed=self.seed, epoch=epoch, kind=kind, bucket=bucket,
+        example = pipelines.image_text(self._record(at), self.recipe, seed=self.seed, epoch=epoch, kind=kind, bucket=bucket,
                                        features=self.features)
         break
       except BadRecord as fault:
@@ -191,6 +191,10 @@ class Dataset:
     if faults + lacking:
       columns.append("replaced")
     return example, columns + self._kind_columns(example), offence
+
+  def _record(self, index: int) -> Mapping:
+    """The record as training reads it: precomputed latents stand in for its picture, which then stays where it is."""
+    return records.without_image(self.source, index) if self.features and self.features.has_latents else self.source[index]
 
   def _kind_columns(self, example: pipelines.Example) -> list[str]:
     used = f"caption/{example.kind}"

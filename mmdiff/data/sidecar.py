@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmdiff.core.errors import DataError
-from mmdiff.data import indexes, jobs, key_index
+from mmdiff.data import indexes, jobs, key_index, records
 from mmdiff.data.captions import parse_line
 
 
@@ -102,7 +102,13 @@ class Joined:
     return len(self.source)
 
   def __getitem__(self, index: int) -> dict:
-    record = self.source[index]
+    return self._joined(self.source[index])
+
+  def without_image(self, index: int) -> dict:
+    """The same record without reading its picture, where the source can."""
+    return self._joined(records.without_image(self.source, index))
+
+  def _joined(self, record: dict) -> dict:
     more = self.sidecar.get(record["key"]) if isinstance(record, dict) and isinstance(record.get("key"), str) else {}
     return record | {"captions": dict(record.get("captions") or {}) | more} if more else record
 

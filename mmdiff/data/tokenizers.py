@@ -10,7 +10,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 from tokenizers import Tokenizer as Backend
 
 from mmdiff.core.errors import CannotWrite, ConfigError, DataError
-from mmdiff.data import captions, sentencepiece
+from mmdiff.data import captions, records, sentencepiece
 from mmdiff.data.quarantine import BadRecord
 
 # By these names a tokenizer.json is searched for its special tokens, in this order.
@@ -218,7 +218,7 @@ def _sampled(source, sample: int) -> Iterator[str]:
   count = min(sample, len(source))
   for n in range(count):
     try:
-      texts = source[n * len(source) // count]["captions"]
+      texts = records.without_image(source, n * len(source) // count)["captions"]
     except (BadRecord, KeyError, TypeError):
       continue
     for value in texts.values() if hasattr(texts, "values") else ():

@@ -25,7 +25,8 @@ LOG = logging.getLogger(__name__)
 BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
 MAX_SHARDS = 5_000_000
-GAP = 1 << 20                        # members closer than this are read together
+GAP = 1 << 20                        # members closer than this are read together,
+SMALL_GAP = 1 << 14                  # and without their picture if it is no larger than this
 
 
 def expand(pattern: str) -> list[str]:
@@ -144,21 +145,28 @@ class WebDataset:
     folder, file = os.path.split(os.path.abspath(self.paths[shard]))
     return f"{os.path.basename(folder)}/{file.removesuffix('.tar')}/{name}"
 
-  def members(self, i: int) -> dict[str, bytes]:
-    """The members of sample `i` by suffix. BadRecord: oversized, long_caption, unreadable."""
+  def members(self, i: int, *, pictures: bool = True) -> dict[str, bytes]:
+    """The members of sample `i` by suffix; without `pictures` those are b"", unread. BadRecord: oversized, long_caption, unreadable."""
     shard, row = self._locate(i)
     table = self._tables[shard]
     ends = table["member_ends"]
     rows = slice(int(ends[row - 1]) if row else 0, int(ends[row]))
-    offsets, sizes = table["offset"][rows].tolist(), table["size"][rows].tolist()
-    suffixes = [self._suffixes[shard][code] for code in table["suffix"][rows].tolist()]
-    for suffix, size in zip(suffixes, sizes):
-      if size > (records.MAX_PICTURE_BYTES if suffix.rpartition(".")[2] in records.PICTURES else records.MAX_TEXT_BYTES):
-        kind = "oversized" if suffix.rpartition(".")[2] in records.PICTURES else "long_caption"
-        raise BadRecord(kind, f"{suffix} has {size:,} bytes", self.key(i))
+    listed = list(zip((self._suffixes[shard][code] for code in table["suffix"][rows].tolist()), table["offset"][rows].tolist(),
+                      table["size"][rows].tolist()))
+    for suffix, _, size in listed:
+      if size > (records.MAX_PICTURE_BYTES if is_picture(suffix) else records.MAX_TEXT_BYTES):
+        raise BadRecord("oversized" if is_picture(suffix) else "long_caption", f"{suffix} has {size:,} bytes", self.key(i))
+    if not pictures:
+      told = [member for member in listed if not is_picture(member[0])]
+      return {suffix: b"" for suffix, _, _ in listed} | (self._read(i, shard, told, gap=SMALL_GAP) if told else {})
+    return self._read(i, shard, listed, gap=GAP)
+
+  def _read(self, i: int, shard: int, listed: Sequence[tuple[str, int, int]], *, gap: int) -> dict[str, bytes]:
+    """(suffix, offset, size) of members -> their bytes by suffix, in one read where less than `gap` lies between them."""
+    suffixes, offsets, sizes = zip(*listed)
     start, end = offsets[0], offsets[-1] + sizes[-1]
     try:
-      if end - start - sum(sizes) < GAP:
+      if end - start - sum(sizes) < gap:
         data = self._files.read(shard, start, end - start)
         found = {suffix: data[at - start:at - start + size] for suffix, at, size in zip(suffixes, offsets, sizes)}
       else:
@@ -170,15 +178,20 @@ class WebDataset:
     return found
 
   def __getitem__(self, i: int) -> dict[str, Any]:
-    i = int(i)
+    return self._record(int(i), pictures=True)
+
+  def without_image(self, i: int) -> dict[str, Any]:
+    """The same record, whose picture is b"" and was not read."""
+    return self._record(int(i), pictures=False)
+
+  def _record(self, i: int, *, pictures: bool) -> dict[str, Any]:
     if not 0 <= i < len(self):
       raise IndexError(f"record {i} of {len(self)}")
-    parts, key = self.members(i), self.key(i)
-    pictures = [suffix for suffix in parts if suffix == self._image or
-                (not self._image and suffix.rpartition(".")[2] in records.PICTURES)]
-    if not pictures:
+    parts, key = self.members(i, pictures=pictures), self.key(i)
+    shown = [suffix for suffix in parts if suffix == self._image or (not self._image and is_picture(suffix))]
+    if not shown:
       raise BadRecord("missing_key", f"no picture among {sorted(parts)}", key)
-    record: dict[str, Any] = {"key": key, "image": parts[min(pictures, key=lambda suffix: suffix.count("."))]}
+    record: dict[str, Any] = {"key": key, "image": parts[min(shown, key=lambda suffix: suffix.count("."))]}
     captions: dict[str, Any] = {}
     if "json" in parts:
       row = _object(parts["json"], key)
@@ -192,6 +205,10 @@ class WebDataset:
     if "cls" in parts and parts["cls"].strip().isdigit():
       record["label"] = int(parts["cls"])
     return record | {"captions": captions}
+
+
+def is_picture(suffix: str) -> bool:
+  return suffix.rpartition(".")[2] in records.PICTURES
 
 
 def _object(data: bytes, key: str) -> dict[str, Any]:

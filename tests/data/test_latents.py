@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mmdiff.core.errors import ConfigError, DataError
-from mmdiff.data import jobs, latents
+from mmdiff.data import jobs, latents, sidecar
 from mmdiff.data.latents import Features
 from mmdiff.data.loader import dataset
 from mmdiff.data.quarantine import BadRecord
@@ -97,6 +97,30 @@ def test_batches_carry_features_in_place_of_pictures(tmp_path):
   batches.close()
   pictures.close()
   assert ds.fingerprint() != plain.fingerprint()
+
+
+def test_pictures_are_not_read(tmp_path):
+  class Words(World):
+    def without_image(self, index):
+      return World.__getitem__(self, index) | {"image": b""}
+
+    def __getitem__(self, index):
+      record = World.__getitem__(self, index)
+      return record | {"image": b"not a picture"} if self.ready else record
+  source = Words(10)
+  source.ready = False
+  ds = data(make(tmp_path), source)
+  expected = ds.batch_at(0, batch_size=6)
+  source.ready = True
+  assert all(np.array_equal(part, expected[name]) for name, part in ds.batch_at(0, batch_size=6).items())
+  joined = sidecar.Joined(source, sidecar.Sidecar(written(tmp_path / "more.jsonl", '{"key": "k3", "long": "words"}')))
+  assert joined.without_image(3)["captions"]["long"] == "words" and joined.without_image(3)["image"] == b""
+  assert sidecar.Joined(World(4), joined.sidecar).without_image(3)["captions"]["long"] == "words"
+
+
+def written(path, text):
+  path.write_text(text + "\n")
+  return str(path)
 
 
 def test_worker_processes_read_them_too(tmp_path):

@@ -130,6 +130,22 @@ def test_members_far_apart_are_read_one_by_one(tmp_path):
   assert webdataset(urls=str(tmp_path / "a.tar"))[0] == {"key": "a", "image": picture(1), "captions": {"original": "x"}}
 
 
+def test_pictures_can_stay_unread(tmp_path, monkeypatch):
+  shard(tmp_path / "0.tar", 0, 3)
+  write_tar(tmp_path / "1.tar", [("k.json", b'{"label": 2}'), ("k.png", bytes(100_000)), ("k.txt", b"a"), ("l.png", picture(2)),
+                                 ("m.txt", b"x")])
+  source = webdataset(urls=str(tmp_path / "{0,1}.tar"), captionless=True)
+  read, whole = [], type(source._files).read
+  monkeypatch.setattr(type(source._files), "read", lambda self, file, start, size: read.append(size) or whole(self, file, start, size))
+  told = [source.without_image(i) for i in range(5)]
+  of_words = sum(read)
+  assert told == [source[i] | {"image": b""} for i in range(5)] and of_words < 0.2 * (sum(read) - of_words)
+  with pytest.raises(BadRecord, match="no picture among"):
+    source.without_image(5)
+  with pytest.raises(IndexError):
+    source.without_image(6)
+
+
 def test_the_index_is_stored_used_and_renewed(two, monkeypatch):
   urls = str(two / "00000.tar")
   first = webdataset(urls=urls)

@@ -35,7 +35,13 @@ class Scenes:
     return self.size
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    index = int(index)
+    return self._record(int(index), drawn=True)
+
+  def without_image(self, index: int) -> dict[str, Any]:
+    """The same record, whose picture is b"" and was not drawn."""
+    return self._record(int(index), drawn=False)
+
+  def _record(self, index: int, *, drawn: bool) -> dict[str, Any]:
     if not 0 <= index < self.size:
       raise IndexError(f"scenes {self.tier.name} {self.split} has {self.size} records, asked for {index}")
     scene = sample(self.tier, self.split, index)
@@ -44,7 +50,8 @@ class Scenes:
     for kind, number in self.variants.items():
       said = [caption(told, self.tier, kind, variant, self.noise) for variant in range(number)]
       texts[kind], facts[kind] = said[0] if number == 1 else ([text for text, _ in said], [claims for _, claims in said])
-    return {"key": f"{self.tier.name}-{self.split}-{index:07d}", "image": render(scene), "captions": texts, "facts": facts, "scene": told}
+    return {"key": f"{self.tier.name}-{self.split}-{index:07d}", "image": render(scene) if drawn else b"", "captions": texts,
+            "facts": facts, "scene": told}
 
   def fingerprint(self) -> str:
     """Changes with anything that changes a record."""
