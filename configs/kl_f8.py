@@ -5,7 +5,9 @@ r"""The KL autoencoders of latent diffusion (https://arxiv.org/abs/2112.10752, a
       kl-f8 on OpenImages at 256 px: PSNR 24.19, rFID 0.90 in the authors' table; variant=f4: 27.53, 0.27; f16: 24.08, 0.87; f32: 22.27,
       2.04. variant=sd is f8 with the latent scale of Stable Diffusion, sdxl with SDXL's. None has been trained here.
   mmdiff train --config=configs/kl_f8.py:tiny --workdir=runs/kl_tiny
-      scenes T64 to latents of 8×8×16: PSNR 24.0, SSIM 0.77 on 256 held-out scenes after three minutes on a CPU core.
+      scenes T64 to latents of 8×8×32: PSNR 27.4, SSIM 0.88 on 256 held-out scenes after a quarter of an hour on a CPU core. Of 64 of them
+      the judge then reads 97 % of the counts, 83 % of the colours, 82 % of the shapes and 80 % of the textures rightly: what a text-to-image
+      model on these latents can reach at most.
 """
 from configs import common
 
@@ -38,15 +40,16 @@ def get_config(arg=""):
 
 
 def tiny():
-  config = common.base(steps=1_500, batch_size=16, save_every_steps=500)
+  # Small batches: it is the number of steps that teaches it edges.
+  config = common.base(steps=12_000, batch_size=8, save_every_steps=2_000)
   # Flat colours and sharp edges: squared errors alone, and convolutions on patches of eight, so that a denoiser has 64 places to think of.
   config.objective = dict(
     name="autoencoder", kl_weight=1e-3, pixel="l2",
-    model=dict(name="kl", variant="tiny", widths=(128,), patch=8, latent_channels=16, image_size=64, dtype="float32", remat="none",
+    model=dict(name="kl", variant="tiny", widths=(128,), patch=8, latent_channels=32, image_size=64, dtype="float32", remat="none",
                attention="auto"))
   config.data = common.data(common.scenes("T64"), image_size=64, text_len=8, captions=dict(long=1.0), tokenizer=common.bpe(512))
   config.optim = dict(default=common.adamw(lr=2e-3, warmup_steps=50, weight_decay=0.0, b2=0.99, clip=1.0))
-  config.ema = dict(eval=0.99)
+  config.ema = dict(eval=0.995)
   config.evals = dict(
     reconstruction=dict(name="reconstruction", source=common.scenes("T64", "val_iid"), every_steps=config.steps, limit=256, params="eval"))
   return config

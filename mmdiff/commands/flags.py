@@ -145,6 +145,9 @@ def read_config(source: str, overrides: Sequence[tuple[str, str | None]],
     config = _run(source)
   except ConfigError as error:
     return None, [str(error)]
+  if block == schema.EXPERIMENT and {"base", "arms"} <= set(config):
+    return None, [f"--config={source}: an ablation's config, of several experiments; run it with `mmdiff ablate --config={source} "
+                  "--workdir=DIR`, or show what it would do with --plan"]
   config, wrong = override(config, overrides, block)
   touched = {path for path, _ in overrides} | {path.removesuffix(".name") for path, _ in overrides if path.endswith(".name")}
   file = source.partition(".py:")[0] + (".py" if ".py:" in source else "")

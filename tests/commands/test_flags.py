@@ -149,6 +149,11 @@ def test_config_files_that_do_not_run(tmp_path, text, message):
   assert len(found) == 1 and message in found[0]
 
 
+def test_an_ablations_config_says_which_command_takes_it():
+  line, = lines(["--config=configs/ablations/caption_mix.py:demo"])
+  assert "an ablation's config, of several experiments; run it with `mmdiff ablate --config=configs/ablations/caption_mix.py:demo" in line
+
+
 def test_missing_file_lists_those_there_are(tmp_path, monkeypatch):
   for typed in ("configs/clp.py", "clip", "clip.py:tiny", "config/clip.py"):
     found = lines([f"--config={typed}"])
