@@ -6,7 +6,7 @@ r"""The KL autoencoders of latent diffusion (https://arxiv.org/abs/2112.10752, a
       2.04. variant=sd is f8 with the latent scale of Stable Diffusion, sdxl with SDXL's. None has been trained here.
   mmdiff train --config=configs/kl_f8.py:tiny --workdir=runs/kl_tiny
       scenes T64 to latents of 8×8×32: PSNR 27.4, SSIM 0.88 on 256 held-out scenes after a quarter of an hour on a CPU core. Of 64 of them
-      the judge then reads 97 % of the counts, 83 % of the colours, 82 % of the shapes and 80 % of the textures rightly: what a text-to-image
+      the judge then reads 97 % of the counts, 83 % of the colours, 82 % of the shapes and 80 % of the textures: what a text-to-image
       model on these latents can reach at most.
 """
 from configs import common
