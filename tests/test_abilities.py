@@ -98,6 +98,7 @@ def test_what_is_outside_a_mask_stays_bit_for_bit(tmp_path, sd, inpaints, streng
       model.generate("a cat", steps=2)
 
 
+@pytest.mark.long
 def test_masks_of_every_kind(sd):
   image, mask = pictures(1), box()
   wanted = sd.inpaint(image, mask, "a", steps=2)
@@ -130,6 +131,7 @@ def test_an_upscaler_draws_large_what_it_is_shown(tmp_path):
   np.testing.assert_allclose(mmdiff.load(tmp_path / "again").upscale(small[1:], "a dog", seeds=4, **how)[0], large[1], atol=1e-6)
 
 
+@pytest.mark.long
 def test_models_trained_here_edit(latent, tmp_path):
   pixel = mmdiff.load(toy_runs.make(tmp_path / "t2i", toy_runs.t2i()))
   for model in (latent, pixel):

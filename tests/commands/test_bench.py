@@ -44,6 +44,7 @@ def test_bench_train_writes_what_it_prints(tmp_path, capsys):
     assert 0 < result["share_of_matmul_rate"] and result["matmul_flops_per_second"] > 1e8
 
 
+@pytest.mark.long
 def test_each_step_trains_from_the_given_parameters():
   import jax
   config = flags.load_config([*TINY, "--config.batch_size=8", "--config.optim.default.warmup_steps=0"])

@@ -41,7 +41,8 @@ def value_and_grads(objective, params, batch, microbatches=1):
   return value, aux.metrics, grads
 
 
-@pytest.mark.parametrize("lambda_con", [pytest.param(1.0, marks=pytest.mark.long), 0.0])
+@pytest.mark.long
+@pytest.mark.parametrize("lambda_con", [1.0, 0.0])
 def test_the_loss_is_the_same_step_however_it_is_divided(lambda_con):
   """1 × 64 = 4 microbatches of 16 = 8 devices × 8, and chunked = dense, though captions differ in length."""
   model = tiny()
