@@ -15,7 +15,9 @@ def reconstruction(services: Services, *, source: Built["mmdiff.data:SOURCES"], 
   reconstructions.
 
   `latent_std` is the root mean square of sampled latents around `latent_mean`: divide the model's `scale` by it to give a diffusion model
-  latents of deviation one. PSNR and SSIM are means over pictures; below 11 pixels there is no SSIM.
+  latents of deviation one. `latent_used` counts the channels whose means vary more than the noise around them: the others are noise that a
+  diffusion model has to carry along; make them fewer, or `kl_weight` smaller. PSNR and SSIM are means over pictures; below 11 pixels there
+  is no SSIM.
 
   Args:
     limit: records, from the source's first.
@@ -32,7 +34,7 @@ def reconstruction(services: Services, *, source: Built["mmdiff.data:SOURCES"], 
     mean, std = predict["encode"](values, images, extra=extra)
     pictures, made = images.astype(jnp.float32) / 127.5 - 1.0, predict["decode"](values, mean, extra=extra)
     found = {"psnr": losses.psnr(made, pictures), "l1": losses.l1(made, pictures),
-             "first": mean.mean((1, 2, 3)), "second": (jnp.square(mean) + jnp.square(std)).mean((1, 2, 3))}
+             "first": mean.mean((1, 2)), "second": jnp.square(mean).mean((1, 2)), "noise": jnp.square(std).mean((1, 2))}
     found |= {"ssim": losses.ssim(made, pictures)} if min(images.shape[1:3]) >= 11 else {}
     return found, made
 
@@ -48,10 +50,12 @@ def reconstruction(services: Services, *, source: Built["mmdiff.data:SOURCES"], 
         after.append(to_uint8(made[keep]))
     if not parts:
       raise DataError("reconstruction: the source gave no records")
-    means = {name: float(np.concatenate([part[name] for part in parts]).mean(dtype=np.float64)) for name in parts[0]}
-    first, second = means.pop("first"), means.pop("second")
-    count_of = len(np.concatenate([part["psnr"] for part in parts]))
-    scalars = means | {"latent_mean": first, "latent_std": float(np.sqrt(max(second - first**2, 0.0))), "records": float(count_of)}
+    means = {name: np.concatenate([part[name] for part in parts]).mean(0, dtype=np.float64) for name in parts[0]}
+    first, second, noise = (means.pop(name) for name in ("first", "second", "noise"))              # by channel
+    variance = (second + noise).mean() - first.mean() ** 2
+    scalars = {name: float(value) for name, value in means.items()} | {
+      "latent_mean": float(first.mean()), "latent_std": float(np.sqrt(max(variance, 0.0))),
+      "latent_used": float((second - first**2 > noise).sum()), "records": float(sum(len(part["psnr"]) for part in parts))}
     return Result(scalars, images={"": pairs(np.concatenate(before)[:count], np.concatenate(after)[:count], columns)})
 
   return Evaluator(every_steps, params, run)

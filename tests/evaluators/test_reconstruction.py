@@ -29,6 +29,14 @@ def test_scalars_are_means_over_the_records_and_leave_out_padding():
   assert found.images[""].shape == (4 * (toys.SIZE + 2) - 2, 3 * (toys.SIZE + 2) - 2, 3)
 
 
+def test_channels_of_noise_are_not_counted_as_used():
+  def encode(params, images, *, extra=()):
+    mean = (images.astype(jnp.float32) / 127.5 - 1.0) * jnp.array([1.0, 0.1, 1.0]).reshape(1, 1, 1, 3)
+    return mean, jnp.broadcast_to(jnp.array([0.1, 1.0, 0.2]), mean.shape)
+  made = reconstruction(toys.services(dict(encode=encode, decode=decode)), source={}, every_steps=5, limit=11)
+  assert made.run({"error": 0.0}, 5).scalars["latent_used"] == 2
+
+
 def test_originals_stand_above_their_reconstructions():
   before, after = (np.full((3, 2, 2, 3), value, np.uint8) for value in (10, 20))
   sheet = pairs(before, after, 2)
