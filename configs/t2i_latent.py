@@ -81,10 +81,10 @@ def objective(model: str, size: int) -> dict:
 
 def tiny():
   vocab, text_len = 512, 100                # the longest long caption has 91 tokens
-  config = common.base(steps=3_000, batch_size=64, save_every_steps=500)
+  config = common.base(steps=5_000, batch_size=64, save_every_steps=500)
   config.init = dict(path="", params="", map={}, parts=dict(autoencoder="runs/kl_tiny"))
   config.objective = dict(
-    name="diffusion", schedule="flow", prediction="x0", caption_dropout=0.1,
+    name="diffusion", schedule="flow", prediction="x0", caption_dropout=0.1, latents="mean",
     denoiser=dict(name="unet", variant="tiny", image_size=8, channels=32, depths=(1, 1), position_std=0.4, open_start=True,
                   dtype="float32", remat="none", attention="auto"),
     condition=dict(name="conv_text", vocab=vocab, text_len=text_len, width=128),

@@ -30,7 +30,7 @@ QUARTERS = 4
 
 
 def diffusion(*, denoiser: Built["mmdiff.models:DENOISERS"], condition: Built["mmdiff.models:TEXT_ENCODERS"],
-              encode: Built["mmdiff.models:AUTOENCODERS"] | None = None,
+              encode: Built["mmdiff.models:AUTOENCODERS"] | None = None, latents: Literal["sample", "mean"] = "sample",
               schedule: Literal["linear", "scaled_linear", "cosine", "edm", "flow"] = "flow",
               prediction: Literal["eps", "x0", "v", "flow", "edm"] = "x0",
               weighting: Literal["auto", "uniform", "inverse_time", "min_snr", "edm", "sigmoid"] = "auto", min_snr_gamma: float = 5.0,
@@ -47,7 +47,9 @@ def diffusion(*, denoiser: Built["mmdiff.models:DENOISERS"], condition: Built["m
     denoiser: a module (x [B H W C], time [B], text dict) -> [B H W C] with fields `image_size` and `channels`.
     condition: a module (tokens, mask) -> text dict as in `conditioning`, or -> [B L D]. Its field `empty`, if any, is the empty caption.
     encode: a module with methods encode(pictures) -> (mean, std) and decode(latents) -> pictures, to be frozen and initialised from a
-      trained one: latents are drawn anew at every step, without a gradient. None: the denoiser works on pixels.
+      trained one, without a gradient. None: the denoiser works on pixels.
+    latents: what it learns to draw of the autoencoder's posterior: a sample, anew at every step, as latent diffusion does; or its mean,
+      which spares it the noise of channels that the autoencoder does not use (`latent_used` of the evaluator `reconstruction`).
     schedule: of the noise, see `diffusion.schedules`.
     prediction: what the network outputs, see `diffusion.predictions`.
     weighting: of the loss by noise level, see `diffusion.weighting`; auto is uniform, but edm for schedule edm and inverse_time for
@@ -106,6 +108,8 @@ def diffusion(*, denoiser: Built["mmdiff.models:DENOISERS"], condition: Built["m
       return to_pixels(batch["image"])
     moments = (batch["latent_mean"], batch["latent_std"]) if "latent_mean" in batch else made.encode_image(params, batch["image"])
     middle, spread_of = (jax.lax.stop_gradient(part.astype(jnp.float32)) for part in moments)
+    if latents == "mean":
+      return middle
     return middle + spread_of * jax.vmap(lambda key: jax.random.normal(key, middle.shape[1:]))(keys)
 
   def errors(params: Tree, batch: Batch, keys: list[Key], t: Array, keep: Array) -> tuple[Array, Array]:
