@@ -119,6 +119,14 @@ def test_latents_are_drawn_by_record_and_step():
   assert not np.allclose(loss(BATCH, jax.random.key(4)), loss(BATCH, jax.random.key(3)))
 
 
+def test_the_noise_around_latents_may_be_left_out():
+  mean = jax.jit(objective().predict["encode_image"])(params(), BATCH["image"])[0]
+  of = lambda made, std: made.loss(params(), context(), {name: BATCH[name] for name in ("tokens", "mask", "id")} | dict(
+    latent_mean=mean, latent_std=jnp.full_like(mean, std)))[0]
+  sampled, alone = jax.jit(functools.partial(of, objective())), jax.jit(functools.partial(of, objective(latents="mean")))
+  assert alone(0.5) == alone(0.0) and abs(sampled(0.0) - alone(0.0)) <= 1e-6 and abs(sampled(0.5) - alone(0.5)) > 1e-3
+
+
 def test_sizes_are_whole_pictures_unless_given():
   made = objective()
   loss = jax.jit(lambda batch: made.loss(params(), context(), batch)[0])
