@@ -8,10 +8,10 @@ r"""Text-to-image diffusion on the latents of a KL autoencoder (https://arxiv.or
       progressive training: every size goes on from the run before it, 256, 512, then 768 (sd21) or 1024; sdxl's last in aspect buckets.
   mmdiff train --config=configs/kl_f8.py:tiny --workdir=runs/kl_tiny
   mmdiff train --config=configs/t2i_latent.py:tiny --workdir=runs/t2i_latent --config.init.parts.autoencoder=runs/kl_tiny
-      scenes T64: latents of 8×8×16, a UNet that attends to the captions, half an hour on two CPU cores with the latents precomputed
-      (`mmdiff data precompute`, docs/data.md). Layouts and colours are recognisable, shapes are still blurred: of 64 long prompts the
-      background is right in 97 %, of their objects 80 % stand where they should and 42 % have their colour, 12 % their shape, and the loss
-      is still falling.
+      scenes T64: latents of 8×8×32, a UNet that attends to the captions, 37 minutes on two CPU cores with the latents precomputed
+      (`mmdiff data precompute`, docs/data.md). Hearts, rings, squares, stripes and checks are recognisable, small things less so. Of 32
+      long prompts the background is right in all and the number of objects in 91 %; 97 % of the objects stand where they should, 70 % have
+      their colour, 54 % their texture, 30 % their shape (after 2,000 steps 12 %, after 4,000 26 %: longer runs draw more of them).
 """
 from configs import common
 
@@ -84,6 +84,7 @@ def tiny():
   config = common.base(steps=5_000, batch_size=64, save_every_steps=500)
   config.init = dict(path="", params="", map={}, parts=dict(autoencoder="runs/kl_tiny"))
   config.objective = dict(
+    # Of its 32 channels the tiny autoencoder uses 15; without the noise of the others the loss is of pictures.
     name="diffusion", schedule="flow", prediction="x0", caption_dropout=0.1, latents="mean",
     denoiser=dict(name="unet", variant="tiny", image_size=8, channels=32, depths=(1, 1), position_std=0.4, open_start=True,
                   dtype="float32", remat="none", attention="auto"),
