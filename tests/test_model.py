@@ -115,6 +115,7 @@ def test_what_cannot_be_drawn_is_refused(t2i):
   assert t2i.generate([]).shape == (0, 16, 16, 3)
 
 
+@pytest.mark.long
 def test_latents_and_other_sizes(tmp_path):
   """Of a model on latents: what pictures are decoded from, and pictures of the size asked for."""
   model = mmdiff.load(toy_runs.make(tmp_path / "latent", toy_runs.latent()))

@@ -33,6 +33,7 @@ def test_a_random_batch_has_the_schema_of_the_loader():
   assert batch["tokens"].max() < 512
 
 
+@pytest.mark.long
 def test_bench_train_writes_what_it_prints(tmp_path, capsys):
   file = tmp_path / "bench.json"
   assert bench.main([*TINY, "--batch_size=8", "--steps=2", "--warmup=0", f"--json={file}"]) == 0
