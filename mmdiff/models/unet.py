@@ -15,8 +15,8 @@
 | `tiny`    | `dalle3` for small latents or pixels on a CPU                                                     |               |
 
 Beyond x, time and the text dict of `conv_text`, it reads from that dict `size` int32 [B 6] (original height and width, top and left of the
-crop, target height and width), `concat` [B H W C'] (further input channels: mask and masked latents, a low-resolution picture) and `level`
-int32 [B] (the class of `x4`).
+crop, target height and width), `concat` [B H W C'] (further input channels: mask and masked latents, a low-resolution picture), `level`
+int32 [B] (the class of `x4`) and `times` float32 [R] (all that `time` takes in a sampling loop, embedded together before it).
 """
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -81,7 +81,7 @@ class UNet(nn.Module):
     """What the sides of its input are multiples of."""
     return 2 ** (len(self.mults) - 1)
 
-  keeps_text = True                     # an apply with mutable=["cache"] leaves what depends on the text alone
+  keeps_text = True                     # an apply with mutable=["cache"] leaves what depends on the text, or on `times`, alone
 
   @nn.compact
   def __call__(self, x: Float[Array, "B H W C"], time: Float[Array, " B"], text: Mapping[str, Array]) -> Float[Array, "B H W K"]:
@@ -160,7 +160,11 @@ class UNet(nn.Module):
     width = 4 * self.width
     dense = lambda name: nn.Dense(width, dtype=self.dtype, kernel_init=TORCH_INIT, name=name)
     embed = lambda x, name: dense(f"{name}_out")(jax.nn.silu(dense(f"{name}_in")(x.astype(self.dtype))))
-    condition = embed(sinusoid(time, self.width), "project_time")
+    if "times" in text:
+      table = kept(self, "times", lambda: embed(sinusoid(text["times"], self.width), "project_time"))
+      condition = table[jnp.abs(text["times"][None] - time[:, None]).argmin(1)]
+    else:
+      condition = embed(sinusoid(time, self.width), "project_time")
     if self.sizes:
       def vector() -> Array:
         numbers = text["size"][:, :self.sizes]

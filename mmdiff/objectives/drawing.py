@@ -63,6 +63,7 @@ def drawing(*, denoiser: Any, condition: Any, encode: Any = None, prediction: st
   """
   factor, channels = (encode.factor, encode.latent_channels) if encode else (1, 3)
   inpaints = more_channels == 1 + channels
+  keeps = getattr(denoiser, "keeps_text", False)
   enlarges = more_channels == 3 and bool(getattr(denoiser, "levels", 0))
 
   def encode_text(params: Tree, tokens: Array, mask: Array) -> Text:
@@ -104,8 +105,8 @@ def drawing(*, denoiser: Any, condition: Any, encode: Any = None, prediction: st
     return denoiser.apply({"params": params["denoiser"], **kept}, x, level.time, described).astype(jnp.float32)
 
   def keep_text(params: Tree, shape: tuple[int, ...], described: Text) -> Mapping[str, Tree]:
-    """What the denoiser computes from the text alone, for all evaluations of a sampling loop."""
-    if not getattr(denoiser, "keeps_text", False):
+    """What the denoiser computes from the text and the times alone, for all evaluations of a sampling loop."""
+    if not keeps:
       return {}
     blank, rows = jnp.zeros(shape, jnp.float32), described["mask"].shape[0]
     return denoiser.apply({"params": params["denoiser"]}, jnp.broadcast_to(blank[None], (rows, *shape)), jnp.zeros((rows,), jnp.float32),
@@ -124,6 +125,8 @@ def drawing(*, denoiser: Any, condition: Any, encode: Any = None, prediction: st
     prompt = told(encode_text(params, tokens, mask), aesthetics[0])
     nothing = drop_captions(tokens, mask, jnp.zeros(mask.shape[0], bool))
     both = jax.tree.map(interleave, prompt, told(encode_text(params, *(negative or nothing)), aesthetics[1]))
+    times = {"times": plan.table[:, COLUMN["time"]]} if keeps else {}
+    prompt, both = prompt | times, both | times
     kept_prompt, kept_both = (keep_text(params, shape, text) for text in (prompt, both))
 
     def guided(x, level, scale):

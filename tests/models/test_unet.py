@@ -102,6 +102,16 @@ def test_text_is_computed_once():
   np.testing.assert_allclose(apply(blind | cache, X, TIME, TEXT | {"tokens": TEXT["tokens"] * 0}), apply(params, X, TIME, TEXT), atol=1e-5)
 
 
+def test_the_times_of_a_loop_are_embedded_once():
+  model, params, apply = everything()
+  text = TEXT | {"times": jnp.asarray([100.0, 500.0, 900.0])}
+  _, cache = jax.jit(lambda p: model.apply(p, X * 0, TIME * 0, text, mutable=["cache"]))(params)
+  assert cache["cache"]["times"].shape == (3, 32)
+  blind = {"params": tree.map_with_path(lambda path, leaf: leaf * 0 if path.startswith("project_time") else leaf, params["params"])}
+  np.testing.assert_allclose(apply(blind | cache, X, TIME, text), apply(params, X, TIME, TEXT), atol=1e-5)
+  assert np.abs(apply(blind, X, TIME, TEXT) - apply(params, X, TIME, TEXT)).max() > 1e-3
+
+
 def test_small_models_may_start_open_and_know_where():
   model = small(position_std=0.4, open_start=True)
   shapes = jax.eval_shape(model.init, jax.random.key(0), X, TIME, TEXT)
