@@ -18,7 +18,7 @@ help:
 	@echo 'make test-long   whole-loop runs of minutes'
 	@echo 'make test-peers  comparisons with PyTorch libraries, in .venv-peers'
 	@echo 'make lint types  ruff and shellcheck; mypy'
-	@echo 'make demo        CLIP, text-to-image, a captioner and what its captions are good for, with reports in runs/demo (20 minutes on two busy cores)'
+	@echo 'make demo        CLIP, text-to-image, a captioner and what its captions are good for, with reports in runs/demo (17 minutes on two cores)'
 	@echo 'make demo-short  the same path in two minutes'
 	@echo 'make bench       speed of the CLIP ViT-B/32 train step on this machine'
 	@echo 'make clean       removes the environments and caches, not runs/'

@@ -1,7 +1,7 @@
 """The loop of DALL·E 3 on captioned scenes: train a CLIP model, a text-to-image model and a captioner, let the captioner describe a
 training set, compare mixtures of its captions with the original ones, and write it all down.
 
-  mmdiff demo --workdir=runs/demo            20 minutes on two busy CPU cores
+  mmdiff demo --workdir=runs/demo            17 minutes on two CPU cores
   mmdiff demo --workdir=runs/demo --tiny     the same path in two minutes, to see that it works; its scores mean nothing
 
 Stopped half-way, the same command goes on. Results: summary.json and report.html in the run directory, caption_mix/report.html for the
