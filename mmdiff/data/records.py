@@ -2,7 +2,7 @@
 
 A record is `{"key": str, "image": encoded bytes or uint8 [H W 3], "captions": {kind: str or list of str}}` plus what else the source
 knows of it (`label`, `facts`, `scene`). A record that can't be had raises `BadRecord` with its kind of fault; a source that can't be
-used at all raises `DataError` when it is built.
+used at all raises `DataError` when it is built. A source that can leave a picture unread has `without_image(i)` beside `source[i]`.
 """
 import hashlib
 import os
