@@ -25,9 +25,16 @@ def generator(*parts) -> np.random.Generator:
   return np.random.Generator(np.random.Philox(key=digest(*parts)))
 
 
-def record_id(key: str) -> int:
-  """The uint32 identity of a record, which per-example randomness on the device is folded with."""
-  return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=4).digest(), "little")
+def record_id(key: str, *, epoch: int = 0, instead: int | None = None) -> int:
+  """The uint32 identity of one occurrence of a record, which per-example randomness on the device is folded with.
+
+  A record has one turn an epoch, and stands in for others (`instead`, the index of a bad one) at theirs. A batch may reach over several
+  epochs of a small source or bucket: each time the record is another example, with a time, a noise and a dropout of its own. The first
+  epoch's is a function of the key alone, as evaluation's is.
+  """
+  turn = () if instead is None else (instead,)
+  name = repr((key, epoch, *turn)) if epoch or turn else key
+  return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=4).digest(), "little")
 
 
 def round_keys(seed: int, epoch: int) -> tuple[int, ...]:

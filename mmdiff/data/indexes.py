@@ -16,16 +16,18 @@ import numpy as np
 from mmdiff.core.errors import DataError
 
 SUFFIX = ".mmdiff-index"
-VERSION = 1
+VERSION = 2
 LOG = logging.getLogger(__name__)
 Table = Mapping[str, np.ndarray]
 
 
-def place(path: str, *, index_dir: str = "") -> Path:
-  """Where the index of `path` lives: beside it, or in `index_dir` under a name that tells folders apart."""
+def place(path: str, *, index_dir: str = "", of: str = "") -> Path:
+  """Where the index of `path` lives: beside it, or in `index_dir` under a name that tells folders apart. `of` tells indexes of one file
+  apart."""
+  suffix = (f".{of}" if of else "") + SUFFIX
   if not index_dir:
-    return Path(path + SUFFIX)
-  return Path(index_dir) / (os.path.abspath(path).strip(os.sep).replace(os.sep, "__")[-200:] + SUFFIX)
+    return Path(path + suffix)
+  return Path(index_dir) / (os.path.abspath(path).strip(os.sep).replace(os.sep, "__")[-200:] + suffix)
 
 
 def stamp(path: str) -> np.ndarray:
@@ -34,19 +36,19 @@ def stamp(path: str) -> np.ndarray:
   return np.array([VERSION, status.st_size, status.st_mtime_ns], np.int64)
 
 
-def load(path: str, *, index_dir: str = "") -> Table | None:
+def load(path: str, *, index_dir: str = "", of: str = "") -> Table | None:
   """The stored index of `path`, or None when there is none, it is damaged, or the file has changed since."""
   try:
-    with open(place(path, index_dir=index_dir), "rb") as file, np.load(file, allow_pickle=False) as stored:
+    with open(place(path, index_dir=index_dir, of=of), "rb") as file, np.load(file, allow_pickle=False) as stored:
       table = {name: stored[name] for name in stored.files}
     return table if np.array_equal(table.pop("stamp"), stamp(path)) else None
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
     return None
 
 
-def save(path: str, table: Table, *, stamped: np.ndarray, index_dir: str = "") -> bool:
+def save(path: str, table: Table, *, stamped: np.ndarray, index_dir: str = "", of: str = "") -> bool:
   """Stores an index atomically; False when the place can't be written (the index then lives in memory only)."""
-  target, temporary = place(path, index_dir=index_dir), None
+  target, temporary = place(path, index_dir=index_dir, of=of), None
   try:
     if index_dir:
       target.parent.mkdir(parents=True, exist_ok=True)
@@ -63,22 +65,22 @@ def save(path: str, table: Table, *, stamped: np.ndarray, index_dir: str = "") -
     return False
 
 
-def cached(path: str, make: Callable[[str], Table], *, index_dir: str = "") -> Table:
+def cached(path: str, make: Callable[[str], Table], *, index_dir: str = "", of: str = "") -> Table:
   """The index of `path`: stored, or made now and stored."""
-  table = load(path, index_dir=index_dir)
+  table = load(path, index_dir=index_dir, of=of)
   if table is None:
     stamped = stamp(path)
     table = make(path)
-    save(path, table, stamped=stamped, index_dir=index_dir)
+    save(path, table, stamped=stamped, index_dir=index_dir, of=of)
   return table
 
 
-def cached_all(paths: Sequence[str], make: Callable[[str], Table], *, index_dir: str = "", threads: int = 8) -> list[Table]:
+def cached_all(paths: Sequence[str], make: Callable[[str], Table], *, index_dir: str = "", of: str = "", threads: int = 8) -> list[Table]:
   """The indexes of many files, in order; says how far it is every ten seconds."""
   start = last = time.monotonic()
   tables = []
   with ThreadPoolExecutor(threads) as pool:
-    for table in pool.map(lambda path: cached(path, make, index_dir=index_dir), paths):
+    for table in pool.map(lambda path: cached(path, make, index_dir=index_dir, of=of), paths):
       tables.append(table)
       now = time.monotonic()
       if now - last > 10:

@@ -171,7 +171,7 @@ class Dataset:
     while True:
       try:
         example = pipelines.image_text(self._record(at), self.recipe, seed=self.seed, epoch=epoch, kind=kind, bucket=bucket,
-                                       features=self.features)
+                                       features=self.features, instead=index if faults + lacking else None)
         break
       except BadRecord as fault:
         if faults + lacking == 0:
@@ -208,7 +208,7 @@ class Dataset:
       for name in names:
         counts[row, self._column[name]] = 1
     tokens, mask = self.tokenize([example.text for example in examples])
-    ids = np.array([draws.record_id(example.key) for example in examples], np.uint32)
+    ids = np.array([example.id for example in examples], np.uint32)
     made = {} if examples[0].image is None else {"image": np.stack([example.image for example in examples])}
     made |= {"tokens": tokens, "mask": mask, "id": ids, "counts": counts}
     return made | {name: np.stack([example.more[name] for example in examples]) for name in examples[0].more}

@@ -28,17 +28,18 @@ class Example(NamedTuple):
   image: np.ndarray | None             # uint8 [S S 3], or of a bucket; None where features stand in for it
   text: str
   kind: str                            # the kind of caption used
+  id: int                              # of this occurrence, see `draws.record_id`
   missing: str = ""                    # the kind that was drawn, when the record lacks it
   more: Mapping[str, np.ndarray] = {}  # further arrays of the row: `size` in a bucket, and precomputed features
 
 
 def image_text(record: Mapping, recipe: Recipe, *, seed: int, epoch: int, kind: str = "", bucket: tuple[int, int] | None = None,
-               features=None) -> Example:
+               features=None, instead: int | None = None) -> Example:
   """One picture with one caption.
 
   The kind of caption, the one of several captions, the order of its sentences, the crop and the flip are drawn from (seed, epoch, record
   key). `kind` presets the kind, `bucket` is the picture's height and width instead of the recipe's, `features` (see `latents`) stand in for
-  what they hold.
+  what they hold. `instead` is the index of the record that this one stands in for: its crop and flip are then others than at its own turn.
   Raises BadRecord, and what `captions.choose` raises.
   """
   key = key_of(record)
@@ -53,10 +54,11 @@ def image_text(record: Mapping, recipe: Recipe, *, seed: int, epoch: int, kind: 
   more = features.of(key, used, text) if features else {}
   image = None
   if not features or not features.has_latents:
-    image, size = picture_and_size(record, recipe, key=key, seed=seed, epoch=epoch, bucket=bucket)
+    image, size = picture_and_size(record, recipe, key=key, seed=seed, epoch=epoch, bucket=bucket, instead=instead)
     if bucket:
       more["size"] = np.array(size, np.int32)
-  return Example(key, image, text, used, "" if used == wanted else wanted, more)
+  identity = draws.record_id(key, epoch=epoch, instead=instead)
+  return Example(key, image, text, used, identity, "" if used == wanted else wanted, more)
 
 
 def plain(record: Mapping, recipe: Recipe, *, seed: int, kind: str = "") -> Example:
@@ -68,7 +70,8 @@ def plain(record: Mapping, recipe: Recipe, *, seed: int, kind: str = "") -> Exam
     used = captions.choose(texts, wanted, mix=recipe.mix, key=key)
     text = captions.text_of(texts[used], key=key, allow_empty=recipe.allow_empty)
   recipe = recipe._replace(crop=(), flip=False, sentences=False)
-  return Example(key, picture(record, recipe, key=key, seed=seed, epoch=0), text, used, "" if used == wanted or not texts else wanted)
+  image = picture(record, recipe, key=key, seed=seed, epoch=0)
+  return Example(key, image, text, used, draws.record_id(key), "" if used == wanted or not texts else wanted)
 
 
 def key_of(record: Mapping) -> str:
@@ -97,7 +100,7 @@ def bucketed(record: Mapping, recipe: Recipe, shapes: Sequence[tuple[int, int]],
 
 
 def picture_and_size(record: Mapping, recipe: Recipe, *, key: str, seed: int, epoch: int,
-                     bucket: tuple[int, int] | None = None) -> tuple[np.ndarray, tuple[int, ...]]:
+                     bucket: tuple[int, int] | None = None, instead: int | None = None) -> tuple[np.ndarray, tuple[int, ...]]:
   """(the record's picture, augmented and at the size of the bucket or of the recipe, its `size` in a bucket, see `transforms.cover`)."""
   # A reduced JPEG is at least twice as long as what is kept of it, so that the resampling filter still does the work. In a bucket the
   # size that the header says is kept: it is a condition of the model.
@@ -107,7 +110,8 @@ def picture_and_size(record: Mapping, recipe: Recipe, *, key: str, seed: int, ep
   except BadRecord as fault:
     raise BadRecord(fault.kind, fault.detail, key) from None
   augmented = recipe.crop or recipe.flip or (bucket and recipe.position == "random")
-  rng = draws.generator("augment", seed, epoch, key) if augmented else None
+  turn = () if instead is None else (instead,)
+  rng = draws.generator("augment", seed, epoch, key, *turn) if augmented else None
   mirrored = bool(rng is not None and recipe.flip and rng.random() < 0.5)
   if bucket:
     at = (float(rng.random()), float(rng.random())) if rng is not None and recipe.position == "random" else (0.5, 0.5)

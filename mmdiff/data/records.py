@@ -6,7 +6,7 @@ used at all raises `DataError` when it is built. A source that can leave a pictu
 """
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,15 @@ def caption(value: Any, *, what: str = "caption") -> str | list[str]:
   except UnicodeEncodeError as error:
     raise BadRecord("non_utf8_caption", f"{what}: {error}") from None
   return value
+
+
+def owner(name: str, stems: Container[str]) -> str:
+  """The longest of `stems` that a file's name goes on from after a dot, "" if none: "22.05.long.txt" is of "22.05" where there is that,
+  else of "22"."""
+  start, at = name.rfind("/") + 1, name.rfind(".")
+  while at > start and name[:at] not in stems:
+    at = name.rfind(".", start, at)
+  return name[:at] if at > start else ""
 
 
 def captions_of(row: Mapping[str, Any]) -> dict[str, str | list[str]]:

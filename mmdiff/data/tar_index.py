@@ -1,21 +1,21 @@
 """Where the members of a tar lie: headers are read once, bodies never, and nothing is ever extracted.
 
-Members that share the name up to the first dot of their file name are one sample and must stand together (webdataset's rule).
-Members that could point elsewhere (links, devices, absolute names, `..`) are left out and counted. Formats: POSIX ustar and pax, GNU
-long names, base-256 sizes (POSIX.1-2017 pax; GNU tar manual, "Basic Tar Format").
+Which members are one sample is said by the pictures that are there, see `assign`; the members of a sample must stand together. Members
+that could point elsewhere (links, devices, absolute names, `..`) are left out and counted. Formats: POSIX ustar and pax, GNU long names,
+base-256 sizes (POSIX.1-2017 pax; GNU tar manual, "Basic Tar Format").
 """
 import collections
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from mmdiff.core.errors import DataError
+from mmdiff.data import records
 from mmdiff.data.indexes import Table
-from mmdiff.data.records import PICTURES
 
 BLOCK = 512
 MAX_HEADER_BYTES = 2**20             # of a long name or a pax header
@@ -122,44 +122,102 @@ def members(path: str) -> Iterator[Member]:
       at, pax, long_name = body + -(-length // BLOCK) * BLOCK, {}, None
 
 
-def split_name(name: str) -> tuple[str, str] | None:
-  """`a/b.long.txt` → ("a/b", "long.txt"); None for a name that leads elsewhere (absolute, `..`) or holds control characters."""
+def clean_name(name: str) -> str | None:
+  """`./a//b.long.txt` → "a/b.long.txt"; None for a name that leads elsewhere (absolute, `..`) or holds control characters."""
   parts = [part for part in name.split("/") if part not in ("", ".")]
   if name.startswith("/") or ".." in parts or not parts or any(c < " " or c == "\x7f" for c in name):
     return None
-  stem, _, suffix = parts[-1].partition(".")
-  return "/".join([*parts[:-1], stem]), suffix.lower()
+  return "/".join(parts)
 
 
-def _used(suffix: str) -> bool:
-  return suffix.rpartition(".")[2] in PICTURES + TEXTS
+def prefix_of(name: str) -> str:
+  """`a/b.long.txt` → "a/b": up to the first dot of the file name, which is webdataset's key."""
+  folder, slash, file = name.rpartition("/")
+  return folder + slash + file.partition(".")[0]
 
 
-def build(path: str) -> Table:
+def assign(names: Sequence[str], *, image: str = "") -> list[str | None]:
+  """The key of each member's sample; None for a picture that is not its sample's.
+
+  By webdataset's rule a key ends at the first dot of the file name, so that 22.05.png and 22.06.png would be one sample. Here a picture's
+  key is its name without the suffix, and it takes the texts NAME.txt, NAME.KIND.txt, …; only where a text names the first-dot prefix and a
+  single picture goes on (k.txt, k.photo.png) is the prefix the key. Beside k.png with its texts, k.depth.png without any is left out.
+  `image` ("photo.png") says which pictures count, and that their keys end before it. Raises ValueError where two pictures want one text.
+  """
+  groups = collections.defaultdict[str, list[int]](list)
+  for at, name in enumerate(names):
+    groups[prefix_of(name)].append(at)
+  keys: list[str | None] = [None] * len(names)
+  for prefix, rows in groups.items():
+    for at, key in zip(rows, _assigned(prefix, [names[at] for at in rows], image)):
+      keys[at] = key
+  return keys
+
+
+def _assigned(prefix: str, names: Sequence[str], image: str) -> list[str | None]:
+  """The same for names that share a first-dot prefix."""
+  shown = [name for name in names if _suffix(name) in records.PICTURES]
+  chosen = {name: name[:-1 - len(image or _suffix(name))] for name in shown if not image or name.lower().endswith("." + image)}
+  stems = set(chosen.values())
+  if len(stems) < len(chosen):
+    twice = next(stem for stem in chosen.values() if list(chosen.values()).count(stem) > 1)
+    raise ValueError(f"sample {twice!r} has the pictures {', '.join(name for name, stem in chosen.items() if stem == twice)}")
+  texts = [name for name in names if _suffix(name) in TEXTS]
+  if not chosen:
+    for name in sorted(texts, key=len):                # records without a picture, to be counted one by one
+      stems |= set() if records.owner(name, stems) else {name[:-1 - len(_suffix(name))]}
+  owners = {name: records.owner(name, stems) for name in texts}
+  strays = [name for name in texts if not owners[name]]
+  if strays and len(chosen) > 1:
+    raise ValueError(f"sample {prefix!r} has the pictures {', '.join(chosen)}, and {strays[0]} names none of them")
+  if strays:
+    return [prefix if name in owners or name in chosen else None for name in names]
+  told = set(owners.values())
+  beside = {name for name, stem in chosen.items() if prefix in stems and stem != prefix and told and stem not in told}
+  return [owners[name] if name in owners else None if name in beside else chosen.get(name) for name in names]
+
+
+def _suffix(name: str) -> str:
+  return name.rpartition(".")[2].lower()
+
+
+def build(path: str, *, image: str = "") -> Table:
   """The index of one shard.
 
   Arrays: `keys` uint8 blob with `key_ends` [n], `key_hash` uint64 [n], `member_ends` [n]; per member `offset`, `size`, `suffix` (an
-  index into the lines of `suffixes`); `skipped`, JSON {reason: count}. DataError when a name comes twice or samples interleave.
+  index into the lines of `suffixes`); `skipped`, JSON {reason: count}. `image`: see `assign`. DataError when a name comes twice, samples
+  interleave or it can't be said which picture a text is of.
   """
   skipped: collections.Counter[str] = collections.Counter()
-  samples: dict[str, dict[str, tuple[int, int]]] = {}
-  current = None
+  used: dict[str, tuple[int, int]] = {}
   for member in members(path):
-    name = split_name(member.name)
+    name = clean_name(member.name)
     if name is None or member.refused:
       skipped["unsafe_path" if name is None else member.refused] += 1
-      continue
-    key, suffix = name
-    if not suffix or not _used(suffix) or not key.rpartition("/")[2]:
+    elif _suffix(name) not in records.PICTURES + TEXTS or name.rpartition("/")[2].startswith(".") or "." not in name.rpartition("/")[2]:
       skipped["other_file"] += 1
+    elif name in used:
+      raise DataError(f"{path}: {name!r} is in it twice; members need different names, write the shard anew")
+    else:
+      used[name] = member.offset, member.size
+  try:
+    keys = assign(list(used), image=image)
+  except ValueError as fault:
+    raise DataError(f"{path}: {fault}; set `image` to the suffix of those that are the samples' (image='jpg', image='photo.png'), or write "
+                    "the shard anew with one name a sample") from None
+  samples: dict[str, dict[str, tuple[int, int]]] = {}
+  current = None
+  for (name, place), key in zip(used.items(), keys):
+    if key is None:
+      skipped["other_picture"] += 1
       continue
     if key != current and key in samples:
-      raise DataError(f"{path}: sample {key!r} is in two places (again at {member.name!r}): the members of a sample must stand together; "
+      raise DataError(f"{path}: sample {key!r} is in two places (again at {name!r}): the members of a sample must stand together; "
                       "write the shard anew, sorted by name (`tar --sort=name`)")
-    current, sample = key, samples.setdefault(key, {})
-    if suffix in sample:
-      raise DataError(f"{path}: {member.name!r} is in it twice; members need different names, write the shard anew")
-    sample[suffix] = (member.offset, member.size)
+    current, suffix = key, name[len(key) + 1:].lower()
+    if suffix in samples.setdefault(key, {}):
+      raise DataError(f"{path}: {name!r} is in it twice, in other letters; members need different names, write the shard anew")
+    samples[key][suffix] = place
   suffixes = {suffix: i for i, suffix in enumerate(dict.fromkeys(suffix for sample in samples.values() for suffix in sample))}
   encoded = [key.encode("utf-8", "replace") for key in samples]
   hashes = b"".join(hashlib.blake2b(key, digest_size=8).digest() for key in encoded)

@@ -6,6 +6,7 @@ Every shard is indexed once (see `tar_index`); the index is kept beside the shar
 written. `mmdiff data index` makes all of them ahead of a run.
 """
 import bisect
+import functools
 import glob
 import itertools
 import json
@@ -27,6 +28,7 @@ RANGE = re.compile(r"(\d+)\.\.(\d+)")
 MAX_SHARDS = 5_000_000
 GAP = 1 << 20                        # members closer than this are read together,
 SMALL_GAP = 1 << 14                  # and without their picture if it is no larger than this
+MAX_LABEL = 200                      # characters of a class file
 
 
 def expand(pattern: str) -> list[str]:
@@ -80,7 +82,8 @@ class WebDataset:
   def __init__(self, paths: Sequence[str], *, image: str = "", index_dir: str = "", shard_in_key: bool = False,
                captionless: bool = False):
     self.paths, self._image, self._shard_in_key = list(paths), image.lower().lstrip("."), shard_in_key
-    self._tables = indexes.cached_all(self.paths, tar_index.build, index_dir=index_dir)
+    build = functools.partial(tar_index.build, image=self._image)
+    self._tables = indexes.cached_all(self.paths, build, index_dir=index_dir, of=self._image)
     self._suffixes = [bytes(table["suffixes"]).decode().split("\n") for table in self._tables]
     self._ends = list(itertools.accumulate(len(table["key_ends"]) for table in self._tables))
     self._files = indexes.Files(self.paths)
@@ -90,7 +93,8 @@ class WebDataset:
         self.skipped[reason] = self.skipped.get(reason, 0) + count
     refused = {reason: count for reason, count in self.skipped.items() if reason != "other_file"}
     if refused:
-      LOG.warning("%s: members left out because they could lead outside the shard: %s", self.paths[0], refused)
+      LOG.warning("%s: members left out: second pictures of a sample (other_picture), or what could lead outside the shard: %s",
+                  self.paths[0], refused)
     self._check_layout(captionless)
     if not shard_in_key:
       self._check_keys()
@@ -100,7 +104,7 @@ class WebDataset:
     pictures = {suffix for suffix in found if suffix.rpartition(".")[2] in records.PICTURES}
     shards = f"{self.paths[0]}" + (f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else "")
     layout = f"found members named *.{{{','.join(sorted(found)[:8])}}}" if found else "found no usable member"
-    if self._image and self._image not in pictures:
+    if self._image and not pictures:
       raise DataError(f"{shards}: no member ends in .{self._image}; {layout}; correct `image` or leave it empty")
     if not len(self) or not pictures or (found <= pictures and not captionless):
       raise DataError(f"{shards}: no samples of a picture and a caption; {layout}, {self.skipped} left out; "
@@ -188,10 +192,10 @@ class WebDataset:
     if not 0 <= i < len(self):
       raise IndexError(f"record {i} of {len(self)}")
     parts, key = self.members(i, pictures=pictures), self.key(i)
-    shown = [suffix for suffix in parts if suffix == self._image or (not self._image and is_picture(suffix))]
-    if not shown:
+    shown = next((suffix for suffix in parts if is_picture(suffix)), None)
+    if shown is None:
       raise BadRecord("missing_key", f"no picture among {sorted(parts)}", key)
-    record: dict[str, Any] = {"key": key, "image": parts[min(shown, key=lambda suffix: suffix.count("."))]}
+    record: dict[str, Any] = {"key": key, "image": parts[shown]}
     captions: dict[str, Any] = {}
     if "json" in parts:
       row = _object(parts["json"], key)
@@ -202,13 +206,21 @@ class WebDataset:
         captions["original"] = records.text(data, what=f"{key}.txt")
       elif suffix.endswith(".txt"):
         captions[suffix.removesuffix(".txt")] = records.text(data, what=f"{key}.{suffix}")
-    if "cls" in parts and parts["cls"].strip().isdigit():
-      record["label"] = int(parts["cls"])
+    if "cls" in parts:
+      record["label"] = _label(parts["cls"], key)
     return record | {"captions": captions}
 
 
 def is_picture(suffix: str) -> bool:
   return suffix.rpartition(".")[2] in records.PICTURES
+
+
+def _label(data: bytes, key: str) -> int | str:
+  """A class file's index, or the name that it says. BadRecord("bad_type") for no class that there could be."""
+  said = records.text(data, what=f"{key}.cls").strip()
+  if not said or len(said) > MAX_LABEL:
+    raise BadRecord("bad_type", f"{key}.cls: expected the index or the name of a class, found {len(said)} characters: {said[:20]!r}", key)
+  return int(said) if said.isascii() and said.isdigit() else said
 
 
 def _object(data: bytes, key: str) -> dict[str, Any]:
@@ -227,12 +239,14 @@ def webdataset(*, urls: str | tuple[str, ...], image: str = "", index_dir: str =
 
   Args:
     urls: path, brace range, glob or folder, or several of them.
-    image: suffix of the member that is the picture where a sample has several, e.g. "target.png"; "" takes the plainest.
+    image: suffix of the member that is the picture where a sample has several, e.g. "target.png". "" takes KEY.png; of pictures that are
+      all called KEY.WHAT.png it is an error not to say which.
     index_dir: where index files go; "" is beside each shard.
     shard_in_key: prefixes keys with FOLDER/SHARD, for sets whose keys repeat between shards.
     captionless: accepts pictures alone, for a side-car or a captioner to supply the captions. (A sample that lacks them among others
       that have some comes with `captions` {} in any case; the pipeline counts it.)
-  Captions: KEY.txt and a JSON `caption` are `original`, KEY.KIND.txt and a JSON `captions: {KIND: text}` are KIND.
+  Keys are file names without the picture's suffix, see `tar_index.assign`. Captions: KEY.txt and a JSON `caption` are `original`,
+  KEY.KIND.txt and a JSON `captions: {KIND: text}` are KIND. KEY.cls is the `label`, an index or a class's name.
   Raises: DataError naming the shard; records raise BadRecord (missing_key, non_utf8_caption, unreadable, …).
   """
   return WebDataset(shard_paths(urls), image=image, index_dir=index_dir, shard_in_key=shard_in_key, captionless=captionless)

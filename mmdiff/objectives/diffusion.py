@@ -179,7 +179,8 @@ def noise(key: Key, shape: tuple[int, ...], offset: float) -> Array:
 
 
 def example_keys(key: Key, ids: Array) -> tuple[Key, ...]:
-  """Keys [B] for each record's time, caption, noise and latents, functions of the step's key and the record alone."""
+  """Keys [B] for each record's time, caption, noise and latents, functions of the step's key and the record's id alone, which is another
+  one each time that the record comes (`data.draws.record_id`)."""
   keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 4))(ids)
   return tuple(keys[:, i] for i in range(4))
 

@@ -47,6 +47,8 @@ def test_digests_are_fixed():
   """A change here would change the order and the captions of every run that resumes."""
   assert draws.digest("a", 1, 2) == 18027632225540211701
   assert draws.record_id("k0") == 2418387900
+  later = [draws.record_id("k0", epoch=1), draws.record_id("k0", epoch=1, instead=0), draws.record_id("k0", instead=0)]
+  assert later == [880964570, 915966677, 855592478]
   assert [draws.shuffled(i, length=10, keys=draws.round_keys(0, 0)) for i in range(10)] == [2, 0, 7, 8, 3, 1, 9, 5, 6, 4]
   assert draws.generator("augment", 0, 0, "k").integers(0, 1000, 3).tolist() == [528, 343, 93]
 

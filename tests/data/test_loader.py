@@ -7,6 +7,7 @@ import pytest
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.data import draws, tokenizers
 from mmdiff.data.loader import dataset
+from mmdiff.data.quarantine import BadRecord
 from tests.data.worlds import Failing, Holed, Listed, World, tokenizer
 
 TOKENIZER = tokenizer()
@@ -122,6 +123,26 @@ def test_randomness_belongs_to_the_record_not_to_its_position():
     found = {example.key: example.kind for example, _, _ in (ds.example_at(g) for g in range(n))}
     kinds.append([found[f"k{i}"] for i in range(40)])
   assert kinds[0] == kinds[1] and set(kinds[0]) == {"long", "original"}
+
+
+@pytest.mark.parametrize("holes", [(), (1, 4)])
+def test_a_record_that_comes_again_in_a_batch_is_another_example(holes):
+  """A batch larger than the source: each occurrence has an id of its own, whoever makes it; so have those that stand in for bad records."""
+  records = [World()[i] if i not in holes else BadRecord("unreadable", "a hole", f"k{i}") for i in range(5)]
+  ds = make(Listed(records), augment={"crop": (0.3, 0.9)}, max_bad_fraction=1.0)
+  step = ds.batch_at(1, batch_size=32)
+  assert len(set(step["id"].tolist())) == 32
+  for g in range(32, 64):                                  # and no matter how the positions are cut into batches and hosts
+    at, row = divmod(g, 16)
+    assert ds.batch_at(at, batch_size=16, rows=[row])["id"] == step["id"][g - 32]
+  assert set(ds.batch_at(0, batch_size=5)["id"].tolist()) >= {draws.record_id(f"k{i}") for i in range(5) if i not in holes}
+
+
+def test_a_stand_in_is_cropped_otherwise_than_at_its_own_turn():
+  picture = np.arange(3 * 64 * 64, dtype=np.uint8).reshape(64, 64, 3)
+  records = [World()[0] | {"image": picture}, BadRecord("unreadable"), BadRecord("unreadable")]
+  batch = make(Listed(records), augment={"crop": (0.05, 0.9)}, max_bad_fraction=1.0).batch_at(0, batch_size=3)
+  assert len({image.tobytes() for image in batch["image"]}) == 3
 
 
 def test_augmentation_differs_between_epochs_and_records():

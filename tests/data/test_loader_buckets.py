@@ -64,6 +64,13 @@ def test_every_record_comes_once_a_round():
   assert sorted(ids) == sorted(draws.record_id(f"k{i}") for i in range(40))
 
 
+@pytest.mark.parametrize("holes", [(), (1, 5, 9)])
+def test_a_sparse_bucket_repeats_records_never_examples(holes):
+  ds = make(Shapes(holes=holes))
+  for batch in take(ds, 6, batch_size=30):                 # the buckets have 18, 11 and 11 records
+    assert len(set(batch["id"].tolist())) == 30
+
+
 @pytest.mark.parametrize("hosts", [2, 4])
 @pytest.mark.parametrize("holes", [(), (1, 5, 9)])
 def test_hosts_make_their_rows_of_the_same_batch(hosts, holes):
@@ -90,7 +97,8 @@ def test_a_bad_record_is_replaced_by_one_of_its_bucket():
     ratio = batch["size"][:, 0] / batch["size"][:, 1]
     assert len(set(ratio.tolist())) == 1
     counted += int(batch["counts"][:, ds.count_names.index("replaced")].sum())
-  assert counted > 0
+  order = ds.order(4)
+  assert counted == sum(order.place(step, row).index in (1, 5, 9) for step in range(20) for row in range(4)) and 4 <= counted <= 8
 
 
 def test_one_row_of_every_shape():

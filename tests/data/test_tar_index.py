@@ -1,5 +1,6 @@
 """The tar index against Python's tarfile, and against hostile and damaged tars."""
 import io
+import json
 import struct
 import tarfile
 
@@ -64,11 +65,51 @@ def test_sparse_members_are_left_out(tmp_path):
   assert [member.refused for member in tar_index.members(str(path))] == ["sparse", "sparse"]
 
 
-def test_names_up_to_the_first_dot_make_a_sample(tmp_path):
+def test_a_sample_of_one_picture_has_all_texts_of_its_first_dot(tmp_path):
   path = write_tar(tmp_path / "a.tar", [("d/k.seg.png", b"1"), ("d/k.long.txt", b"22"), ("d/K.JPG", b"333")])
   table = tar_index.build(path)
   assert bytes(table["keys"]) == b"d/kd/K" and table["member_ends"].tolist() == [2, 3]
   assert bytes(table["suffixes"]).split(b"\n") == [b"seg.png", b"long.txt", b"jpg"]
+
+
+@pytest.mark.parametrize("names, image, keys", [
+  (["22.05.png", "22.05.txt", "22.06.png", "22.06.txt"], "", ["22.05", "22.05", "22.06", "22.06"]),
+  (["22.05.png", "22.06.png"], "", ["22.05", "22.06"]),                                    # pictures alone
+  (["22.05.png", "22.05.long.txt", "22.05.json", "22.txt"], "", ["22"] * 4),               # webdataset's rule: 22 has a text of its own
+  (["v1.0-cat.png", "v1.0-cat.long.txt", "v1.0-cat.cls"], "", ["v1.0-cat"] * 3),
+  (["a.png", "a.txt", "a.2.png", "a.2.txt"], "", ["a", "a", "a.2", "a.2"]),
+  (["a.png", "a.txt", "a.depth.png"], "", ["a", "a", None]),
+  (["a.photo.png", "a.depth.png", "a.txt"], "photo.png", ["a", None, "a"]),
+  (["a.photo.png", "a.depth.png", "a.txt"], "depth.png", [None, "a", "a"]),
+  (["22.05.jpg", "22.05.png", "22.05.txt", "22.06.png"], "png", [None, "22.05", "22.05", "22.06"]),
+  (["22.05.txt", "22.06.txt", "22.06.long.txt"], "", ["22.05", "22.06", "22.06"]),         # without pictures still two
+  (["a.b/c.png", "a.b/c.txt", "a.png", "a.txt"], "", ["a.b/c", "a.b/c", "a", "a"])])
+def test_pictures_say_what_a_sample_is(names, image, keys):
+  assert tar_index.assign(names, image=image) == keys
+
+
+@pytest.mark.parametrize("names", [
+  ["a.photo.png", "a.depth.png", "a.txt"], ["22.05.png", "22.06.png", "22.json"], ["a.jpg", "a.png", "a.txt"]])
+def test_two_pictures_are_never_one_sample(tmp_path, names):
+  path = write_tar(tmp_path / "a.tar", [(name, b"x") for name in names])
+  with pytest.raises(DataError, match="(?s)a.tar: sample '.*' has the pictures .*set `image`"):
+    tar_index.build(path)
+
+
+@settings(max_examples=200, deadline=None)
+@given(names=st.lists(st.from_regex(r"[ab](\.[12])?(\.[xy])?\.(png|jpg|txt|json)", fullmatch=True), unique=True, max_size=8))
+def test_every_picture_is_a_sample_or_counted_or_refused(tmp_path_factory, names):
+  path = write_tar(tmp_path_factory.mktemp("tar") / "a.tar", [(name, b"x") for name in sorted(names)])
+  try:
+    table = tar_index.build(path)
+  except DataError:
+    return
+  suffixes, ends = bytes(table["suffixes"]).decode().split("\n"), [0, *table["member_ends"].tolist()]
+  held = [[suffixes[code] for code in table["suffix"][a:b]] for a, b in zip(ends, ends[1:])]
+  pictures = [sum(tar_index._suffix(suffix) in ("png", "jpg") for suffix in sample) for sample in held]
+  skipped = json.loads(bytes(table["skipped"]))
+  assert max(pictures, default=0) <= 1 and sum(map(len, held)) + skipped.get("other_picture", 0) == len(names)
+  assert sum(pictures) + skipped.get("other_picture", 0) == sum(name.endswith(("png", "jpg")) for name in names)
 
 
 @pytest.mark.parametrize("names, said", [

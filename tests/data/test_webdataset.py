@@ -78,6 +78,29 @@ def test_which_picture(tmp_path):
     webdataset(urls=str(tmp_path / "a.tar"), image="edge.png")
 
 
+def test_dotted_names_are_records_of_their_own(tmp_path):
+  write_tar(tmp_path / "a.tar", [("22.05.png", picture(5)), ("22.05.txt", b"fifth"), ("22.06.png", picture(6)), ("22.06.txt", b"sixth"),
+                                 ("23.png", picture(7)), ("23.txt", b"x"), ("23.depth.png", picture(8))])
+  source = webdataset(urls=str(tmp_path / "a.tar"))
+  assert [source[i] for i in range(len(source))] == [
+    {"key": "22.05", "image": picture(5), "captions": {"original": "fifth"}},
+    {"key": "22.06", "image": picture(6), "captions": {"original": "sixth"}},
+    {"key": "23", "image": picture(7), "captions": {"original": "x"}}]
+  assert source.skipped == {"other_picture": 1}
+
+
+@pytest.mark.parametrize("content, label", [(b"7\n", 7), (b"tabby cat\n", "tabby cat"), (b"9" * 5000, None), (b"", None), (b"\xff", None)])
+def test_a_class_file(tmp_path, content, label):
+  write_tar(tmp_path / "a.tar", [("k.png", picture(1)), ("k.cls", content)])
+  source = webdataset(urls=str(tmp_path / "a.tar"))
+  if label is not None:
+    assert source[0]["label"] == label
+    return
+  with pytest.raises(BadRecord) as caught:
+    source[0]
+  assert caught.value.kind in ("bad_type", "non_utf8_caption")
+
+
 @pytest.mark.parametrize("members, kind", [
   ([("k.txt", b"x")], "missing_key"),
   ([("k.png", b"p"), ("k.txt", b"caf\xe9")], "non_utf8_caption"),
@@ -150,7 +173,7 @@ def test_the_index_is_stored_used_and_renewed(two, monkeypatch):
   urls = str(two / "00000.tar")
   first = webdataset(urls=urls)
   assert os.path.exists(urls + indexes.SUFFIX)
-  monkeypatch.setattr("mmdiff.data.tar_index.build", lambda path: pytest.fail("indexed again"))
+  monkeypatch.setattr("mmdiff.data.tar_index.build", lambda path, image: pytest.fail("indexed again"))
   assert webdataset(urls=urls).fingerprint() == first.fingerprint()
   monkeypatch.undo()
   shard(two / "00000.tar", 0, 1)
