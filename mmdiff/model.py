@@ -76,8 +76,8 @@ def _load_pipeline(path: str | Path, *, mesh: Mapping[str, int] | None, tokenize
   denoiser, condition = (module.clone(dtype=jax.numpy.dtype(dtype)) if hasattr(module, "dtype") else module
                          for module in (unet.module, found.condition))
   encode = Tiled(vae.module, tile) if tile else vae.module
-  prediction = schedulers.PREDICTIONS[found.scheduler.get("prediction_type", "epsilon")]
-  made = drawing(denoiser=denoiser, condition=condition, encode=encode, prediction=prediction, kind="discrete",
+  trained = schedulers.facts(found.scheduler)
+  made = drawing(denoiser=denoiser, condition=condition, encode=encode, prediction=trained["prediction"], kind=trained["kind"],
                  uncond="zeros" if found.zeros else "empty",
                  more_channels=unet.config["model"]["in_channels"] - denoiser.channels)
   predict = served(made, encodes=True) | {

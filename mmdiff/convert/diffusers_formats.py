@@ -9,16 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mmdiff.convert import spellings
 from mmdiff.convert.clip_formats import merged
 from mmdiff.convert.formats import Format, Reading, Source, Writing, read_json, take
-from mmdiff.convert.rules import Rule, norm, pair, renamed
+from mmdiff.convert.rules import Rule, norm, pair
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.models.autoencoder import Autoencoder
 from mmdiff.models.unet import UNet
 
-# Before diffusers 0.13 the VAE's attention had other names.
-OLD_ATTENTION = tuple((rf"(mid_block\.attentions\.0)\.{old}\.", rf"\1.{new}.") for old, new in (
-  ("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")))
 POOLED = 1280                  # width of the pooled text of SDXL and its refiner, where no second text encoder says another
 PROJECTIONS = {"query": "to_q", "key": "to_k", "value": "to_v"}
 
@@ -73,7 +71,21 @@ UNET_FIXED = dict(
   downsample_padding=1, dual_cross_attention=False, encoder_hid_dim=None, flip_sin_to_cos=True, freq_shift=0, mid_block_scale_factor=1,
   mid_block_type="UNetMidBlock2DCrossAttn", norm_eps=1e-5, resnet_skip_time_act=False, resnet_time_scale_shift="default",
   time_cond_proj_dim=None, time_embedding_type="positional", time_embedding_act_fn=None, timestep_post_act=None, attention_type="default",
-  num_attention_heads=None, addition_embed_type_num_heads=64, class_embed_type=None, reverse_transformer_layers_per_block=None)
+  num_attention_heads=None, addition_embed_type_num_heads=64, class_embed_type=None, reverse_transformer_layers_per_block=None,
+  encoder_hid_dim_type=None, time_embedding_dim=None, resnet_out_scale_factor=1.0, mid_block_only_cross_attention=None)
+# Keys that are read, and those that say what is so anyway: attention is softmaxed in float32, and nothing is dropped out in sampling.
+UNET_READ = (
+  *UNET_FIXED, "block_out_channels", "down_block_types", "up_block_types", "transformer_layers_per_block", "attention_head_dim",
+  "cross_attention_dim", "num_class_embeds", "only_cross_attention", "out_channels", "sample_size", "layers_per_block", "norm_num_groups",
+  "in_channels", "use_linear_projection", "addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim",
+  "upcast_attention", "dropout")
+
+
+def unread(config: Mapping[str, Any], known: Sequence[str], where: str) -> list[str]:
+  """A notice of the keys that nobody here knows and that say something: newer versions of diffusers may write such."""
+  odd = [f"{key} ({value!r:.40})" for key, value in config.items()
+         if key not in known and key[0] != "_" and value not in (None, False) and value != []]
+  return [f"{where}: not read: {', '.join(odd)}; what they change is not done here"] if odd else []
 
 
 def each(value: Any, count: int) -> list[Any]:
@@ -103,7 +115,7 @@ def read_unet(source: Source) -> Reading:
   given = dict(heads=heads[0], head_dim=None) if len(set(heads)) == 1 else dict(heads=None, head_dim=head_dims.pop())
   inputs, sizes = _conditions(source, config, where)
   given |= sizes
-  only = tuple(each(config.get("only_cross_attention", False), levels))
+  only = tuple(flag and here for flag, here in zip(each(config.get("only_cross_attention", False), levels), attends))
   if any(only):
     given |= dict(text_only=only)
   out, size = take(config, "out_channels", int, where, 4), take(config, "sample_size", int, where, 64)
@@ -125,7 +137,8 @@ def read_unet(source: Source) -> Reading:
                pooled_width=inputs["pooled"].shape[-1] if inputs else 0)
   return Reading(module, dict(objective=None, model=about, data=dict(image_size=size)), unet_table(levels, linear=linear),
                  source.container.tensors,
-                 (shape((1, side, side, out), jnp.float32), shape((1,), jnp.float32), text), (), dict(config=dict(config)), (), facts)
+                 (shape((1, side, side, out), jnp.float32), shape((1,), jnp.float32), text), (), dict(config=dict(config)),
+                 unread(config, UNET_READ, where), facts)
 
 
 def _conditions(source: Source, config: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[str, int]]:
@@ -183,27 +196,59 @@ def unet_config(module: UNet, config: Mapping[str, Any]) -> dict[str, Any]:
   return made
 
 
-def vae_table(levels: int) -> tuple[Rule, ...]:
-  rules: list[Rule] = [*pair("quant_conv", "quant_conv", "conv"), *pair("post_quant_conv", "post_quant_conv", "conv")]
+def vae_table(levels: int, prefix: str = "") -> tuple[Rule, ...]:
+  rules: list[Rule] = [rule for name in ("quant_conv", "post_quant_conv") for rule in pair(f"{prefix}{name}", name, "conv")]
   for half in ("encoder", "decoder"):
-    rules += [*pair(f"{half}.conv_in", f"{half}/conv_in", "conv"), *norm(f"{half}.conv_norm_out", f"{half}/norm_out"),
-              *pair(f"{half}.conv_out", f"{half}/conv_out", "conv"),
-              *res_block(f"{half}.mid_block.resnets.{{m}}", f"{half}/mid_block{{m}}")]
-    there, here = f"{half}.mid_block.attentions.0", f"{half}/mid_attention"
+    whole = f"{prefix}{half}"
+    rules += [*pair(f"{whole}.conv_in", f"{half}/conv_in", "conv"), *norm(f"{whole}.conv_norm_out", f"{half}/norm_out"),
+              *pair(f"{whole}.conv_out", f"{half}/conv_out", "conv"),
+              *res_block(f"{whole}.mid_block.resnets.{{m}}", f"{half}/mid_block{{m}}")]
+    there, here = f"{whole}.mid_block.attentions.0", f"{half}/mid_attention"
     rules += norm(f"{there}.group_norm", f"{here}/norm")
     for ours, theirs in {**PROJECTIONS, "out": "to_out.0"}.items():
       rules += pair(f"{there}.{theirs}", f"{here}/attention/{ours}")
   for level in range(levels):
-    up = levels - 1 - level
-    rules += res_block(f"encoder.down_blocks.{level}.resnets.{{m}}", f"encoder/down{level}_block{{m}}")
-    rules += pair(f"encoder.down_blocks.{level}.downsamplers.0.conv", f"encoder/down{level}_sample/conv", "conv")
-    rules += res_block(f"decoder.up_blocks.{up}.resnets.{{m}}", f"decoder/up{level}_block{{m}}")
-    rules += pair(f"decoder.up_blocks.{up}.upsamplers.0.conv", f"decoder/up{level}_sample/conv", "conv")
+    down, up = f"{prefix}encoder.down_blocks.{level}", f"{prefix}decoder.up_blocks.{levels - 1 - level}"
+    rules += res_block(f"{down}.resnets.{{m}}", f"encoder/down{level}_block{{m}}")
+    rules += pair(f"{down}.downsamplers.0.conv", f"encoder/down{level}_sample/conv", "conv")
+    rules += res_block(f"{up}.resnets.{{m}}", f"decoder/up{level}_block{{m}}")
+    rules += pair(f"{up}.upsamplers.0.conv", f"decoder/up{level}_sample/conv", "conv")
   return tuple(rules)
 
 
-VAE_FIXED = dict(act_fn="silu", in_channels=3, out_channels=3, shift_factor=None, latents_mean=None, latents_std=None, use_quant_conv=True,
-                 use_post_quant_conv=True, mid_block_add_attention=True)
+VAE_FIXED = dict(act_fn="silu", in_channels=3, out_channels=3, mid_block_add_attention=True)
+# Keys that are read, and (force_upcast) that say what we do anyway: autoencoders run in float32.
+VAE_READ = (*VAE_FIXED, "block_out_channels", "latent_channels", "layers_per_block", "norm_num_groups", "sample_size", "scaling_factor",
+            "shift_factor", "latents_mean", "latents_std", "use_quant_conv", "use_post_quant_conv", "down_block_types", "up_block_types",
+            "force_upcast")
+
+
+def latent_scale(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+  """The fields `scale` and `shift` of a config: diffusers' pipelines draw in (z - latents_mean) · scaling_factor / latents_std where both
+  are there, in (z - shift_factor) · scaling_factor else. Raises DataError."""
+  number = (int, float)
+  factor = float(take(config, "scaling_factor", number, where, 0.18215))
+  mean, std = config.get("latents_mean"), config.get("latents_std")
+  if mean is None or std is None:
+    if mean is not None or std is not None:
+      raise DataError(f"{where}: latents_mean and latents_std belong together, found one of them")
+    return dict(scale=factor, shift=float(take(config, "shift_factor", number, where, 0.0) if config.get("shift_factor") else 0.0))
+  channels = take(config, "latent_channels", int, where, 4)
+  for key, values in (("latents_mean", mean), ("latents_std", std)):
+    if not isinstance(values, list) or len(values) != channels or not all(isinstance(value, number) for value in values):
+      raise DataError(f"{where}: {key}: expected {channels} numbers, found {values!r:.80}")
+  if config.get("shift_factor") or min(std) <= 0:
+    raise DataError(f"{where}: expected latents_std above zero and no shift_factor beside latents_mean, found {std} and "
+                    f"{config.get('shift_factor')}")
+  return dict(scale=tuple(factor / value for value in std), shift=tuple(map(float, mean)))
+
+
+def said_scale(module: Autoencoder) -> dict[str, Any]:
+  """The inverse of `latent_scale`."""
+  if not isinstance(module.scale, tuple) and not isinstance(module.shift, tuple):
+    return dict(scaling_factor=module.scale) | (dict(shift_factor=module.shift) if module.shift else {})
+  each_of = lambda value: value if isinstance(value, tuple) else (value,) * module.latent_channels
+  return dict(scaling_factor=1.0, latents_mean=list(each_of(module.shift)), latents_std=[1 / value for value in each_of(module.scale)])
 
 
 def read_vae(source: Source) -> Reading:
@@ -212,12 +257,12 @@ def read_vae(source: Source) -> Reading:
   widths, latents = take(config, "block_out_channels", list, where), take(config, "latent_channels", int, where, 4)
   size = take(config, "sample_size", int, where, 32)
   module = Autoencoder(widths=tuple(widths), latent_channels=latents, blocks=take(config, "layers_per_block", int, where, 1),
-                       groups=take(config, "norm_num_groups", int, where, 32),
-                       scale=float(take(config, "scaling_factor", (int, float), where, 0.18215)), image_size=size)
+                       groups=take(config, "norm_num_groups", int, where, 32), image_size=size, **latent_scale(config, where),
+                       quant=bool(config.get("use_quant_conv", True)), post_quant=bool(config.get("use_post_quant_conv", True)))
   side = 2 ** (len(widths) - 1)
   return Reading(module, dict(objective=None, model=dict(name="kl"), data=dict(image_size=size)), vae_table(len(widths)),
-                 renamed(source.container.tensors, OLD_ATTENTION), (jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32),),
-                 (r"loss\..*",), dict(config=dict(config)), (), dict(scaling_factor=module.scale))
+                 spellings.autoencoder(source.container.tensors, "diffusers"), (jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32),),
+                 (r"loss\..*",), dict(config=dict(config)), unread(config, VAE_READ, where), dict(scale=module.scale, shift=module.shift))
 
 
 def write_vae(module: Autoencoder, config: Mapping, style: Mapping) -> Writing:
@@ -227,7 +272,8 @@ def write_vae(module: Autoencoder, config: Mapping, style: Mapping) -> Writing:
   made = dict(_class_name="AutoencoderKL", act_fn="silu", block_out_channels=list(module.widths), in_channels=3, out_channels=3,
               down_block_types=["DownEncoderBlock2D"] * levels, up_block_types=["UpDecoderBlock2D"] * levels,
               latent_channels=module.latent_channels, layers_per_block=module.blocks, norm_num_groups=module.groups,
-              sample_size=module.image_size, scaling_factor=module.scale)
+              sample_size=module.image_size, **said_scale(module))
+  made |= {} if module.quant and module.post_quant else dict(use_quant_conv=module.quant, use_post_quant_conv=module.post_quant)
   return Writing(vae_table(levels), {"config.json": merged(style.get("config", {}), made)}, "diffusion_pytorch_model")
 
 

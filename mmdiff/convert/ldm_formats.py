@@ -2,7 +2,8 @@
 UNet, autoencoder and text encoders under one name each. One `part` is read at a time; its architecture comes from the shapes.
 
 What shapes don't say is said by what else is in the file: a text of width 768 belongs to UNets with eight heads, all others have heads of
-64; SDXL's files have a `conditioner`, and their autoencoder's latents another scale. The options `heads`, `head_dim` and `scale` override.
+64; UNets of SDXL read a vector of sizes, and their autoencoder's latents have another scale; `convert.marks` knows the rest. The options
+`heads`, `head_dim`, `scale` and `skip` override.
 """
 import re
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mmdiff.convert import clip_tables
+from mmdiff.convert import clip_tables, diffusers_formats, marks, spellings
 from mmdiff.convert.clip_formats import clip_inputs
 from mmdiff.convert.diffusers_formats import POOLED, transformer
 from mmdiff.convert.formats import Format, Reading, Source, Writing
@@ -29,8 +30,8 @@ OPEN_TEXT, OPEN_FIRST, OPEN_SECOND = "cond_stage_model.model.", "conditioner.emb
 PARTS = {"unet": (UNET,), "vae": (VAE,), "text": (HF_TEXT, OPEN_TEXT, HF_FIRST, OPEN_FIRST), "text_2": (OPEN_SECOND,)}
 OPEN = (OPEN_TEXT, OPEN_FIRST, OPEN_SECOND)
 ENCODERS = {HF_TEXT: "sd1", OPEN_TEXT: "sd2", HF_FIRST: "sdxl-1", OPEN_FIRST: "sdxl-2", OPEN_SECOND: "sdxl-2"}
-SCHEDULE = (r"betas", r"alphas_cumprod(_prev)?", r"sqrt_.*", r"log_one_minus_.*", r"posterior_.*", r"logvar", r"scale_factor",
-            r"global_step", r"denoiser\.sigmas", r"edm_(mean|std)", r"lvlb_weights", r"model_ema\..*", r"low_scale_model\..*")
+READ_LAYERS = {"sd2": 23}               # of the 24 layers of OpenCLIP's encoder; files made from folders of diffusers end there
+SIZES = {"sd": 64, "xl": 128, "x4": 128}          # sides of the latents that the published models are made for
 X4_SCALE = 0.08333                      # of the latents of Stable Diffusion 2's upscaler
 NUMBER = r"(\d+)"
 RES = {"norm1": "in_layers.0", "norm2": "out_layers.0", "conv1": "in_layers.2", "conv2": "out_layers.3"}
@@ -39,22 +40,36 @@ RES = {"norm1": "in_layers.0", "norm2": "out_layers.0", "conv1": "in_layers.2", 
 def parts_in(found: Mapping[str, Tensor]) -> dict[str, str]:
   """The parts of a file: {part: its prefix}. An autoencoder's own file has none."""
   made = {part: prefix for part, prefixes in PARTS.items() for prefix in prefixes if any(name.startswith(prefix) for name in found)}
-  return made or ({"vae": ""} if "encoder.down.0.block.0.norm1.weight" in found else {})
+  alone = ("encoder.down.0.block.0.norm1.weight", "encoder.down_blocks.0.resnets.0.norm1.weight")
+  return made or ({"vae": ""} if any(name in found for name in alone) else {})
+
+
+def kind_of(found: Mapping[str, Tensor]) -> str:
+  """"x4", "xl" (its refiner too) or "sd", by the UNet's further inputs; without a UNet by the text encoders."""
+  if f"{UNET}label_emb.weight" in found:
+    return "x4"
+  if any(name.startswith(UNET) for name in found):
+    return "xl" if f"{UNET}label_emb.0.0.weight" in found else "sd"
+  return "xl" if any(name.startswith("conditioner.") for name in found) else "sd"
 
 
 def read(source: Source, *, part: str | None = None, heads: int | None = None, head_dim: int | None = None, scale: float | None = None,
-         text_len: int | None = None, ema: bool | None = None) -> Reading:
+         skip: int | None = None, text_len: int | None = None, ema: bool | None = None) -> Reading:
   """Raises ConfigError when the file has several parts and `part` names none of them, or has no averages for `ema`."""
-  tensors = source.container.tensors
+  tensors, where = source.container.tensors, str(source.path)
   known = parts_in(tensors)
   if part is None and len(known) == 1:
     part, = known
   if part not in known:
-    raise ConfigError(f"{source.path} holds {', '.join(known)}; expected part to be one of them, found {part!r}")
+    raise ConfigError(f"{where} holds {', '.join(known)}; expected part to be one of them, found {part!r}")
   prefix = known[part]
   others = tuple(re.escape(other) + ".*" for name, other in known.items() if name != part)
-  ignorable = (*SCHEDULE, *others, r"loss\..*", r"first_stage_model\.loss\..*", *(f"{re.escape(prefix)}{name}" for name in (
-    *clip_tables.IGNORABLE, "logit_scale", r"transformer\.text_model\.embeddings\.position_ids")))
+  ignorable = (*marks.READ, *marks.DERIVED, *marks.LOSSES, r"model_ema\..*", *others,
+               *(f"{re.escape(prefix)}{name}" for name in (*clip_tables.IGNORABLE, "logit_scale")))
+  said, kind = marks.own_fields(source.container, part, where), kind_of(tensors)
+  if part == "vae":
+    source = source._replace(container=source.container._replace(tensors=spellings.autoencoder(tensors, "ldm", prefix)))
+    tensors = source.container.tensors
   own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
   if ema:
     if part != "unet":
@@ -62,14 +77,23 @@ def read(source: Source, *, part: str | None = None, heads: int | None = None, h
     own = averages(own, tensors, source)
     source = source._replace(container=source.container._replace(tensors={**tensors, **{prefix + name: own[name] for name in own}}))
   if part == "unet":
-    reading = _unet(source, own, prefix, ignorable, heads=heads, head_dim=head_dim)
+    if not heads and not head_dim:
+      heads, head_dim = said.pop("heads", None), said.pop("head_dim", None)
+    size = (marks.resolution(source.container.metadata) or 8 * SIZES[kind]) // 8
+    reading = _unet(source, own, prefix, ignorable, heads=heads, head_dim=head_dim, size=size)
   elif part == "vae":
-    assumed = VARIANTS["sdxl" if any(name.startswith("conditioner.") for name in tensors) else "sd"]["scale"]
-    assumed = X4_SCALE if f"{UNET}label_emb.weight" in tensors else assumed
-    reading = _vae(source, own, prefix, ignorable, scale=scale, assumed=assumed)
+    assumed = X4_SCALE if kind == "x4" else VARIANTS["sdxl" if kind == "xl" else "sd"]["scale"]
+    latents = dict(scale=scale) if scale else marks.latents(tensors, assumed, where)
+    reading = _vae(source, own, prefix, ignorable, latents, told=bool(prefix or scale) or latents["scale"] != assumed)
   else:
-    reading = _text(source, own, prefix, ignorable, ENCODERS[prefix], text_len=text_len)
-  return reading._replace(style=dict(prefix=prefix, more=others_of(tensors, part, prefix, ignorable)))
+    variant = "sd2" if prefix == OPEN_FIRST and kind == "sd" else ENCODERS[prefix]          # SD-Turbo's files have SDXL's names
+    reading = _text(source, own, prefix, ignorable, variant, text_len=text_len, skip=skip)
+  if said:
+    chosen = dict(heads=heads, head_dim=heads or head_dim, scale=scale, shift=scale, skip=skip, length=text_len)
+    reading = reading._replace(module=reading.module.clone(**{key: value for key, value in said.items() if not chosen.get(key)}))
+  told = [] if ema or skip is not None else marks.notices(tensors if part == "unet" else own, source.container.metadata, part, where)
+  return reading._replace(style=dict(reading.style, prefix=prefix, more=others_of(tensors, part, prefix, ignorable)),
+                          notices=[*reading.notices, *told])
 
 
 def averages(own: Mapping[str, Tensor], found: Mapping[str, Tensor], source: Source) -> dict[str, Tensor]:
@@ -107,7 +131,7 @@ def table(group: str, module: Any, config: Mapping[str, Any], style: Mapping[str
   own = {"text/first": HF_FIRST, "text/second": OPEN_SECOND}.get(
     group, HF_TEXT if module.act == "quick_gelu" else OPEN_TEXT if module.norm else OPEN_FIRST)
   prefix = style.get("prefix", own)
-  return clip_tables.openai_text(prefix, "") if prefix in OPEN else clip_tables.hf_text(f"{prefix}text_model.", "")
+  return clip_tables.openai_text(prefix, "") if prefix in OPEN else clip_tables.hf_text(prefix + style.get("start", spellings.TEXT), "")
 
 
 def need(own: Mapping[str, Tensor], name: str, source: Source, prefix: str) -> tuple[int, ...]:
@@ -153,7 +177,7 @@ def unet_table(attends: tuple[bool, ...], blocks: int, *, linear: bool, prefix: 
 
 
 def _unet(source: Source, own: Mapping[str, Tensor], prefix: str, ignorable: tuple[str, ...], *, heads: int | None,
-          head_dim: int | None) -> Reading:
+          head_dim: int | None, size: int) -> Reading:
   shape_of = lambda name: need(own, name, source, prefix)
   width, inside, *_ = shape_of("input_blocks.0.0.weight")
   out = shape_of("out.2.weight")[0]
@@ -190,11 +214,11 @@ def _unet(source: Source, own: Mapping[str, Tensor], prefix: str, ignorable: tup
   if classes:
     text["level"] = shape((1,), jnp.int32)
   linear = len(shape_of("middle_block.1.proj_in.weight")) == 2
-  module = UNet(image_size=64, channels=out, width=width, mults=tuple(one // width for one in wide), depths=depths,
+  module = UNet(image_size=size, channels=out, width=width, mults=tuple(one // width for one in wide), depths=depths,
                 middle=deep("middle_block.1"), blocks=run - 1, **given)
   about = dict(name="unet", linear=linear, text_width=text_width, in_channels=inside,
                pooled_width=text["pooled"].shape[-1] if "pooled" in text else 0)
-  return Reading(module, dict(objective=None, model=about, data=dict(image_size=64)),
+  return Reading(module, dict(objective=None, model=about, data=dict(image_size=size)),
                  unet_table(tuple(map(bool, depths)), run - 1, linear=linear, prefix=prefix), source.container.tensors,
                  (shape((1, side, side, out), jnp.float32), shape((1,), jnp.float32), text), ignorable)
 
@@ -224,39 +248,50 @@ def vae_table(levels: int, prefix: str = VAE) -> tuple[Rule, ...]:
   return tuple(rules)
 
 
-def _vae(source: Source, own: Mapping[str, Tensor], prefix: str, ignorable: tuple[str, ...], *, scale: float | None,
-         assumed: float) -> Reading:
-  levels = count(own, r"encoder\.down\.(\d+)\.")
-  widths = tuple(need(own, f"encoder.down.{level}.block.0.conv2.weight", source, prefix)[0] for level in range(levels))
-  latents = need(own, "post_quant_conv.weight", source, prefix)[0]
-  notices = () if scale or prefix else (f"the file does not say how its latents are scaled; took Stable Diffusion's {assumed}",)
-  module = Autoencoder(widths=widths, latent_channels=latents, blocks=count(own, r"encoder\.down\.0\.block\.(\d+)\."),
-                       scale=scale or assumed, image_size=256)
-  side = 2 ** (levels - 1)
-  return Reading(module, dict(objective=None, model=dict(name="kl"), data=dict(image_size=256)), vae_table(levels, prefix),
-                 source.container.tensors, (jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32),), ignorable, {}, notices,
-                 dict(scaling_factor=module.scale))
+def _vae(source: Source, own: Mapping[str, Tensor], prefix: str, ignorable: tuple[str, ...], scaling: Mapping[str, Any], *,
+         told: bool) -> Reading:
+  """scaling: `scale` and `shift` of the latents; told: whether they are more than what is usual."""
+  theirs = any(name.startswith("encoder.down_blocks.") for name in own)              # diffusers' names, of its folder's weights alone
+  down, block = ("down_blocks", "resnets") if theirs else ("down", "block")
+  levels = count(own, rf"encoder\.{down}\.(\d+)\.")
+  widths = tuple(need(own, f"encoder.{down}.{level}.{block}.0.conv2.weight", source, prefix)[0] for level in range(levels))
+  quant, post_quant = ("quant_conv.weight" in own, "post_quant_conv.weight" in own)
+  latents = need(own, "decoder.conv_in.weight", source, prefix)[1]
+  notices = () if told else (f"the file does not say how its latents are scaled; took Stable Diffusion's {scaling['scale']}",)
+  module = Autoencoder(widths=widths, latent_channels=latents, blocks=count(own, rf"encoder\.{down}\.0\.{block}\.(\d+)\."),
+                       image_size=256, quant=quant, post_quant=post_quant, **scaling)
+  side, found = 2 ** (levels - 1), source.container.tensors
+  table = diffusers_formats.vae_table(levels, prefix) if theirs else vae_table(levels, prefix)
+  return Reading(module, dict(objective=None, model=dict(name="kl"), data=dict(image_size=256)), table,
+                 spellings.autoencoder(found, "diffusers", prefix) if theirs else found,
+                 (jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32),), ignorable, {}, notices,
+                 dict(scale=module.scale, shift=module.shift))
 
 
 # The text encoders
 
 def _text(source: Source, own: Mapping[str, Tensor], prefix: str, ignorable: tuple[str, ...], variant: str, *,
-          text_len: int | None) -> Reading:
-  _, _, _, pooled, skip, norm_it, act, pad = CLIP_STATES[variant]
-  open_clip = variant in ("sd2", "sdxl-2")
-  layers = r"transformer\.resblocks\." + NUMBER + r"\." if open_clip else r"text_model\.encoder\.layers\." + NUMBER + r"\."
-  embedding = "token_embedding.weight" if open_clip else "text_model.embeddings.token_embedding.weight"
-  position = "positional_embedding" if open_clip else "text_model.embeddings.position_embedding.weight"
-  hidden = "transformer.resblocks.0.mlp.c_fc.weight" if open_clip else "text_model.encoder.layers.0.mlp.fc1.weight"
+          text_len: int | None, skip: int | None) -> Reading:
+  _, _, _, pooled, own_skip, norm_it, act, pad = CLIP_STATES[variant]
+  open_clip = prefix in OPEN
+  start = "" if open_clip else spellings.text_start(own)
+  layers = r"transformer\.resblocks\." + NUMBER + r"\." if open_clip else re.escape(start) + r"encoder\.layers\." + NUMBER + r"\."
+  embedding = "token_embedding.weight" if open_clip else f"{start}embeddings.token_embedding.weight"
+  position = "positional_embedding" if open_clip else f"{start}embeddings.position_embedding.weight"
+  hidden = "transformer.resblocks.0.mlp.c_fc.weight" if open_clip else f"{start}encoder.layers.0.mlp.fc1.weight"
   vocab, width = need(own, embedding, source, prefix)
   depth = count(own, layers)
-  embed_dim = own["text_projection"].shape[1] if pooled or "text_projection" in own else None
+  embed_dim = need(own, "text_projection", source, prefix)[1] if pooled or "text_projection" in own else None
+  if skip is None:
+    skip = max(depth - READ_LAYERS[variant], 0) if variant in READ_LAYERS else own_skip
+  if not 0 <= skip < depth:
+    raise ConfigError(f"skip: {source.path}: {prefix} has {depth} layers, found {skip}; use 0 to {depth - 1}")
   module = ClipStates(vocab=vocab, length=text_len or need(own, position, source, prefix)[0], width=width, depth=depth,
                       heads=max(width // 64, 1), mlp_dim=need(own, hidden, source, prefix)[0], embed_dim=embed_dim, skip=skip, norm=norm_it,
                       act=act, pad=vocab - 1 if pad == "end" else 0, whole=True)
-  table = clip_tables.openai_text(prefix, "") if open_clip else clip_tables.hf_text(f"{prefix}text_model.", "")
+  table = clip_tables.openai_text(prefix, "") if open_clip else clip_tables.hf_text(prefix + start, "")
   return Reading(module, dict(objective=None, model=dict(name="clip_text"), data=dict(text_len=module.length)), table,
-                 source.container.tensors, clip_inputs(8, module.length)[1:], ignorable)
+                 source.container.tensors, clip_inputs(8, module.length)[1:], ignorable, dict(start=start))
 
 
 def fits(source: Source) -> bool:
@@ -270,4 +305,4 @@ def write(module: Any, config: Mapping, style: Mapping) -> Writing:
 
 
 LDM = Format("ldm", "ldm", "a single file of Stable Diffusion", fits, read, write,
-             options=("part", "heads", "head_dim", "scale", "text_len", "ema"))
+             options=("part", "heads", "head_dim", "scale", "skip", "text_len", "ema"))

@@ -6,17 +6,19 @@ Their parts go by the parameter groups that the same models have in `objectives.
 import json
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from flax import linen as nn
 
-from mmdiff.convert import containers, formats, ldm_formats, public, rules, safetensors_file
+from mmdiff.convert import containers, formats, ldm_formats, marks, public, rules, safetensors_file
 from mmdiff.convert.public import Loaded
 from mmdiff.core.errors import CannotWrite, ConfigError, DataError
 from mmdiff.core.files import write_json
 from mmdiff.models.text import SideBySide
+from mmdiff.models.unet import UNet
 
 WHOLE = ("diffusers", "ldm")          # formats of whole pipelines
 FOLDERS = {"unet": "unet", "vae": "vae", "text_encoder": "text", "text_encoder_2": "text_2"}      # of diffusers -> part
@@ -26,13 +28,14 @@ SMALL = "low_res_scheduler/scheduler_config.json"                         # of a
 # What the authors' own code samples Stable Diffusion with; single files don't say.
 SD_SCHEDULER = dict(_class_name="DDIMScheduler", num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012,
                     beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading")
-XL_SCHEDULER = SD_SCHEDULER | dict(_class_name="EulerDiscreteScheduler")
+XL_SCHEDULER = SD_SCHEDULER | dict(_class_name="EulerDiscreteScheduler", prediction_type="epsilon")
 # Of Stable Diffusion 2's upscaler, as its configs say.
 X4_SCHEDULER = SD_SCHEDULER | dict(beta_start=0.0001, beta_end=0.02, prediction_type="v_prediction")
 X4_SMALL = dict(_class_name="DDPMScheduler", num_train_timesteps=1000, beta_start=0.0001, beta_end=0.02, beta_schedule="scaled_linear")
+V2_SIDE = 96                            # of the latents of Stable Diffusion 2's models that predict v
 MOST_NOISE = 350                        # levels of it, where the index does not say
-OF_PARTS = {"unet": ("heads", "head_dim", "ema"), "vae": ("scale",)}      # options of a single file, by part
-PREDICTIONS = {"eps": "epsilon", "v": "v_prediction"}
+OF_PARTS = {"unet": ("heads", "head_dim", "ema"), "vae": ("scale",), "text": ("skip",)}      # options of a single file, by part
+PREDICTIONS = ("eps", "v")
 
 
 class Pipeline(NamedTuple):
@@ -84,9 +87,10 @@ def load(path: str | os.PathLike, *, quiet: bool = False, prediction: str | None
   """Every part of a pipeline, and how it is sampled.
 
   Args:
-    prediction: "eps" or "v", of a single file, which does not say; None is eps.
+    prediction: "eps" or "v", of a single file; None is what it says of itself (see `convert.marks`), or eps.
     **options: for every part, as `public.load` takes them: allow_missing, variant, prefer; and of a single file for the part that they
-      belong to: ema (whether to take the averages of the UNet's weights that are beside them), heads, head_dim, scale.
+      belong to: ema (whether to take the averages of the UNet's weights that are beside them), heads, head_dim, scale, skip (layers that
+      the first text encoder leaves out, "clip skip" less one).
 
   Raises:
     DataError: as `public.load`, and for a folder without a part that is known.
@@ -96,7 +100,7 @@ def load(path: str | os.PathLike, *, quiet: bool = False, prediction: str | None
   if prediction not in (None, *PREDICTIONS):
     raise ConfigError(f"prediction: expected {' or '.join(PREDICTIONS)}, found {prediction!r}")
   if path.is_file():
-    return _file(path, quiet=quiet, prediction=prediction, **options)
+    return told(_file(path, quiet=quiet, prediction=prediction, **options), quiet=quiet)
   wrong = [name for name in ("prediction", *(name for names in OF_PARTS.values() for name in names))
            if (prediction if name == "prediction" else options.get(name))]
   if wrong:
@@ -107,8 +111,15 @@ def load(path: str | os.PathLike, *, quiet: bool = False, prediction: str | None
   if not scheduler:
     scheduler, notices = dict(XL_SCHEDULER if _xl(parts) else SD_SCHEDULER), (f"no {SCHEDULER}: took Stable Diffusion's levels",)
   tokenizer = next((folder for name in ("tokenizer", "tokenizer_2") if (folder := public.tokenizer_folder(path / name))), None)
-  return Pipeline(_penultimate(parts), scheduler, index, tokenizer, bool(index.get("force_zeros_for_empty_prompt")), notices,
-                  "diffusers", formats.read_json(path / SMALL) or (X4_SMALL if _enlarges(parts) else {}))
+  return told(Pipeline(_penultimate(parts), scheduler, index, tokenizer, bool(index.get("force_zeros_for_empty_prompt")), notices,
+                       "diffusers", formats.read_json(path / SMALL) or (X4_SMALL if _enlarges(parts) else {})), quiet=quiet)
+
+
+def told(pipeline: Pipeline, *, quiet: bool) -> Pipeline:
+  """The same, after a line on stderr for each of its notices."""
+  if pipeline.notices and not quiet:
+    print("\n".join(pipeline.notices), file=sys.stderr)
+  return pipeline
 
 
 def places(path: str | os.PathLike) -> dict[str, tuple[Path, dict[str, str]]]:
@@ -125,15 +136,52 @@ def places(path: str | os.PathLike) -> dict[str, tuple[Path, dict[str, str]]]:
 
 def _file(path: Path, *, quiet: bool, prediction: str | None, **options) -> Pipeline:
   shared = {name: value for name, value in options.items() if not any(name in names for names in OF_PARTS.values())}
-  own = lambda part: {name: options[name] for name in OF_PARTS.get(part, ()) if name in options}
-  parts = {group: public.load(path, quiet=quiet, **shared, **how, **own(how["part"])) for group, (_, how) in places(path).items()}
-  xl, enlarges = _xl(parts), _enlarges(parts)
-  scheduler = dict(X4_SCHEDULER if enlarges else XL_SCHEDULER if xl else SD_SCHEDULER)
-  if prediction or not enlarges:
-    scheduler |= dict(prediction_type=PREDICTIONS[prediction or "eps"])
-  notices = () if prediction or xl or enlarges or parts["text"].module.act == "quick_gelu" else (
-    f"{path.name} does not say what it predicts: took eps; a Stable Diffusion 2 for 768 pixels needs prediction=\"v\"",)
-  return Pipeline(parts, scheduler, {}, public.tokenizer_folder(path.parent), xl, notices, "ldm", X4_SMALL if enlarges else {})
+  own_options = lambda part: {name: options[name] for name in OF_PARTS.get(part, ()) if name in options}
+  where = places(path)
+  parts = {group: public.load(path, quiet=quiet, **shared, **how, **own_options(how["part"])) for group, (_, how) in where.items()}
+  container = containers.read(path, prefer=options.get("prefer"))
+  how = sampling(container, prediction=prediction, where=str(path))
+  said, notices = marks.own(container), list(how.notices)
+  if _second(parts):
+    if not how.said:
+      notices.append(f"{path.name} does not say what it predicts: took eps; a Stable Diffusion 2 for 768 pixels needs prediction=\"v\"")
+    if how.scheduler.get("prediction_type") == "v_prediction" and not said and not marks.resolution(container.metadata):
+      parts["denoiser"] = sized(parts["denoiser"], V2_SIDE)
+  return Pipeline(parts, how.scheduler, {}, public.tokenizer_folder(path.parent), how.zeros, tuple(notices), "ldm", how.small)
+
+
+class Sampling(NamedTuple):
+  """How a single file is sampled: as of `Pipeline`, and `said`, whether it says what it predicts."""
+  scheduler: dict[str, Any]
+  zeros: bool
+  small: Mapping[str, Any]
+  said: bool
+  notices: list[str]
+
+
+def sampling(container: containers.Container, *, prediction: str | None = None, where: str) -> Sampling:
+  """What a single file says of how it is sampled, or else what is usual for its kind. Reads names and marks. Raises DataError."""
+  kind, own = ldm_formats.kind_of(container.tensors), marks.own(container)
+  if own.get("scheduler"):
+    if prediction:
+      raise ConfigError(f"{where} says how it is sampled (metadata {marks.OWN}); leave out prediction")
+    return Sampling(own["scheduler"], bool(own.get("zeros")), own.get("small") or {}, True, [])
+  assumed = {"x4": X4_SCHEDULER, "xl": XL_SCHEDULER, "sd": SD_SCHEDULER | dict(prediction_type="epsilon")}[kind]
+  found = marks.scheduler(container, assumed, asked=prediction, where=where)
+  scheduler = found.scheduler if "_class_name" in found.scheduler else {**assumed, **found.scheduler}
+  low = marks.levels_of(container.tensors, X4_SMALL, where, found.notices, prefix="low_scale_model.") if kind == "x4" else {}
+  return Sampling(scheduler, kind == "xl", X4_SMALL | low if kind == "x4" else {}, found.said, found.notices)
+
+
+def _second(parts: Mapping[str, Loaded]) -> bool:
+  """Whether parts are those of a Stable Diffusion 2, by its text encoder."""
+  return "denoiser" in parts and "text" in parts and not _xl(parts) and not _enlarges(parts) and parts["text"].module.act != "quick_gelu"
+
+
+def sized(part: Loaded, side: int) -> Loaded:
+  """A UNet that draws latents of this side where the caller names none."""
+  config = {**part.config, "data": {**part.config["data"], "image_size": side}}
+  return part._replace(module=part.module.clone(image_size=side), config=config)
 
 
 def _xl(parts: Mapping[str, Loaded]) -> bool:
@@ -250,12 +298,37 @@ def _copy_tokenizer(source: Path, folder: Path, pad: str) -> list[str]:
   return [f"{folder.name}/{name}" for name in sorted({*names, "special_tokens_map.json", "tokenizer_config.json"})]
 
 
+def _alone(source: formats.Source, name: str, module: nn.Module) -> nn.Module:
+  """The module that a file's names and shapes make of a part; a UNet whose heads none of them tells has none."""
+  try:
+    return ldm_formats.read(source, part=name).module
+  except DataError:
+    if not isinstance(module, UNet):
+      raise
+    return ldm_formats.read(source, part=name, heads=module.heads, head_dim=module.head_dim).module.clone(heads=None, head_dim=None)
+
+
 def _save_file(folder: Path, pipeline: Pipeline, dtype: str) -> list[str]:
-  """One file of all parts under the names of CompVis' and Stability's code."""
+  """One file of all parts under the names of CompVis' and Stability's code, with the marks of `convert.marks`.
+
+  What neither says goes into the metadata for this project, and a line on stderr names it, since other programs will not know it.
+  """
   named: dict[str, Any] = {}
   for group, part in pipeline.parts.items():
     leaves = public.flatten(part.params)
     table = ldm_formats.table(group, part.module, part.config, part.style)
     named |= rules.save(leaves, rules.bind(table, {name: tuple(value.shape) for name, value in leaves.items()}), dtype)
     named |= part.style.get("more", {})
-  return safetensors_file.write_sharded(folder, "model", named, shard_bytes=2**62)
+  vae = pipeline.parts.get("autoencoder")
+  named = marks.written(named, pipeline.scheduler, vae.module if vae else None)
+  names = {group: part for part, group in groups(list(ldm_formats.parts_in(named))).items()}
+  source = formats.Source(folder / "model.safetensors", None, {}, {}, {}, containers.Container(named, {}, "safetensors"))
+  unsaid = {names[group]: marks.unsaid(part.module, _alone(source, names[group], part.module)) for group, part in pipeline.parts.items()}
+  unsaid = {name: fields for name, fields in unsaid.items() if fields}
+  if unsaid:
+    shown = "; ".join(f"{name}: " + ", ".join(f"{key} {value}" for key, value in fields.items()) for name, fields in unsaid.items())
+    print(f"{source.path}: no name and no shape in it says {shown}. Its metadata does ({marks.OWN}), which other programs do not read",
+          file=sys.stderr)
+  about = dict(scheduler=pipeline.scheduler, zeros=pipeline.zeros, small=dict(pipeline.small), parts=unsaid)
+  metadata = {"format": "pt", marks.OWN: json.dumps(about)} | marks.metadata_of(pipeline.scheduler)
+  return safetensors_file.write_sharded(folder, "model", named, shard_bytes=2**62, metadata=metadata)

@@ -219,11 +219,17 @@ def save(leaves: Mapping[str, Any], bindings: Sequence[Binding], dtype: np.dtype
 
 
 def renamed(found: Mapping[str, Tensor], renames: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
-  """Tensors under the names of a table, from older or other spellings: every (regular expression, replacement) in turn."""
+  """Tensors under the names of a table, from older or other spellings: every (regular expression, replacement) in turn.
+
+  Raises DataError where two tensors would have one name.
+  """
   made: dict[str, Tensor] = {}
-  for name, tensor in found.items():
+  for before, tensor in found.items():
+    name = before
     for pattern, replacement in renames:
       name = re.sub(pattern, replacement, name)
+    if name in made:
+      raise DataError(f"{before} is {name} by another spelling, and both are there: which of the two is meant is not clear")
     made[name] = tensor
   return made
 

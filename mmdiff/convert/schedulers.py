@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmdiff.convert import edm_schedulers
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.diffusion import plans, schedules
 from mmdiff.diffusion.plans import COLUMN, COLUMNS, Plan
@@ -17,6 +18,7 @@ from mmdiff.diffusion.rows import Steps
 from mmdiff.diffusion.schedules import Level
 
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+NAMES = {ours: theirs for theirs, ours in PREDICTIONS.items()}
 # Class -> (sampler, how its levels are placed).
 CLASSES = {
   "DDPMScheduler": ("ddpm", "whole"), "DDIMScheduler": ("ddim", "whole"), "PNDMScheduler": ("plms", "whole"),
@@ -24,6 +26,8 @@ CLASSES = {
   "EulerAncestralDiscreteScheduler": ("euler_ancestral", "sigma"), "HeunDiscreteScheduler": ("heun", "sigma"),
   "DPMSolverMultistepScheduler": ("dpm++2m", "log"), "UniPCMultistepScheduler": ("unipc", "log"),
 }
+# (beta_schedule, beta_start, beta_end) -> name in `diffusion.schedules`.
+SCHEDULES = {("linear", 0.0001, 0.02): "linear", ("scaled_linear", 0.00085, 0.012): "scaled_linear"}
 # What every class takes for levels and output where the file does not say.
 DDPM: dict[str, Any] = dict(num_train_timesteps=1000, beta_start=0.0001, beta_end=0.02, beta_schedule="linear", prediction_type="epsilon",
                             rescale_betas_zero_snr=False)
@@ -39,14 +43,14 @@ REFUSED: dict[str, tuple] = {
   "thresholding": (False,), "use_beta_sigmas": (False,), "use_exponential_sigmas": (False,), "use_lu_lambdas": (False,),
   "use_flow_sigmas": (False,), "interpolation_type": ("linear",), "timestep_type": ("discrete",), "algorithm_type": ("dpmsolver++",),
   "euler_at_final": (False,), "predict_x0": (True,), "disable_corrector": ([], ()), "solver_p": (None,), "lambda_min_clipped": (-np.inf,),
-  "trained_betas": (None,), "sigma_min": (None,), "sigma_max": (None,),
+  "sigma_min": (None,), "sigma_max": (None,),
 }
 
 
 class Scheduler(NamedTuple):
   """What a sampling run takes from a scheduler's config."""
   plan: Plan
-  prediction: str                       # eps, v or x0
+  prediction: str                       # eps, v, x0 or edm
   sampler: str
 
 
@@ -67,6 +71,9 @@ def plan_of(config: Mapping[str, Any], *, steps: int, sampler: str | None = None
     DataError: a class or an option that mmdiff does not have; the message names it.
     ConfigError: steps that the schedule can't take.
   """
+  if edm_schedulers.is_edm(config):
+    return Scheduler(*edm_schedulers.plan_of(config, steps=steps, sampler=sampler, eta=eta, guidance=guidance, rescale=rescale,
+                                             strength=strength, begin=begin, end=end, where=where))
   if sampler is not None:
     config = {**config, **sampled_by(sampler)}
   kind = config.get("_class_name")
@@ -148,6 +155,22 @@ def sampled_by(sampler: str) -> dict[str, Any]:
   return dict(_class_name=classes[sampler]) | (dict(skip_prk_steps=True) if classes[sampler] == "PNDMScheduler" else {})
 
 
+def facts(config: Mapping[str, Any]) -> dict[str, Any]:
+  """What a network sampled by a config was trained for, in the words of `objectives.diffusion`: `prediction`, `kind` and name of the
+  `schedule`, `zero_terminal_snr`. A schedule that no run trains on has its numbers for a name. Raises DataError."""
+  if edm_schedulers.is_edm(config):
+    prediction, kind = edm_schedulers.formulation(config)
+    return dict(prediction=prediction, kind=kind, schedule="edm", zero_terminal_snr=False)
+  said = DDPM | DEFAULTS.get(config.get("_class_name", ""), {}) | dict(config)
+  if said["prediction_type"] not in PREDICTIONS:
+    raise DataError(f"prediction_type: expected one of {', '.join(PREDICTIONS)}, found {said['prediction_type']!r}")
+  key = (said["beta_schedule"], said["beta_start"], said["beta_end"])
+  name = "cosine" if key[0] == "squaredcos_cap_v2" else SCHEDULES.get(key, "{} from {} to {}".format(*key))
+  name = name if said.get("trained_betas") is None else f"{len(said['trained_betas'])} betas of its own"
+  return dict(prediction=PREDICTIONS[said["prediction_type"]], kind="discrete", schedule=name,
+              zero_terminal_snr=bool(said["rescale_betas_zero_snr"]))
+
+
 def check(said: Mapping[str, Any], kind: str, where: str) -> None:
   """Raises DataError with everything that has no counterpart here."""
   problems = [f"{key}: {said[key]!r} is a variant that mmdiff does not have" for key, fine in REFUSED.items()
@@ -163,6 +186,10 @@ def check(said: Mapping[str, Any], kind: str, where: str) -> None:
     problems.append(f"solver_type: expected {solver}, found {said['solver_type']!r}")
   if kind == "PNDMScheduler" and said["prediction_type"] == "sample":
     problems.append("prediction_type: PLMS takes epsilon or v_prediction, found sample")
+  betas = said.get("trained_betas")
+  if betas is not None and not (isinstance(betas, list) and len(betas) == said["num_train_timesteps"]
+                                and all(isinstance(beta, (int, float)) and 0 <= beta <= 1 for beta in betas)):
+    problems.append(f"trained_betas: expected {said['num_train_timesteps']} numbers from 0 to 1, found {betas!r:.60}")
   if said["clip_sample"] and kind == "DDIMScheduler":
     problems.append("clip_sample: expected false, found true: diffusers' DDIM then clips x_0 and keeps the eps of the unclipped one")
   if problems:
@@ -172,7 +199,9 @@ def check(said: Mapping[str, Any], kind: str, where: str) -> None:
 def alpha_bar(said: Mapping[str, Any]) -> np.ndarray:
   """float64 [T] of a config's betas."""
   length = said["num_train_timesteps"]
-  if said["beta_schedule"] == "squaredcos_cap_v2":
+  if said.get("trained_betas") is not None:
+    betas = np.asarray(said["trained_betas"], np.float64)
+  elif said["beta_schedule"] == "squaredcos_cap_v2":
     betas = schedules.cosine_betas(length)
   elif said["beta_schedule"] == "scaled_linear":
     betas = np.linspace(said["beta_start"] ** 0.5, said["beta_end"] ** 0.5, length) ** 2

@@ -1,7 +1,7 @@
 """The KL autoencoder of latent diffusion (https://arxiv.org/abs/2112.10752 §3.1, appendix G; model.py and autoencoder.py of
 CompVis/latent-diffusion): a convolutional encoder to the mean and log variance of a Gaussian over a small grid, and a decoder.
 
-What the public methods call latents is multiplied by `scale`, so that their deviation is about one; a diffusion model sees nothing else.
+What the public methods call latents is (z - `shift`) · `scale`, so that their deviation is about one; a diffusion model sees nothing else.
 """
 from typing import Any, Literal
 
@@ -118,11 +118,14 @@ class Autoencoder(nn.Module):
   groups: int = 32
   attention_levels: tuple[int, ...] = ()
   patch: int = 1
-  scale: float = 1.0
+  scale: float | tuple[float, ...] = 1.0          # one for all channels, or one each
+  shift: float | tuple[float, ...] = 0.0
   image_size: int = 256
   dtype: Any = jnp.float32
   remat: str = "none"
   attention: str = "auto"
+  quant: bool = True                    # whether the encoder ends in a 1×1 convolution of its own
+  post_quant: bool = True               # and the decoder begins with one
 
   @property
   def factor(self) -> int:
@@ -137,8 +140,8 @@ class Autoencoder(nn.Module):
                   remat=self.remat, attention=self.attention)
     self.encoder = Encoder(out=2 * self.latent_channels, **shared)
     self.decoder = Decoder(out=3 * self.patch**2, **shared)
-    self.quant_conv = conv(2 * self.latent_channels, 1, dtype=self.dtype)
-    self.post_quant_conv = conv(self.latent_channels, 1, dtype=self.dtype)
+    self.quant_conv = conv(2 * self.latent_channels, 1, dtype=self.dtype) if self.quant else lambda x: x
+    self.post_quant_conv = conv(self.latent_channels, 1, dtype=self.dtype) if self.post_quant else lambda x: x
 
   def posterior(self, image: Float[Array, "B H W 3"]) -> tuple[Float[Array, "B h w C"], Float[Array, "B h w C"]]:
     """Pictures -> (mean, log variance) of the unscaled latents, float32."""
@@ -157,17 +160,25 @@ class Autoencoder(nn.Module):
     return from_depth(self.decoder.paint(features).astype(jnp.float32), self.patch)
 
   def encode(self, image: Float[Array, "B H W 3"]) -> tuple[Float[Array, "B h w C"], Float[Array, "B h w C"]]:
-    """Pictures in [-1, 1] -> (mean, standard deviation) of the latents, float32, times `scale`."""
+    """Pictures in [-1, 1] -> (mean, standard deviation) of the latents, float32, shifted and scaled."""
     mean, log_variance = self.posterior(image)
-    return self.scale * mean, self.scale * jnp.exp(0.5 * log_variance)
+    scale = by_channel(self.scale)
+    return scale * (mean - by_channel(self.shift)), scale * jnp.exp(0.5 * log_variance)
 
   def decode(self, latents: Float[Array, "B h w C"]) -> Float[Array, "B H W 3"]:
     """Latents as `encode` gives them -> pictures in [-1, 1], float32, clipped."""
-    return jnp.clip(self.paint(self.features(latents / self.scale)), -1.0, 1.0)
+    z = latents / by_channel(self.scale) + by_channel(self.shift)
+    return jnp.clip(self.paint(self.features(z)), -1.0, 1.0)
 
   def __call__(self, image: Float[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
     """The picture that the mean latents decode to, not clipped."""
     return self.paint(self.features(self.posterior(image)[0]))
+
+
+def by_channel(value: float | tuple[float, ...]) -> Array:
+  """One number as float32 [], one for each channel as [1 1 1 C]."""
+  made = jnp.asarray(value, jnp.float32)
+  return made.reshape(1, 1, 1, -1) if made.ndim else made
 
 
 def to_depth(x: Array, patch: int) -> Array:

@@ -17,7 +17,8 @@ SIZE = jax.ShapeDtypeStruct
 def unet(kind, *, inside=4, text_width=768, linear=False, pooled=0):
   """(module, inputs, table) of a small UNet of a kind: a tenth of the width."""
   preset = PRESETS[kind]
-  module = UNet(image_size=64, channels=4, width=32, middle=preset.get("middle", max(preset["depths"])), blocks=2, **{
+  size, middle = 128 if kind in ("sdxl", "refiner", "x4") else 64, preset.get("middle", max(preset["depths"]))
+  module = UNet(image_size=size, channels=4, width=32, middle=middle, blocks=2, **{
     key: preset[key] for key in ("mults", "depths", "heads", "sizes", "levels", "text_only", "head_dim") if key in preset})
   module = module if "head_dim" not in preset else module.clone(head_dim=16)
   side = 2 ** (len(module.mults) - 1)
@@ -63,7 +64,8 @@ def flat(params):
 
 
 SD1 = dict(unet=unet("sd1"), vae=vae(), text=text(ldm_formats.HF_TEXT))
-BUFFERS = {"betas": np.zeros(4, np.float32), "alphas_cumprod": np.zeros(4, np.float32), "model_ema.decay": np.zeros(1, np.float32),
+SCHEDULE = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+BUFFERS = {"betas": np.zeros(1000, np.float32), "alphas_cumprod": SCHEDULE.astype(np.float32), "model_ema.decay": np.zeros(1, np.float32),
            "cond_stage_model.transformer.text_model.embeddings.position_ids": np.arange(12)[None]}
 
 
@@ -119,12 +121,34 @@ def test_the_text_encoders_of_the_later_models(tmp_path):
   both = public.load(path, quiet=True, part="text_2")
   assert both.module == parts["text_2"][0].clone(pad=0, whole=True) and set(flat(both.params)) == set(wanted["text_2"])
   assert public.load(path, quiet=True, part="vae").module.scale == 0.13025
-  unread = {"text_projection": np.zeros((64, 64), np.float32), "logit_scale": np.zeros((), np.float32)}
-  sd2 = file(tmp_path / "2.safetensors", dict(text=text(ldm_formats.OPEN_TEXT, act="gelu")),
-             {ldm_formats.OPEN_TEXT + name: value for name, value in unread.items()})
-  loaded = public.load(tmp_path / "2.safetensors", quiet=True)
-  assert loaded.module.skip == 1 and loaded.module.norm and loaded.module.pad == 0
-  assert np.array_equal(loaded.params["norm_post"]["scale"], sd2["text"]["norm_post/scale"])
+
+
+@pytest.mark.parametrize("layers, skip", [(24, 1), (23, 0)])
+def test_the_layer_that_stable_diffusion_2_reads(tmp_path, layers, skip):
+  """OpenCLIP's 24 layers are read up to the 23rd; files made from folders of diffusers end there, and lose no more."""
+  path, small = tmp_path / "2.safetensors", dict(depth=layers, width=8, mlp_dim=8, act="gelu", skip=skip, whole=True)
+  unread = {"text_projection": np.zeros((8, 8), np.float32), "logit_scale": np.zeros((), np.float32)} if layers == 24 else {}
+  more = {ldm_formats.OPEN_TEXT + name: value for name, value in unread.items()}
+  wanted = file(path, dict(text=text(ldm_formats.OPEN_TEXT, **small)), more)
+  loaded = public.load(path, quiet=True)
+  assert (loaded.module.depth, loaded.module.skip, loaded.module.norm, loaded.module.pad) == (layers, skip, True, 0)
+  assert np.array_equal(loaded.params["norm_post"]["scale"], wanted["text"]["norm_post/scale"])
+  assert public.load(path, quiet=True, skip=2).module.skip == 2
+  with pytest.raises(ConfigError, match=f"has {layers} layers, found {layers}"):
+    public.load(path, quiet=True, skip=layers)
+
+
+def test_one_family_is_not_taken_for_its_neighbour(tmp_path):
+  """SD-Turbo's file has the names of SDXL's and is a Stable Diffusion 2; a refiner's has them too and is SDXL's."""
+  small = dict(width=8, depth=24, mlp_dim=8, embed_dim=8)
+  for kind, options, skip, scale in (("sd2", dict(text_width=8, linear=True), 1, 0.18215),
+                                     ("refiner", dict(text_width=8, linear=True, pooled=1280), 1, 0.13025)):
+    path = tmp_path / f"{kind}.safetensors"
+    file(path, dict(unet=unet(kind, **options), vae=vae(), text=text(ldm_formats.OPEN_FIRST, **small)))
+    found = public.read(path, part="text")[2].module
+    assert (found.skip, found.norm) == (skip, kind == "sd2"), kind
+    assert public.read(path, part="vae")[2].module.scale == scale and public.read(path, part="unet", head_dim=16)[2].module.image_size == (
+      64 if kind == "sd2" else 128)
 
 
 def test_an_autoencoder_alone(tmp_path):
@@ -135,6 +159,42 @@ def test_an_autoencoder_alone(tmp_path):
   assert all(np.array_equal(flat(loaded.params)[name], leaves[name]) for name in leaves)
   assert "does not say how its latents are scaled" in loaded.report.text()
   assert public.load(path, quiet=True, scale=0.5).module.scale == 0.5
+
+
+def test_names_that_others_write_are_renamed_on_sight(tmp_path):
+  """Attention of an autoencoder, and CLIP's text tower with or without its group, in a single file and in a folder of diffusers."""
+  leaves, named = values_of(vae(), 0)
+  for spelling in (("to_q", "to_k", "to_v", "to_out.0"), ("query", "key", "value", "proj_attn")):
+    spelt = {}
+    for name, value in named.items():
+      for letter, other in zip(("q", "k", "v", "proj_out"), spelling):
+        name = name.replace(f".mid.attn_1.{letter}.", f".mid.attn_1.{other}.")
+      spelt[name] = value[..., 0, 0] if ".attn_1." in name and value.ndim == 4 else value
+    assert sum(spelling[0] in name for name in spelt) == 4
+    st.write(tmp_path / "vae.safetensors", {name: tensors.of(value) for name, value in spelt.items()})
+    found = flat(public.load(tmp_path / "vae.safetensors", quiet=True).params)
+    assert found.keys() == leaves.keys() and all(np.array_equal(found[name], leaves[name]) for name in leaves)
+  both = named | {"first_stage_model.encoder.mid.attn_1.query.bias": named["first_stage_model.encoder.mid.attn_1.q.bias"]}
+  st.write(tmp_path / "both.safetensors", {name: tensors.of(value) for name, value in both.items()})
+  with pytest.raises(DataError, match="by another spelling, and both are there"):
+    public.load(tmp_path / "both.safetensors", quiet=True)
+  leaves, named = values_of(text(ldm_formats.HF_TEXT), 0)
+  bare = {name.replace("text_model.", ""): tensors.of(value) for name, value in named.items()}
+  st.write(tmp_path / "text.safetensors", bare)
+  loaded = public.load(tmp_path / "text.safetensors", quiet=True)
+  assert all(np.array_equal(flat(loaded.params)[name], leaves[name]) for name in leaves)
+  public.save(tmp_path / "again", format="ldm", module=loaded.module, config=loaded.config, params=loaded.params, style=loaded.style)
+  assert set(st.read(tmp_path / "again" / "model.safetensors")[0]) == set(bare)
+
+
+def test_an_autoencoder_with_names_of_diffusers_and_no_config(tmp_path):
+  module, inputs, _ = vae()
+  leaves, _ = values_of(vae(), 0)
+  public.save(tmp_path, format="diffusers-vae", module=module, config=dict(data={}), params=public.nest(leaves))
+  (tmp_path / "config.json").unlink()
+  loaded = public.load(tmp_path, quiet=True)
+  assert loaded.format == "ldm" and loaded.module == module
+  assert all(np.array_equal(flat(loaded.params)[name], leaves[name]) for name in leaves)
 
 
 def test_what_does_not_fit_is_named(tmp_path):
@@ -149,6 +209,11 @@ def test_what_does_not_fit_is_named(tmp_path):
   st.write(path, {name: tensors.of(value) for name, value in more.items()})
   with pytest.raises(DataError, match="out.2.weight is missing, from which the architecture is read"):
     public.load(path, quiet=True)
+  _, named = values_of(text(ldm_formats.OPEN_SECOND, embed_dim=40, act="gelu"), 0)
+  del named[f"{ldm_formats.OPEN_SECOND}text_projection"]
+  st.write(path, {name: tensors.of(value) for name, value in named.items()})
+  with pytest.raises(DataError, match="embedders.1.model.text_projection is missing, from which"):
+    public.load(path, quiet=True)
 
 
 @pytest.mark.parametrize("kind, options, expected", [
@@ -156,7 +221,7 @@ def test_what_does_not_fit_is_named(tmp_path):
 def test_published_sizes(tmp_path, kind, options, expected):
   """Every tensor of the full UNets has one name, and reading the names back gives the published model."""
   _, inputs, table = unet(kind, **options)
-  module = UNet(image_size=64, channels=4, blocks=2, middle=max(PRESETS[kind]["depths"]), **PRESETS[kind])
+  module = UNet(image_size=128 if kind == "sdxl" else 64, channels=4, blocks=2, middle=max(PRESETS[kind]["depths"]), **PRESETS[kind])
   bindings = rules.bind(table, formats.variables(module, inputs))
   assert (len(bindings), sum(tensors.size(binding.shape) for binding in bindings)) == expected
   found = {binding.theirs: tensors.Tensor(binding.shape, np.dtype(np.float32), lambda: np.zeros(())) for binding in bindings}

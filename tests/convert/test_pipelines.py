@@ -4,7 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from mmdiff.convert import containers, ldm_formats, pipelines, public
+from mmdiff.convert import containers, ldm_formats, marks, pipelines, public
+from mmdiff.convert import safetensors_file as st
 from mmdiff.core.errors import DataError
 from tests import toy_pipelines
 from tests.convert import test_ldm_formats as ldm
@@ -42,18 +43,26 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("options", [{}, dict(inpaints=True), dict(xl=True), dict(enlarges=True)], ids=["sd", "inpainting", "xl", "x4"])
-def test_written_and_read_again(tmp_path, options):
+def test_written_and_read_again(tmp_path, options, capsys):
   """A folder of diffusers, from it a single file, and from that a folder: parameters, scheduler and null text stay."""
   folder = toy_pipelines.folder(tmp_path / "a", **options)
   first = pipelines.load(folder, quiet=True)
   assert first.zeros == bool(options.get("xl")) and first.tokenizer == folder / "tokenizer"
   pipelines.save(tmp_path / "b", first, format="ldm")
-  assumed = public.load(tmp_path / "b" / "model.safetensors", part="vae", quiet=True).module.scale
-  assert assumed == {"xl": 0.13025, "enlarges": 0.08333}.get(next(iter(options), ""), 0.18215)
-  second = pipelines.load(tmp_path / "b" / "model.safetensors", quiet=True, heads=2, scale=0.3)
+  said = capsys.readouterr().err
+  assert "vae: scale 0.3" in said and "heads 2" in said and "other programs do not read" in said
+  single = tmp_path / "b" / "model.safetensors"
+  second = pipelines.load(single, quiet=True)
   assert second.small == first.small and bool(second.small) == bool(options.get("enlarges"))
-  assert second.scheduler["_class_name"] == ("EulerDiscreteScheduler" if options.get("xl") else "DDIMScheduler")
-  pipelines.save(tmp_path / "c", second._replace(scheduler=first.scheduler, tokenizer=first.tokenizer))
+  assert second.scheduler == first.scheduler and second.zeros == first.zeros
+  for group, part in first.parts.items():
+    assert not marks.unsaid(part.module, second.parts[group].module), group
+  named, metadata = st.read(single)
+  st.write(single, named)                       # as others would write it
+  assert marks.OWN in metadata
+  assumed = public.read(single, part="vae")[2].module.scale
+  assert assumed == {"xl": 0.13025, "enlarges": 0.08333}.get(next(iter(options), ""), 0.18215)
+  pipelines.save(tmp_path / "c", second._replace(tokenizer=first.tokenizer))
   third = pipelines.load(tmp_path / "c", quiet=True)
   assert third.scheduler == first.scheduler and third.zeros == first.zeros
   for group in first.parts:
@@ -93,7 +102,7 @@ def test_averages_of_a_file(tmp_path):
 def test_stable_diffusion_2_of_a_file_and_of_a_folder(tmp_path):
   """A file has a layer more than is read, and a projection; the folder of diffusers ends where the reading does."""
   file = tmp_path / "v2.safetensors"
-  parts = dict(ldm.SD1, text=ldm.text(ldm_formats.OPEN_TEXT, act="gelu", embed_dim=24))
+  parts = dict(ldm.SD1, text=ldm.text(ldm_formats.OPEN_TEXT, act="gelu", embed_dim=24, depth=24, width=8, mlp_dim=8))
   ldm.file(file, parts)
   found = pipelines.load(file, quiet=True)
   assert any('prediction="v"' in notice for notice in found.notices)
@@ -101,7 +110,7 @@ def test_stable_diffusion_2_of_a_file_and_of_a_folder(tmp_path):
   pipelines.save(tmp_path / "folder", found)
   again = pipelines.load(tmp_path / "folder", quiet=True)
   a, b = found.parts["text"], again.parts["text"]
-  assert (a.module.depth, a.module.skip, b.module.depth, b.module.skip) == (3, 1, 2, 0)
+  assert (a.module.depth, a.module.skip, b.module.depth, b.module.skip) == (24, 1, 23, 0)
   tokens, mask = np.asarray([[58, 3, 4, 59] + [0] * 8], np.int32), np.arange(12)[None] < 4
   one, other = (part.module.clone(pad=0).apply({"params": part.params}, tokens, mask)["tokens"] for part in (a, b))
   np.testing.assert_allclose(one, other, atol=1e-5)
