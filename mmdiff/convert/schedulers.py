@@ -1,21 +1,20 @@
 """`scheduler_config.json` of diffusers as a plan: the levels, the order and the ends that its schedulers use.
 
-They differ in more than the formula of a step. DDIM and PLMS step down by a fixed number of training levels, whatever the next time is;
-DPM-Solver++ and UniPC place one time more than there are steps and drop the last; the others interpolate sigma at times that need not be
-whole; Karras' sigmas run between other ends. All of it is read from the config, nothing from a name. The behaviour is that of diffusers
-0.42, step by step.
+They differ in more than the formula of a step, see `scheduler_levels`. All of it is read from the config, nothing from a name. What a class
+has no option for it leaves unread, as diffusers does: files carry what other classes left in them. An option that a class has and that is
+not here is an error, and so is one that no class has. The behaviour is that of diffusers 0.42, step by step.
 """
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmdiff.convert import edm_schedulers
+from mmdiff.convert import edm_schedulers, scheduler_levels
+from mmdiff.convert.scheduler_levels import alpha_bar
 from mmdiff.core.errors import ConfigError, DataError
-from mmdiff.diffusion import plans, schedules
+from mmdiff.diffusion import plans
 from mmdiff.diffusion.plans import COLUMN, COLUMNS, Plan
 from mmdiff.diffusion.rows import Steps
-from mmdiff.diffusion.schedules import Level
 
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 NAMES = {ours: theirs for theirs, ours in PREDICTIONS.items()}
@@ -28,23 +27,54 @@ CLASSES = {
 }
 # (beta_schedule, beta_start, beta_end) -> name in `diffusion.schedules`.
 SCHEDULES = {("linear", 0.0001, 0.02): "linear", ("scaled_linear", 0.00085, 0.012): "scaled_linear"}
-# What every class takes for levels and output where the file does not say.
-DDPM: dict[str, Any] = dict(num_train_timesteps=1000, beta_start=0.0001, beta_end=0.02, beta_schedule="linear", prediction_type="epsilon",
-                            rescale_betas_zero_snr=False)
-# What each class does where the file does not say; the rest of the keys have the same default in all.
-DEFAULTS: dict[str, dict[str, Any]] = {
-  "DDPMScheduler": dict(timestep_spacing="leading", clip_sample=True, variance_type="fixed_small"),
-  "DDIMScheduler": dict(timestep_spacing="leading", clip_sample=True, set_alpha_to_one=True),
-  "PNDMScheduler": dict(timestep_spacing="leading", skip_prk_steps=False),
-  "HeunDiscreteScheduler": dict(beta_start=0.00085, beta_end=0.012),
+
+# Facts of the model, which every sampler of it takes, with DDPM's values for a file that does not say.
+DDPM: dict[str, Any] = dict(
+  num_train_timesteps=1000, beta_start=0.0001, beta_end=0.02, beta_schedule="linear", trained_betas=None, prediction_type="epsilon",
+  rescale_betas_zero_snr=False, timestep_spacing="linspace", steps_offset=0)
+
+RAMPS: dict[str, Any] = dict(use_karras_sigmas=False, use_exponential_sigmas=False, use_beta_sigmas=False)
+CLIPPED: dict[str, Any] = dict(clip_sample=True, clip_sample_range=1.0)
+SOLVER: dict[str, Any] = RAMPS | dict(solver_order=2, thresholding=False, lower_order_final=True, final_sigmas_type="zero",
+                                      use_flow_sigmas=False, use_dynamic_shifting=False)
+# The options of each class beside its levels, and where its levels differ, with what it does when the file does not say.
+OPTIONS: dict[str, dict[str, Any]] = {
+  "DDPMScheduler": CLIPPED | dict(timestep_spacing="leading", variance_type="fixed_small", thresholding=False),
+  "DDIMScheduler": CLIPPED | dict(timestep_spacing="leading", set_alpha_to_one=True, thresholding=False),
+  "PNDMScheduler": dict(timestep_spacing="leading", skip_prk_steps=False, set_alpha_to_one=False),
+  "LMSDiscreteScheduler": RAMPS,
+  "EulerDiscreteScheduler": RAMPS | dict(interpolation_type="linear", sigma_min=None, sigma_max=None, timestep_type="discrete",
+                                         final_sigmas_type="zero"),
+  "EulerAncestralDiscreteScheduler": {},
+  "HeunDiscreteScheduler": RAMPS | CLIPPED | dict(clip_sample=False, beta_start=0.00085, beta_end=0.012),
+  "DPMSolverMultistepScheduler": SOLVER | dict(
+    algorithm_type="dpmsolver++", solver_type="midpoint", euler_at_final=False, use_lu_lambdas=False, lambda_min_clipped=-np.inf,
+    variance_type=None),
+  "UniPCMultistepScheduler": SOLVER | dict(
+    predict_x0=True, solver_type="bh2", disable_corrector=[], solver_p=None, sigma_min=None, sigma_max=None, shift_terminal=None),
 }
-# Options that change the pictures and that have no counterpart here, with the values that do nothing.
-REFUSED: dict[str, tuple] = {
-  "thresholding": (False,), "use_beta_sigmas": (False,), "use_exponential_sigmas": (False,), "use_lu_lambdas": (False,),
-  "use_flow_sigmas": (False,), "interpolation_type": ("linear",), "timestep_type": ("discrete",), "algorithm_type": ("dpmsolver++",),
-  "euler_at_final": (False,), "predict_x0": (True,), "disable_corrector": ([], ()), "solver_p": (None,), "lambda_min_clipped": (-np.inf,),
-  "sigma_min": (None,), "sigma_max": (None,),
+# What an option may be, where not all that its class takes has a counterpart here.
+ACCEPTED: dict[str, tuple] = {
+  "prediction_type": tuple(PREDICTIONS), "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
+  "timestep_spacing": ("leading", "trailing", "linspace"), "final_sigmas_type": ("zero", "sigma_min"),
+  "variance_type": (None, "fixed_small", "fixed_large"), "solver_order": (2,), "thresholding": (False,), "use_beta_sigmas": (False,),
+  "use_lu_lambdas": (False,), "use_flow_sigmas": (False,), "use_dynamic_shifting": (False,), "interpolation_type": ("linear",),
+  "timestep_type": ("discrete",), "algorithm_type": ("dpmsolver++",), "predict_x0": (True,), "disable_corrector": ([], ()),
+  "solver_p": (None,), "lambda_min_clipped": (-np.inf, "-inf"), "shift_terminal": (None,),
 }
+# The same for one class alone.
+ACCEPTED_BY: dict[str, dict[str, tuple]] = {
+  "PNDMScheduler": dict(prediction_type=("epsilon", "v_prediction")),
+  "EulerDiscreteScheduler": dict(sigma_min=(None,), sigma_max=(None,)),
+  # diffusers cuts the times of these two off to whole ones, by rounding errors to one or the other.
+  "DPMSolverMultistepScheduler": dict(solver_type=("midpoint",), variance_type=(None,), use_exponential_sigmas=(False,)),
+  "UniPCMultistepScheduler": dict(solver_type=("bh2",), lower_order_final=(True,), sigma_min=(None,), sigma_max=(None,),
+                                  use_exponential_sigmas=(False,)),
+}
+# Of options that are off.
+IDLE = ("dynamic_thresholding_ratio", "sample_max_value", "flow_shift", "time_shift_type")
+# What another sampler of the same model takes of a file, beside its levels: how far the last step goes, where samplers differ in it.
+SHARED = (*DDPM, "set_alpha_to_one")
 
 
 class Scheduler(NamedTuple):
@@ -61,7 +91,8 @@ def plan_of(config: Mapping[str, Any], *, steps: int, sampler: str | None = None
 
   Args:
     config: as read from the file.
-    sampler: None is the config's own; another name of `SAMPLERS` takes the config's levels in that class's way.
+    sampler: None is the config's own, with all its options; another name of `SAMPLERS` takes the config's levels (`SHARED`) in that
+      class's way, without the options that were written for the config's own.
     eta: noise share of DDIM; the others have none or their own.
     guidance, rescale, strength: as of `plans.plan`.
     begin, end: which part of the noise the steps take away, from 0, all of it there, to 1, none left: a base model ends where its refiner
@@ -74,33 +105,37 @@ def plan_of(config: Mapping[str, Any], *, steps: int, sampler: str | None = None
   if edm_schedulers.is_edm(config):
     return Scheduler(*edm_schedulers.plan_of(config, steps=steps, sampler=sampler, eta=eta, guidance=guidance, rescale=rescale,
                                              strength=strength, begin=begin, end=end, where=where))
-  if sampler is not None:
-    config = {**config, **sampled_by(sampler)}
+  config = config if sampler is None else sampled_by(sampler, config, where)
   kind = config.get("_class_name")
   if kind not in CLASSES:
-    raise DataError(f"{where}: _class_name: expected one of {', '.join(CLASSES)}, found {kind!r}")
-  name, placed = CLASSES[kind]
-  said = DDPM | dict(timestep_spacing="linspace", steps_offset=0, clip_sample=False, clip_sample_range=1.0, set_alpha_to_one=False,
-                     final_sigmas_type="zero", use_karras_sigmas=False, solver_order=2, lower_order_final=True)
-  said |= DEFAULTS.get(kind, {}) | dict(config)
-  check(said, kind, where)
-  if not 1 <= steps <= said["num_train_timesteps"]:
-    raise ConfigError(f"steps: expected 1 to {said['num_train_timesteps']}, the levels of {where}, found {steps}")
+    raise DataError(f"{where}: _class_name: expected one of {', '.join([*CLASSES, *edm_schedulers.CLASSES])}, found {kind!r}")
+  (name, placed), said = CLASSES[kind], read(config, kind, where)
+  length = said["num_train_timesteps"]
+  if not 1 <= steps <= length:
+    raise ConfigError(f"steps: expected 1 to {length}, the levels of {where}, found {steps}")
+  if not 0 <= rescale <= 1:
+    raise ConfigError(f"rescale: expected a number in [0, 1], found {rescale}")
+  if eta is not None and not eta >= 0:
+    raise ConfigError(f"eta: expected a number of at least 0, found {eta}")
   if eta and kind != "DDIMScheduler":
     raise ConfigError(f"eta: {kind} of {where} takes none, found {eta}; use DDIM")
-  abar = alpha_bar(said)
-  if kind == "PNDMScheduler" and not said["skip_prk_steps"]:
-    name = "pndm"
+  if kind == "PNDMScheduler":
+    name = "plms_in_parts" if said["skip_prk_steps"] else "pndm"
+  if name == "pndm":
     check_parts(steps, strength=strength, begin=begin, end=end, where=where)
-  pairs = whole(said, abar, steps, name) if placed == "whole" else by_sigma(said, abar, steps, logarithmic=placed == "log")
-  pairs, kept = part_of(pairs, said["num_train_timesteps"], strength=strength, begin=begin, end=end)
-  variance = "large" if said.get("variance_type") == "fixed_large" else "small"
+  whole = scheduler_levels.steps_of(said, steps, kind=kind, name=name, placed=placed)
+  count = plans.taken(steps, strength)
+  pairs, kept = part_of(whole, steps, steps - count, length, begin=begin, end=end)
+  if name == "plms_in_parts":
+    pairs = scheduler_levels.repeated(pairs, said, steps)
   prediction = PREDICTIONS[said["prediction_type"]]
+  variance = "large" if said.get("variance_type") == "fixed_large" else "small"
   table, _ = plans.tabulate(name, pairs, eta=eta if kind == "DDIMScheduler" else None, variance=variance,
                             extrapolate="v" if prediction == "v" else "eps")
   if name == "ddpm" and variance == "large" and pairs[-1][0].time > 0:      # diffusers: noise at every time but 0, the end included
     table[-1, COLUMN["noise"]] = pairs[-1][0].sigma
-  if placed == "log" and said["final_sigmas_type"] == "sigma_min" and name == "dpm++2m" and said["lower_order_final"] and steps < 15:
+  if name == "dpm++2m" and said.get("final_sigmas_type") == "sigma_min" and (
+      said["euler_at_final"] or said["lower_order_final"] and steps < 15):
     last, _ = plans.tabulate("ddim", pairs[-1:])
     table[-1] = last[0]
   if kept < len(pairs):                 # the rows of the first steps, which know of what comes after
@@ -108,33 +143,34 @@ def plan_of(config: Mapping[str, Any], *, steps: int, sampler: str | None = None
   elif placed == "sigma":               # these work on x / alpha, so that is what they return
     table[-1, [COLUMN[key] for key in COLUMNS if key.startswith("on_")]] /= pairs[-1][1].alpha
   table[:, COLUMN["guidance"]] = guidance
-  # x starts with unit variance, or with sigma alone where the class starts from sigma times unit noise.
-  start = pairs[0][0].sigma if placed == "sigma" and said["timestep_spacing"] in ("linspace", "trailing") else 1.0
-  clip = said["clip_sample_range"] if said["clip_sample"] else 0.0
-  return Scheduler(plans.packed(table, start_scale=start, rescale=rescale, clip=clip), prediction, name)
+  start = scheduler_levels.start_scale(said, pairs[0][0], placed)
+  clip = said["clip_sample_range"] if said.get("clip_sample") else 0.0
+  return Scheduler(plans.packed(table, start_scale=start, rescale=rescale, clip=clip), prediction, name.removesuffix("_in_parts"))
 
 
 def noise_at(config: Mapping[str, Any], n: int, *, most: int) -> tuple[float, float]:
   """(alpha, sigma) of level n of a config's schedule, such as an upscaler's `low_res_scheduler`. Raises ConfigError beyond `most`."""
-  said = dict(DDPM, _class_name="DDPMScheduler") | dict(config)
+  said = read({"_class_name": "DDPMScheduler"} | dict(config), "DDPMScheduler", "low_res_scheduler")
   most = min(most, said["num_train_timesteps"] - 1)
   if not 0 <= n <= most:
     raise ConfigError(f"noise_level: expected a whole number from 0 to {most}, found {n}")
-  level = level_at(alpha_bar(said), n)
+  level = scheduler_levels.level_at(alpha_bar(said), n)
   return level.alpha, level.sigma
 
 
-def part_of(pairs: Steps, length: int, *, strength: float, begin: float, end: float) -> tuple[Steps, int]:
-  """(The steps from where a loop begins, how many of them it takes). Raises ConfigError for none."""
+def part_of(pairs: Steps, steps: int, skipped: int, length: int, *, begin: float, end: float) -> tuple[Steps, int]:
+  """(The steps from where a loop begins, how many of them it takes). Raises ConfigError for none.
+
+  Of PNDM `pairs` lists one evaluation more than `steps`, and the first `skipped` evaluations are left out, as in diffusers, not steps.
+  """
   if not 0 <= begin < end <= 1:
     raise ConfigError(f"begin and end: expected 0 ≤ begin < end ≤ 1, found {begin} and {end}")
-  count = len(pairs)
-  pairs = pairs[count - plans.taken(count, strength):]
+  pairs = pairs[skipped:]
   first, last = (round(length * (1 - part)) for part in (begin, end))
   pairs = [pair for pair in pairs if pair[0].time < first] if begin > 0 else pairs
   kept = sum(pair[0].time >= last for pair in pairs) if end < 1 else len(pairs)
   if not kept:
-    raise ConfigError(f"begin and end: none of {count} steps lies between {begin} and {end}; use more steps")
+    raise ConfigError(f"begin and end: none of {steps} steps lies between {begin} and {end}; use more steps")
   return pairs, kept
 
 
@@ -145,14 +181,26 @@ def check_parts(steps: int, *, strength: float, begin: float, end: float, where:
                       f"steps, strength {strength}, from {begin} to {end}; set skip_prk_steps to true, or choose a sampler")
 
 
-def sampled_by(sampler: str) -> dict[str, Any]:
-  """The keys of a scheduler's config that make another class of it. Raises ConfigError."""
-  if sampler == "dpm++2m_karras":
-    return dict(_class_name="DPMSolverMultistepScheduler", use_karras_sigmas=True)
+def sampled_by(sampler: str, config: Mapping[str, Any], where: str) -> dict[str, Any]:
+  """The scheduler's config that draws with a sampler the user chose. A file of that very sampler keeps its options.
+
+  Raises ConfigError for an unknown name, DataError where the file is of a class that mmdiff does not know and has no such levels.
+  """
   classes = {name: kind for kind, (name, _) in CLASSES.items()} | {"pndm": "PNDMScheduler"}
+  classes |= {"dpm++2m_karras": "DPMSolverMultistepScheduler"}
   if sampler not in classes:
-    raise ConfigError(f"sampler: unknown value {sampler!r}; known: {', '.join([*classes, 'dpm++2m_karras'])}")
-  return dict(_class_name=classes[sampler]) | (dict(skip_prk_steps=True) if classes[sampler] == "PNDMScheduler" else {})
+    raise ConfigError(f"sampler: unknown value {sampler!r}; known: {', '.join(classes)}")
+  if config.get("_class_name") not in CLASSES and "beta_schedule" not in config:
+    raise DataError(f"{where}: _class_name {config.get('_class_name')!r} is unknown here, and the file has no beta_schedule, whose levels "
+                    f"{sampler} could take")
+  kind = classes[sampler]
+  asked: dict[str, Any] = dict(_class_name=kind)
+  asked |= dict(use_karras_sigmas=sampler.endswith("_karras")) if kind == "DPMSolverMultistepScheduler" else {}
+  asked |= dict(skip_prk_steps=True) if kind == "PNDMScheduler" else {}
+  if config.get("_class_name") == kind and not problems({**config, **asked}, kind):
+    return {**config, **asked}
+  shared = {key: config[key] for key in SHARED if key in config}
+  return shared | asked | (dict(clip_sample=False) if "clip_sample" in OPTIONS[kind] else {})
 
 
 def facts(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,101 +209,49 @@ def facts(config: Mapping[str, Any]) -> dict[str, Any]:
   if edm_schedulers.is_edm(config):
     prediction, kind = edm_schedulers.formulation(config)
     return dict(prediction=prediction, kind=kind, schedule="edm", zero_terminal_snr=False)
-  said = DDPM | DEFAULTS.get(config.get("_class_name", ""), {}) | dict(config)
+  said = said_of(config, config.get("_class_name", ""))
   if said["prediction_type"] not in PREDICTIONS:
     raise DataError(f"prediction_type: expected one of {', '.join(PREDICTIONS)}, found {said['prediction_type']!r}")
   key = (said["beta_schedule"], said["beta_start"], said["beta_end"])
   name = "cosine" if key[0] == "squaredcos_cap_v2" else SCHEDULES.get(key, "{} from {} to {}".format(*key))
-  name = name if said.get("trained_betas") is None else f"{len(said['trained_betas'])} betas of its own"
+  name = name if said["trained_betas"] is None else f"{len(said['trained_betas'])} betas of its own"
   return dict(prediction=PREDICTIONS[said["prediction_type"]], kind="discrete", schedule=name,
               zero_terminal_snr=bool(said["rescale_betas_zero_snr"]))
 
 
-def check(said: Mapping[str, Any], kind: str, where: str) -> None:
-  """Raises DataError with everything that has no counterpart here."""
-  problems = [f"{key}: {said[key]!r} is a variant that mmdiff does not have" for key, fine in REFUSED.items()
-              if key in said and said[key] not in fine and not (key == "lambda_min_clipped" and str(said[key]) == "-inf")]
-  choices: dict[str, tuple] = dict(
-    prediction_type=tuple(PREDICTIONS), beta_schedule=("linear", "scaled_linear", "squaredcos_cap_v2"),
-    timestep_spacing=("leading", "trailing", "linspace"), final_sigmas_type=("zero", "sigma_min"),
-    variance_type=(None, "fixed_small", "fixed_large"), solver_order=(2,))
-  problems += [f"{key}: expected one of {', '.join(map(str, known))}, found {said[key]!r}" for key, known in choices.items()
-               if key in said and said[key] not in known]
-  solver = {"DPMSolverMultistepScheduler": "midpoint", "UniPCMultistepScheduler": "bh2"}.get(kind)
-  if solver and said.get("solver_type", solver) != solver:
-    problems.append(f"solver_type: expected {solver}, found {said['solver_type']!r}")
-  if kind == "PNDMScheduler" and said["prediction_type"] == "sample":
-    problems.append("prediction_type: PLMS takes epsilon or v_prediction, found sample")
-  betas = said.get("trained_betas")
+def read(config: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:
+  """Every option of the class with its value. Raises DataError with everything that has no counterpart here."""
+  found = problems(config, kind)
+  if found:
+    raise DataError(f"{where} ({kind}): " + "; ".join(found))
+  return said_of(config, kind)
+
+
+def said_of(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
+  """The same without looking; of a class that is not here its levels."""
+  own = DDPM | OPTIONS.get(kind, {})
+  return own | {key: value for key, value in config.items() if key in own}
+
+
+def problems(config: Mapping[str, Any], kind: str) -> list[str]:
+  """What of a config has no counterpart here, in words."""
+  said, known = said_of(config, kind), {*DDPM, *IDLE, *(key for options in OPTIONS.values() for key in options)}
+  found = [f"{key}: unknown to every scheduler that mmdiff has, found {value!r}" for key, value in config.items()
+           if key not in known and key[:1] != "_" and value not in (None, False, [], {})]
+  for key, choices in (ACCEPTED | ACCEPTED_BY.get(kind, {})).items():
+    if key in said and not any(said[key] is choice or said[key] == choice for choice in choices):
+      listed = ", ".join(choice for choice in choices if isinstance(choice, str) and choice != "-inf")
+      found.append(f"{key}: expected {'one of ' * (len(choices) > 1)}{listed}, found {said[key]!r}" if listed
+                   else f"{key}: {said[key]!r} is a variant that mmdiff does not have")
+  if sum(bool(said.get(key)) for key in RAMPS) > 1:
+    found.append(f"{', '.join(key for key in RAMPS if said.get(key))}: expected one of them, found several")
+  if said.get("use_karras_sigmas") and said["beta_schedule"] == "squaredcos_cap_v2" and CLASSES.get(kind, ("", ""))[1] == "log":
+    found.append("use_karras_sigmas: expected false with beta_schedule squaredcos_cap_v2, found true: diffusers loses its place among "
+                 "equal times")
+  betas = said["trained_betas"]
   if betas is not None and not (isinstance(betas, list) and len(betas) == said["num_train_timesteps"]
                                 and all(isinstance(beta, (int, float)) and 0 <= beta <= 1 for beta in betas)):
-    problems.append(f"trained_betas: expected {said['num_train_timesteps']} numbers from 0 to 1, found {betas!r:.60}")
-  if said["clip_sample"] and kind == "DDIMScheduler":
-    problems.append("clip_sample: expected false, found true: diffusers' DDIM then clips x_0 and keeps the eps of the unclipped one")
-  if problems:
-    raise DataError(f"{where} ({kind}): " + "; ".join(problems))
-
-
-def alpha_bar(said: Mapping[str, Any]) -> np.ndarray:
-  """float64 [T] of a config's betas."""
-  length = said["num_train_timesteps"]
-  if said.get("trained_betas") is not None:
-    betas = np.asarray(said["trained_betas"], np.float64)
-  elif said["beta_schedule"] == "squaredcos_cap_v2":
-    betas = schedules.cosine_betas(length)
-  elif said["beta_schedule"] == "scaled_linear":
-    betas = np.linspace(said["beta_start"] ** 0.5, said["beta_end"] ** 0.5, length) ** 2
-  else:
-    betas = np.linspace(said["beta_start"], said["beta_end"], length)
-  made = np.cumprod(1 - betas)
-  if said["rescale_betas_zero_snr"]:
-    made = schedules.zero_terminal(made)
-    if CLASSES[said["_class_name"]][1] != "whole":
-      made[-1] = 2.0**-24               # sigma stays finite
-  return made
-
-
-def times(said: Mapping[str, Any], steps: int, *, more: int = 0) -> np.ndarray:
-  """float64 [steps], descending; with `more` = 1 as one time more would be placed, without the last."""
-  length, n = said["num_train_timesteps"], steps + more
-  if said["timestep_spacing"] == "linspace":
-    return np.linspace(0, length - 1, n)[::-1][:steps]
-  if said["timestep_spacing"] == "leading":
-    return (np.arange(n) * (length // n))[::-1][:steps].astype(np.float64) + said["steps_offset"]
-  return np.round(np.arange(length, 0, -length / steps))[:steps] - 1
-
-
-def whole(said: Mapping[str, Any], abar: np.ndarray, steps: int, name: str) -> Steps:
-  """Steps between training levels. DDPM goes to the next time, DDIM and PLMS down by T // steps, PNDM's first parts by half of that."""
-  t = np.round(times(said, steps)).astype(int)
-  if t[0] >= len(abar):
-    raise ConfigError(f"steps: {steps} steps with steps_offset {said['steps_offset']} begin at level {t[0]} of {len(abar)}; use fewer")
-  stride = len(abar) // steps
-  then = np.append(t[1:], -1) if name == "ddpm" else t - stride
-  if name == "pndm":                    # each of the first three steps in four parts, then the fourth and so on
-    begun, middle, last = t[:3, None], t[1:4, None] + stride // 2, t[1:4, None]
-    parts = np.concatenate([begun, middle, middle, last], 1)
-    ends = np.concatenate([begun - stride // 2, middle, middle - stride // 2, last], 1)
-    t, then = np.concatenate([parts.ravel(), t[3:]]), np.concatenate([ends.ravel(), then[3:]])
-  end = Level(1.0, 0.0, 0.0) if name == "ddpm" or said["set_alpha_to_one"] else level_at(abar, 0)
-  return [(level_at(abar, now), level_at(abar, after) if after >= 0 else end) for now, after in zip(t, then)]
-
-
-def level_at(abar: np.ndarray, n: int) -> Level:
-  return Level(float(abar[n] ** 0.5), float((1 - abar[n]) ** 0.5), float(n))
-
-
-def by_sigma(said: Mapping[str, Any], abar: np.ndarray, steps: int, *, logarithmic: bool) -> Steps:
-  """Steps in sigma / alpha: of the Euler family, or (`logarithmic`) of the solvers in its logarithm."""
-  every = np.sqrt((1 - abar) / abar)
-  t = times(said, steps, more=int(logarithmic and said["timestep_spacing"] != "trailing"))
-  t = np.round(t) if logarithmic else t
-  sigma = np.interp(t, np.arange(len(every)), every)
-  if said["use_karras_sigmas"]:
-    low, high = (every[0], every[-1]) if logarithmic else (sigma[-1], sigma[0])
-    sigma = schedules.karras_ramp(steps, low, high)
-    t = np.interp(np.log(sigma), np.log(every), np.arange(len(every)))
-    t = np.round(t) if logarithmic else t
-  last = every[0] if said["final_sigmas_type"] == "sigma_min" else 0.0
-  levels = [Level(1 / np.sqrt(1 + s * s), s / np.sqrt(1 + s * s), float(time)) for s, time in zip([*sigma, last], [*t, 0.0])]
-  return list(zip(levels, levels[1:]))
+    found.append(f"trained_betas: expected {said['num_train_timesteps']} numbers from 0 to 1, found {betas!r:.60}")
+  if said.get("clip_sample") and kind == "DDIMScheduler":
+    found.append("clip_sample: expected false, found true: diffusers' DDIM then clips x_0 and keeps the eps of the unclipped one")
+  return found

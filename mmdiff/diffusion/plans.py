@@ -32,7 +32,7 @@ import numpy as np
 
 from mmdiff.core.errors import ConfigError
 from mmdiff.diffusion import schedules
-from mmdiff.diffusion.rows import Options, Rows, Steps, dpmpp_2m, heun, levels_of, linear, lms, plms, pndm, unipc
+from mmdiff.diffusion.rows import Options, Rows, Steps, dpmpp_2m, heun, levels_of, linear, lms, plms, plms_in_parts, pndm, unipc
 from mmdiff.diffusion.schedules import Level, Schedule
 
 MAX_ROWS = 1000                         # evaluations that a plan holds; its arrays always have this size
@@ -73,7 +73,7 @@ SAMPLERS: dict[str, _Sampler] = {
 }
 
 # Of `convert.schedulers` alone, whose steps list the parts that its first ones are taken in.
-IN_PARTS = {"pndm": _Sampler(pndm)}
+IN_PARTS = {"pndm": _Sampler(pndm), "plms_in_parts": _Sampler(plms_in_parts)}
 ALIASES = {"pndm": "plms"}              # diffusers' name of it
 
 SPACINGS = {                            # by kind of schedule; the first is "auto"
@@ -126,6 +126,8 @@ def tabulate(name: str, steps: Steps, *, flow: bool = False, eta: float | None =
              extrapolate: Literal["eps", "v"] = "eps") -> tuple[np.ndarray, np.ndarray]:
   """`coefficients` of steps that need not end where the next begins. extrapolate: see `rows.Options`."""
   sampler = (SAMPLERS | IN_PARTS)[name]
+  if name not in IN_PARTS:
+    check_levels(name, steps)
   rows = sampler.rows(steps, Options(sampler.eta if eta is None else eta, variance, flow, extrapolate))
   table, where = np.zeros((len(rows), len(COLUMNS))), np.asarray([row.pop("at", i) for i, row in enumerate(rows)])
   levels = levels_of(steps)
@@ -134,6 +136,18 @@ def tabulate(name: str, steps: Steps, *, flow: bool = False, eta: float | None =
     for key, value in (dict(keep_d=1.0, alpha=now.alpha, sigma=now.sigma, time=now.time) | row).items():
       table[i, COLUMN[key]] = value
   return table, where
+
+
+def check_levels(name: str, steps: Steps) -> None:
+  """Raises ConfigError for steps that go nowhere or back: the multistep methods divide by their length. The last may end where it is."""
+  ratio = lambda level: level.sigma / (level.alpha + level.sigma)
+  begins, ends = (np.asarray([ratio(level) for level in side]) for side in zip(*steps))
+  if np.any(np.diff(begins) >= 0) or np.any(ends[:-1] >= begins[:-1]) or ends[-1] > begins[-1]:
+    raise ConfigError(f"steps: {len(steps)} steps of this spacing repeat a noise level, which {name} can't step from; use fewer steps, "
+                      "or another spacing")
+  if ends[-1] == begins[0]:
+    raise ConfigError(f"steps: {len(steps)} step of this spacing ends at the noise level where it begins; use more steps, or a final level "
+                      "of zero")
 
 
 def taken(steps: int, strength: float) -> int:
@@ -146,11 +160,14 @@ def taken(steps: int, strength: float) -> int:
 
 
 def packed(table: np.ndarray, *, start_scale: float, rescale: float = 0.0, clip: float = 0.0) -> Plan:
-  """A plan of finished rows [rows, COLUMNS]; clip 0 = not at all. Raises ConfigError for too many."""
+  """A plan of finished rows [rows, COLUMNS]; clip 0 = not at all. Raises ConfigError for too many, and for numbers that are none."""
   if len(table) > MAX_ROWS:
     raise ConfigError(f"steps: this sampler would evaluate the network {len(table)} times; the most is {MAX_ROWS}")
   padded = np.zeros((MAX_ROWS, len(COLUMNS)), np.float32)
   padded[:len(table)] = table
+  if not (np.isfinite(padded).all() and np.isfinite(start_scale)):
+    raise ConfigError(f"steps: the {len(table)} evaluations of this sampler need numbers that float32 does not have (row "
+                      f"{np.flatnonzero(~np.isfinite(padded).all(1))[:1]}); use fewer steps, or another spacing")
   return Plan(padded, np.int32(len(table)), np.float32(start_scale), np.float32(rescale), np.float32(clip or np.inf))
 
 
@@ -183,15 +200,21 @@ def plan(name: str, schedule: Schedule, *, steps: int, eta: float | None = None,
     raise ConfigError(f"steps: expected at least 1, found {steps}")
   if eta and SAMPLERS[name].rows is not linear:
     raise ConfigError(f"eta: {name} adds no noise, found {eta}; leave it out, or use ddim or euler_ancestral")
+  if eta is not None and not eta >= 0:
+    raise ConfigError(f"eta: expected a number of at least 0, found {eta}")
   if not 0 <= rescale <= 1:
     raise ConfigError(f"rescale: expected a number in [0, 1], found {rescale}")
+  if not clip >= 0:
+    raise ConfigError(f"clip: expected a positive number, or 0 for none, found {clip}")
+  if not interval[0] <= interval[1]:
+    raise ConfigError(f"interval: expected (low, high) with low ≤ high, found {tuple(interval)}: guidance would act nowhere")
   if final == "first" and schedule.kind != "discrete":
     raise ConfigError(f"final: only discrete schedules have a first level, found kind {schedule.kind!r}; use 'data'")
   own = SAMPLERS[name].spacing
+  if INFERRED not in (own, spacing) and spacing != own:
+    raise ConfigError(f"spacing: sampler {name} spaces its levels by {own!r}, found {spacing!r}; leave it out, or name the sampler alone")
   t = times(schedule, steps, own if spacing == INFERRED else spacing)[steps - taken(steps, strength):]
   levels = schedules.level(schedule, t)
-  if np.any(np.diff(levels.sigma / (levels.alpha + levels.sigma)) >= 0):
-    raise ConfigError(f"steps: {steps} steps of spacing {spacing!r} repeat a level; use fewer")
   end = schedules.level(schedule, np.asarray(1 / schedule.length)) if final == "first" else Level(1.0, 0.0, 0.0)
   if final == "first" and levels.sigma[-1] <= end.sigma:
     end = Level(1.0, 0.0, 0.0)

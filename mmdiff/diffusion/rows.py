@@ -3,6 +3,7 @@
 D is the network's opinion of the clean picture; a, s are the level's alpha and sigma, a', s' those of the next one, and
 eps = (x - a D) / s. A row's keys are columns of `plans`; `at` is the index of its level, if it is not the row's own.
 """
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -95,19 +96,29 @@ ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 2
 
 def plms(steps: Steps, options: Options) -> Rows:
   """Pseudo linear multistep (https://arxiv.org/abs/2202.09778, eq. 11 and 12) as Stable Diffusion runs it: the first step is taken twice,
-  the second time with the mean of the eps at both its ends, then Adams and Bashforth's weights on eps. One evaluation more than steps.
+  the second time with the mean of the eps at both its ends, then Adams and Bashforth's weights on eps. One evaluation more than steps."""
+  again = steps[:1] if len(steps) > 1 else []
+  return [row | dict(at=max(i - 1, min(i, 1))) for i, row in enumerate(plms_in_parts([*steps[:1], *again, *steps[1:]], options))]
+
+
+def plms_in_parts(steps: Steps, options: Options) -> Rows:
+  """`plms` with the repeated first step among `steps`, as the second: from where it begins anew to where the network is asked again.
 
   With v extrapolated, eps = a v + s x at each step's own x.
   """
   need_finite("plms", steps)
   # What the repeated first step remembers, m2 of the row after the next, is no part of the history.
-  ages = {0: (), 1: (2,), 2: (1, 3), 3: (1, 2, 4)}
+  ages = {0: (), 2: (2,), 3: (1, 3), 4: (1, 2, 4)}
   rows: Rows = []
   for i, (now, then) in enumerate(steps):
-    rows.append(multistep(now, then, ages.get(i, (1, 2, 3)), options) | dict(at=i))
-    if i == 0 and len(steps) > 1:       # half of what the first evaluation brought is exchanged for what the second does
-      gain, own = moved(now, then, options)[1], kept(steps[1][0], options)
-      rows.append(dict(on_x=1.0 + gain / 2 * own["keep_x"], on_d=gain / 2 * own["keep_d"], on_m1=-gain / 2, at=1) | own)
+    if i != 1:
+      rows.append(multistep(now, then, ages.get(i, (1, 2, 3)), options))
+      continue
+    # x is where the first step went; what that began with is told by x and the eps that took it there.
+    (before_x, before_gain), (on_x, gain), own = moved(*steps[0], options), moved(now, then, options), kept(then, options)
+    on_x /= before_x
+    rows.append(dict(on_x=on_x + gain / 2 * own["keep_x"], on_d=gain / 2 * own["keep_d"], on_m1=gain / 2 - on_x * before_gain,
+                     alpha=then.alpha, sigma=then.sigma, time=then.time) | own)
   return rows
 
 
@@ -155,18 +166,15 @@ def multistep(now: Level, then: Level, ages: tuple[int, ...], options: Options) 
 
 def lms(steps: Steps, options: Options) -> Rows:
   """Linear multistep of order four in sigma / alpha (k-diffusion, sample_lms): eps is extrapolated by Lagrange's polynomial through the
-  evaluations so far and integrated over the step, here exactly."""
+  evaluations so far and integrated over the step, here exactly: Gauss' rule of two nodes is exact for its degree, three."""
   need_finite("lms", steps)
   rows: Rows = []
-  tau = [level.sigma / level.alpha for level in levels_of(steps)]
+  tau = [float(level.sigma / level.alpha) for level in levels_of(steps)]
   for i, (now, then) in enumerate(steps):
     known = tau[max(i - 3, 0):i + 1][::-1]
-    weights = []
-    for j, own in enumerate(known):
-      others = [other for k, other in enumerate(known) if k != j]
-      basis = np.poly1d(others, r=True) / np.prod([own - other for other in others]) if others else np.poly1d([1.0])
-      integral = basis.integ()
-      weights.append(then.alpha * (integral(tau[i + 1]) - integral(tau[i])))
+    middle, half = (tau[i + 1] + tau[i]) / 2, (tau[i + 1] - tau[i]) / 2
+    basis = lambda j, at, known=known: math.prod((at - other) / (known[j] - other) for k, other in enumerate(known) if k != j)
+    weights = [then.alpha * half * sum(basis(j, middle + node * half) for node in (-(3**-0.5), 3**-0.5)) for j in range(len(known))]
     row = on_eps(now, weights[0])
     row |= {f"on_m{j}": weight for j, weight in enumerate(weights[1:], 1)}
     rows.append(row | dict(on_x=row["on_x"] + then.alpha / now.alpha) | remember_eps(now))
