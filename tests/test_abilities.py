@@ -38,6 +38,8 @@ def test_a_public_model_draws(sd):
   assert np.abs(again[0].astype(int) - one[1]).max() <= 1
   drawn = {name: sd.generate("a dog", seeds=4, steps=3, sampler=name, output="float") for name in ("pndm", "heun", "unipc", None)}
   assert all(np.abs(drawn[name] - drawn[None]).max() > 1e-3 for name in ("pndm", "heun", "unipc"))
+  rescaled = sd.generate("a dog", seeds=4, steps=3, output="float", rescale=0.7)
+  assert np.abs(rescaled - drawn[None]).max() > 1e-3
   with pytest.raises(ConfigError, match="sampler: unknown value 'eulr'"):
     sd.generate("a", steps=2, sampler="eulr")
   assert sd.generate("a dog", steps=2, height=24, width=32).shape == (1, 24, 32, 3)
@@ -52,6 +54,9 @@ def test_long_prompts_are_counted_or_encoded_in_chunks(sd, capsys):
   np.testing.assert_allclose(alone, sd.generate(short, steps=2, output="float"), atol=1e-5)
   assert "cut" not in capsys.readouterr().err
   assert whole.shape == cut.shape and np.abs(whole[1] - cut[1]).max() > 1e-4
+  np.testing.assert_allclose(whole[0], alone[0], atol=1e-5)        # of its own chunks alone, whatever stands beside it
+  away = lambda texts: sd.generate(["a dog"] * len(texts), texts, steps=2, output="float", long_prompts="chunks", seeds=[5] * len(texts))
+  np.testing.assert_allclose(away([short, long])[0], away([short])[0], atol=1e-5)
   with pytest.raises(ConfigError, match="long_prompts: expected 'cut' or 'chunks', found 'split'"):
     sd.generate(short, long_prompts="split")
 

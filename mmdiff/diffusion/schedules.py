@@ -46,6 +46,11 @@ class Schedule(NamedTuple):
     """Whether t = 1 is pure noise in a discrete schedule."""
     return self.kind == "discrete" and bool(np.isneginf(self.log_snr[-1]))
 
+  @property
+  def from_pure_noise(self) -> bool:
+    """Whether nothing of the picture is left at t = 1."""
+    return self.kind == "flow" or self.zero_terminal_snr
+
 
 def linear_betas(length: int = 1000) -> np.ndarray:
   """Ho 2020 §4, the ends scaled by 1000 / length as in improved-diffusion."""

@@ -5,6 +5,7 @@ One objective for eps, x0, v, velocity and EDM's preconditioned prediction over 
 mean over examples, and an example's time, noise and caption dropout come from its own key, so that neither the batch size, the number
 of microbatches nor the devices change it.
 """
+import math
 from typing import Literal
 
 import jax
@@ -35,8 +36,8 @@ def diffusion(*, denoiser: Built["mmdiff.models:DENOISERS"], condition: Built["m
               prediction: Literal["eps", "x0", "v", "flow", "edm"] = "x0",
               weighting: Literal["auto", "uniform", "inverse_time", "min_snr", "edm", "sigmoid"] = "auto", min_snr_gamma: float = 5.0,
               time_sampling: Literal["auto", "uniform", "logit_normal", "lognormal"] = "auto", time_mean: float | None = None,
-              time_std: float | None = None, time_shift: float = 1.0, zero_terminal_snr: bool = False, offset_noise: float = 0.0,
-              caption_dropout: float = 0.1, uncond: Literal["empty", "zeros"] = "empty") -> Objective:
+              time_std: float | None = None, time_shift: float = 1.0, zero_terminal_snr: bool = False, sigma_data: float | None = None,
+              offset_noise: float = 0.0, caption_dropout: float = 0.1, uncond: Literal["empty", "zeros"] = "empty") -> Objective:
   """The objective over parameter groups `denoiser`, `text` and, on latents, `autoencoder`.
 
   A batch may bring what the encoders would compute, which then don't run: `latent_mean` and `latent_std` float32 [B h w C], as
@@ -56,9 +57,12 @@ def diffusion(*, denoiser: Built["mmdiff.models:DENOISERS"], condition: Built["m
       x0 in schedule flow.
     min_snr_gamma: of weighting min_snr.
     time_sampling: distribution of training times; auto is uniform for discrete schedules, lognormal for edm and logit_normal for flow.
-    time_mean, time_std: of logit_normal (None = 0.6, 1.3) and lognormal (-1.2, 1.2).
+    time_mean, time_std: of logit_normal (None = 0.6, 1.3) and lognormal (-1.2 + ln(2 sigma_data), 1.2: as far from the data's deviation as
+      in EDM).
     time_shift: of schedule flow, in training and sampling; above 1 for large pictures.
     zero_terminal_snr: rescales a discrete schedule so that its last level is pure noise.
+    sigma_data: of schedule edm: the deviation of what is drawn, which its scalings and its weighting go by. None = 0.5 for pixels, as EDM
+      has it, and 1 for latents, which the autoencoder's `scale` brings there (`latent_std` of the evaluator `reconstruction`).
     offset_noise: standard deviation of a further noise per picture and channel (0.1 is usual), which lets overall brightness move.
     caption_dropout: share of examples that are trained without their caption, which guidance needs.
     uncond: what stands for no caption: the encoder's states of the empty one (what `condition` makes of it), or zeros (SDXL).
@@ -71,13 +75,25 @@ def diffusion(*, denoiser: Built["mmdiff.models:DENOISERS"], condition: Built["m
     weighting = "inverse_time" if (levels.kind, prediction) == ("flow", "x0") else AUTO_WEIGHTING[levels.kind]
   time_sampling = AUTO_TIMES[levels.kind] if time_sampling == "auto" else time_sampling
   _refuse(schedule, levels, prediction, weighting, time_sampling, min_snr_gamma, caption_dropout)
+  if time_sampling == "uniform" and (time_mean, time_std) != (None, None):
+    raise ConfigError(f"objective.time_mean and time_std: time_sampling 'uniform' has neither, found {time_mean} and {time_std}; leave "
+                      "them out, or set time_sampling to 'logit_normal'")
+  if latents == "mean" and not encode:
+    raise ConfigError("objective.latents: 'mean' is of an autoencoder's latents, and there is no objective.encode; leave it out")
+  if sigma_data is None:
+    sigma_data = predictions.LATENT_SIGMA_DATA if encode else predictions.SIGMA_DATA
+  elif levels.kind != "edm":
+    raise ConfigError(f"objective.sigma_data: only schedule 'edm' scales by it, found schedule {schedule!r}; leave it out")
+  elif sigma_data <= 0:
+    raise ConfigError(f"objective.sigma_data: expected a positive number, found {sigma_data}")
   channels = encode.latent_channels if encode else 3
   if denoiser.channels != channels:
     raise ConfigError(f"objective.denoiser.channels: {'latents of this encode' if encode else 'pictures'} have {channels} channels, found "
                       f"{denoiser.channels}; set it to {channels}" + ("" if encode else ", or set objective.encode to train on latents"))
-  made = drawing(denoiser=denoiser, condition=condition, encode=encode, prediction=prediction, kind=levels.kind, uncond=uncond)
+  made = drawing(denoiser=denoiser, condition=condition, encode=encode, prediction=prediction, kind=levels.kind, uncond=uncond,
+                 sigma_data=sigma_data)
   factor, encode_text, sized, output = made.factor, made.encode_text, made.sized, made.output
-  mean, std = _time_options(time_sampling, time_mean, time_std)
+  mean, std = _time_options(time_sampling, time_mean, time_std, sigma_data=sigma_data)
 
   def init(key: Key, batch: Batch) -> Variables:
     k_denoiser, k_text, k_encode = jax.random.split(key, 3)
@@ -119,11 +135,12 @@ def diffusion(*, denoiser: Built["mmdiff.models:DENOISERS"], condition: Built["m
     eps = jax.vmap(lambda key: noise(key, x0.shape[1:], offset_noise))(k_noise)
     described = sized(batch_text(params, batch, keep), batch.get("size"), *(factor * side for side in x0.shape[1:3]))
     out = output(params, predictions.add_noise(x0, eps, level), level, described)
-    error = jnp.square(out - predictions.target(prediction, x0, eps, level)).mean((1, 2, 3))
+    error = jnp.square(out - predictions.target(prediction, x0, eps, level, sigma_data)).mean((1, 2, 3))
     return weights(level) * error, error
 
   def weights(level: Level) -> Array:
-    return weight(weighting, level, prediction=prediction, gamma=min_snr_gamma)
+    return weight(weighting, level, prediction=prediction, gamma=min_snr_gamma, sigma_data=sigma_data,
+                  from_pure_noise=levels.from_pure_noise)
 
   def draw_times(keys: Key) -> Array:
     return sample_time(time_sampling, levels, keys, mean=mean, std=std)
@@ -154,7 +171,7 @@ def diffusion(*, denoiser: Built["mmdiff.models:DENOISERS"], condition: Built["m
     """x_t [B h w C], t [B] -> the clean picture, or latents, that the network expects, float32 [B h w C]."""
     level = schedules.level(levels, t)
     described = sized(encode_text(params, tokens, mask), None, *(factor * side for side in x.shape[1:3]))
-    return predictions.to_x0(prediction, output(params, x, level, described), x, level)
+    return predictions.to_x0(prediction, output(params, x, level, described), x, level, sigma_data)
 
   def plan(sampler: str | None = None, **options) -> Plan:
     """A sampling plan for this schedule with the options of `diffusion.plans.plan`, made on the host.
@@ -185,9 +202,10 @@ def example_keys(key: Key, ids: Array) -> tuple[Key, ...]:
   return tuple(keys[:, i] for i in range(4))
 
 
-def _time_options(name: str, mean: float | None, std: float | None) -> tuple[float, float]:
+def _time_options(name: str, mean: float | None, std: float | None, *, sigma_data: float) -> tuple[float, float]:
   own = TIME_SAMPLINGS[name]
-  return own[0] if mean is None else mean, own[1] if std is None else std
+  moved = math.log(sigma_data / predictions.SIGMA_DATA) if name == "lognormal" else 0.0
+  return own[0] + moved if mean is None else mean, own[1] if std is None else std
 
 
 def _refuse(name: str, levels: Schedule, prediction: str, weighting: str, time_sampling: str, gamma: float, dropout: float) -> None:

@@ -49,7 +49,8 @@ class Drawing(NamedTuple):
 
 
 def drawing(*, denoiser: Any, condition: Any, encode: Any = None, prediction: str, kind: str, uncond: str = "empty",
-            more_channels: int = 0, aesthetics: tuple[float, float] = (6.0, 2.5)) -> Drawing:
+            sigma_data: float = predictions.SIGMA_DATA, more_channels: int = 0,
+            aesthetics: tuple[float, float] = (6.0, 2.5)) -> Drawing:
   """Functions of parameters {"denoiser", "text" and, on latents, "autoencoder"}.
 
   Args:
@@ -57,6 +58,7 @@ def drawing(*, denoiser: Any, condition: Any, encode: Any = None, prediction: st
     prediction: what the denoiser outputs, see `diffusion.predictions`.
     kind: of the schedule that it was trained on: discrete, edm or flow.
     uncond: what stands for no caption: "empty", the encoder's states of the empty one, or "zeros".
+    sigma_data: of kind edm, see `diffusion.predictions`.
     more_channels: that the denoiser reads beside the noisy ones: for inpainting 1 + `channels`, to enlarge 3.
     aesthetics: where the denoiser reads five numbers instead of six (SDXL's refiner), the fifth of the prompt and of what guidance points
       away from.
@@ -70,6 +72,7 @@ def drawing(*, denoiser: Any, condition: Any, encode: Any = None, prediction: st
     """Captions [B L] as a text dict; a row without a true mask entry has no caption.
 
     L may be several times the encoder's length: the pieces are encoded one by one and their states stand in a row; `pooled` is the first's.
+    Pieces beyond a caption's own, there because others in the batch are longer, are hidden.
     """
     window = getattr(condition, "length", tokens.shape[1])
     pieces = tokens.shape[1] // window if tokens.shape[1] % window == 0 else 1
@@ -78,7 +81,9 @@ def drawing(*, denoiser: Any, condition: Any, encode: Any = None, prediction: st
     text = as_text(condition.apply({"params": params["text"]}, *filled), filled[1])
     if pieces > 1:
       joined = lambda x: x.reshape(tokens.shape[0], tokens.shape[1], *x.shape[2:])
-      text = text | {"tokens": joined(text["tokens"]), "mask": joined(text["mask"]), "pooled": text["pooled"][::pieces]}
+      own = mask.reshape(tokens.shape[0], pieces, window).any(-1) | (jnp.arange(pieces) == 0)[None]
+      text = text | {"tokens": joined(text["tokens"]), "mask": joined(text["mask"]) & jnp.repeat(own, window, 1),
+                     "pooled": text["pooled"][::pieces]}
     return zero_where(text, ~mask.any(1)) if uncond == "zeros" else text
 
   def sized(text: Text, size: Array | None, height: int, width: int, aesthetic: float = aesthetics[0]) -> Text:
@@ -101,7 +106,7 @@ def drawing(*, denoiser: Any, condition: Any, encode: Any = None, prediction: st
 
   def output(params: Tree, x: Array, level: Level, described: Text, kept: Mapping[str, Tree] = {}) -> Array:
     """The network's output, float32; the level's leaves are [B]. kept: of `keep_text`."""
-    x = predictions.network_input(x, level, kind)
+    x = predictions.network_input(x, level, kind, sigma_data)
     return denoiser.apply({"params": params["denoiser"], **kept}, x, level.time, described).astype(jnp.float32)
 
   def keep_text(params: Tree, shape: tuple[int, ...], described: Text) -> Mapping[str, Tree]:
@@ -133,7 +138,7 @@ def drawing(*, denoiser: Any, condition: Any, encode: Any = None, prediction: st
       one = lambda: output(params, x, spread(level, x.shape[0]), prompt, kept_prompt)
       two = lambda: guidance.guide(*separate(output(params, interleave(x, x), spread(level, 2 * x.shape[0]), both, kept_both)), scale,
                                    plan.rescale)
-      return predictions.to_x0(prediction, jax.lax.cond(scale == 1.0, one, two), x, level)
+      return predictions.to_x0(prediction, jax.lax.cond(scale == 1.0, one, two), x, level, sigma_data)
 
     x = samplers.sample(guided, x, plan, keys, known)
     if not encode:

@@ -77,3 +77,17 @@ def test_edm_keeps_input_and_target_at_unit_variance():
     at = Level(jnp.asarray(1.0), jnp.asarray(sigma), jnp.asarray(0.0))
     assert abs(predictions.network_input(x0 + sigma * eps, at, "edm").std() - 1) < 0.02
     assert abs(predictions.target("edm", x0, eps, at).std() - 1) < 0.02
+
+
+def test_edm_scales_by_the_deviation_that_it_is_told():
+  """Latents of deviation one, input and target at unit variance, and back."""
+  k_x, k_eps = jax.random.split(jax.random.key(0))
+  x0, eps = jax.random.normal(k_x, (1, 40_000)), jax.random.normal(k_eps, (1, 40_000))
+  for sigma in (0.1, 1.0, 10.0):
+    at = Level(jnp.ones(1), jnp.full(1, sigma), jnp.zeros(1))
+    x = x0 + sigma * eps
+    target = predictions.target("edm", x0, eps, at, 1.0)
+    assert abs(predictions.network_input(x, at, "edm", 1.0).std() - 1) < 0.02 and abs(target.std() - 1) < 0.02
+    np.testing.assert_allclose(predictions.to_x0("edm", target, x, at, 1.0), x0, atol=2e-5 * (1 + sigma))
+    np.testing.assert_allclose(predictions.from_x0("edm", x0, x, at, 1.0), target, atol=2e-4)
+    np.testing.assert_allclose(predictions.error_scale("edm", at, 1.0), (sigma**2 + 1) / sigma**2, rtol=1e-5)

@@ -91,3 +91,35 @@ def test_rows_may_combine_remembered_values():
   for _ in range(14):
     x, memory = x + memory[0] + 2 * memory[1] + 3 * memory[2] + 4 * memory[11], [2 * x + 1, *memory[:-1]]
   np.testing.assert_allclose(result, x, rtol=1e-6)
+
+
+def bare(rows, **columns):
+  """A plan of equal rows; a column may give one number for each."""
+  table = np.zeros((plans.MAX_ROWS, len(plans.COLUMNS)), np.float32)
+  for name, value in columns.items():
+    table[:rows, COLUMN[name]] = value
+  return Plan(table, np.int32(rows), np.float32(1.0), np.float32(0.0), np.float32(np.inf))
+
+
+def test_every_row_draws_its_own_noise():
+  """Rows of noise alone leave what the last one drew: fresh in each row and picture, and never the start's."""
+  keys = samplers.picture_keys(SEEDS[:2])
+  drawn = [samplers.start_noise(keys, (500,)), *(
+    samplers.sample(lambda x, *_: x, jnp.zeros((2, 500)), bare(rows, noise=1.0), keys) for rows in (1, 2, 3))]
+  flat = np.stack(drawn).reshape(8, 500)
+  np.testing.assert_allclose(flat.std(1), 1.0, atol=0.15)
+  assert np.abs(np.corrcoef(flat) - np.eye(8)).max() < 0.2
+  both = samplers.sample(lambda x, *_: x, jnp.zeros((2, 500)), bare(2, on_x=1.0, noise=1.0), keys)       # variances add
+  np.testing.assert_allclose(both, drawn[1] + drawn[2], atol=1e-5)
+
+
+def test_what_is_known_is_put_back_at_the_next_rows_noise():
+  """The second of two pixels is drawn, as what the network sees of the first: at row r the first has row r's noise."""
+  clean, noise = jnp.asarray([[2.0, 0.0]]), jnp.asarray([[10.0, 0.0]])
+  known = samplers.Known(clean, noise, jnp.asarray([[0.0, 1.0]]))
+  made = bare(3, alpha=[0.1, 0.5, 0.9], sigma=[0.9, 0.7, 0.3], on_d=1.0)
+  seen = lambda x, *_: jnp.broadcast_to(x[:, :1], x.shape)
+  keys = samplers.picture_keys(SEEDS[:1])
+  for rows, wanted in ((1, -5.0), (2, 0.5 * 2 + 0.7 * 10), (3, 0.9 * 2 + 0.3 * 10)):
+    out = samplers.sample(seen, jnp.full((1, 2), -5.0), made._replace(rows=np.int32(rows)), keys, known)
+    np.testing.assert_allclose(out, [[2.0, wanted]], rtol=1e-5)

@@ -30,8 +30,10 @@ def test_min_snr_by_prediction(gamma):
 def test_edm_weight_makes_the_preconditioned_loss_uniform():
   here = level(schedule("edm"), jnp.asarray([0.1, 0.5, 0.9]))
   np.testing.assert_allclose(weight("edm", here, prediction="edm"), 1.0, rtol=1e-5)
-  s, d = here.sigma, predictions.SIGMA_DATA
-  np.testing.assert_allclose(weight("edm", here, prediction="x0"), (s**2 + d**2) / (s * d) ** 2, rtol=1e-5)
+  for d in (0.5, 1.0):
+    s = here.sigma
+    np.testing.assert_allclose(weight("edm", here, prediction="x0", sigma_data=d), (s**2 + d**2) / (s * d) ** 2, rtol=1e-5)
+    np.testing.assert_allclose(weight("edm", here, prediction="edm", sigma_data=d), 1.0, rtol=1e-5)
 
 
 def test_inverse_time_of_the_small_recipe():
@@ -49,6 +51,45 @@ def test_one_name_is_one_loss_whatever_is_predicted(name, prediction):
     np.testing.assert_allclose(on_x0, weight(name, here, prediction="x0"), rtol=1e-4)
   pure = level(schedule("linear", zero_terminal_snr=True), jnp.asarray([1.0]))
   assert np.isfinite(weight(name, pure, prediction=prediction)).all()
+
+
+ENDS = {"linear": ("eps", "x0", "v"), "scaled_linear": ("eps", "x0", "v"), "zero": ("x0", "v"), "edm": ("eps", "x0", "edm"),
+        "flow": ("x0", "v", "flow")}
+
+
+@pytest.mark.parametrize("kind", ENDS)
+@pytest.mark.parametrize("name", WEIGHTINGS)
+def test_both_ends_count(name, kind):
+  """Finite at t = 0, and at t = 1, where sampling starts, above 0, whatever is predicted; and no NaN in between."""
+  made = schedule("scaled_linear", zero_terminal_snr=True) if kind == "zero" else schedule(kind)
+  if name == "edm" and kind != "edm":
+    return                                               # refused by the objective: it belongs to that schedule
+  for prediction in ENDS[kind]:
+    found = np.asarray(weight(name, level(made, jnp.linspace(0.0, 1.0, 101)), prediction=prediction,
+                              from_pure_noise=made.from_pure_noise))
+    assert np.isfinite(found).all() and (found >= 0).all() and found[-1] > 0, prediction
+    if made.from_pure_noise:                             # the start is no lesser level than those after it
+      assert found[-1] >= 0.5 * np.median(found[50:]), prediction
+
+
+def test_min_snr_at_pure_noise_counts_as_v_needs_it():
+  """min(SNR + 1, gamma) / (SNR + 1) of v: 1 up to SNR = gamma - 1."""
+  made = schedule("scaled_linear", zero_terminal_snr=True)
+  assert made.from_pure_noise and schedule("flow").from_pure_noise and not SD.from_pure_noise
+  here = level(made, (jnp.asarray([10, 100, 300, 900, 999]) + 1) / 1000)
+  s = np.asarray(snr(here), np.float64)
+  assert s[-1] == 0
+  options = dict(from_pure_noise=True, gamma=5.0)
+  np.testing.assert_allclose(weight("min_snr", here, prediction="v", **options), np.minimum(s + 1, 5) / (s + 1), rtol=1e-5)
+  np.testing.assert_allclose(weight("min_snr", here, prediction="x0", **options), np.minimum(s + 1, 5), rtol=1e-5)
+
+
+def test_sigmoid_is_its_formula():
+  here = at([1, 200, 950])
+  s = np.asarray(snr(here), np.float64)
+  wanted = 1 / (1 + np.exp(np.log(s) - 2))
+  np.testing.assert_allclose(weight("sigmoid", here, prediction="eps"), wanted, rtol=1e-4)
+  np.testing.assert_allclose(weight("sigmoid", here, prediction="x0"), s * wanted, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", TIME_SAMPLINGS)

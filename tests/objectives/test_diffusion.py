@@ -15,7 +15,7 @@ from mmdiff.diffusion.samplers import picture_keys, start_noise
 from mmdiff.models import DENOISERS, TEXT_ENCODERS
 from mmdiff.models.text import causal_text
 from mmdiff.objectives import OBJECTIVES
-from mmdiff.objectives.diffusion import diffusion
+from mmdiff.objectives.diffusion import diffusion, noise
 from mmdiff.parallel import make_mesh
 
 DENOISER = dict(name="dit", variant="tiny", image_size=8, patch=4, width=32, depth=2, heads=2)
@@ -115,6 +115,65 @@ def test_caption_dropout(share, known):
   assert np.asarray(gradient["embed"]["embedding"]).any() != known
 
 
+class Told(nn.Module):
+  """Draws what it is told: one number a picture."""
+  image_size: int = 1
+  channels: int = 3
+
+  @nn.compact
+  def __call__(self, x, time, text):
+    return jnp.zeros_like(x) + text["pooled"][:, :1][:, None, None] + self.param("zero", nn.initializers.zeros, ())
+
+
+class Said(nn.Module):
+  """One for a caption, zero for none."""
+  @nn.compact
+  def __call__(self, tokens, mask):
+    one = self.param("one", nn.initializers.ones, ())
+    return {"tokens": jnp.zeros((*mask.shape, 1)), "mask": jnp.ones_like(mask), "pooled": one * mask.any(1, keepdims=True)}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+def test_as_many_captions_are_dropped_as_asked(share):
+  """The error of a picture of zeros is then the share that is kept; which ones changes from step to step."""
+  made, n = objective(denoiser=Told(), condition=Said(), caption_dropout=share), 4_000
+  batch = dict(image=np.zeros((n, 1, 1, 3), np.float32), tokens=np.ones((n, 2), np.int32), mask=np.ones((n, 2), bool),
+               id=np.arange(n, dtype=np.uint32))
+  params = dict(denoiser=dict(zero=jnp.zeros(())), text=dict(one=jnp.ones(())))
+  loss = jax.jit(lambda key: made.loss(params, context()._replace(key=key), batch)[1].metrics["mse"])
+  kept = [float(loss(jax.random.key(step))) for step in range(2)]
+  np.testing.assert_allclose(kept, 1 - share, atol=0.025)
+  assert (kept[0] != kept[1]) == (0 < share < 1)
+
+
+def test_offset_noise_is_each_channels_own():
+  """Twice the offset adds a constant over the picture, another one in each channel and picture, of deviation one."""
+  keys = lambda: jax.random.split(jax.random.key(0), 400)
+  one, two = (jax.vmap(lambda key, offset=offset: noise(key, (2, 2, 3), offset))(keys()) for offset in (1.0, 2.0))
+  added = np.asarray(two - one)
+  np.testing.assert_allclose(added, np.broadcast_to(added[:, :1, :1], added.shape), atol=1e-5)
+  drawn = added[:, 0, 0]
+  np.testing.assert_allclose(drawn.std(0), 1.0, atol=0.12)
+  assert np.abs(np.corrcoef(drawn.T) - np.eye(3)).max() < 0.2
+  made = [objective(schedule="linear", prediction="eps", offset_noise=offset) for offset in (0.0, 0.5)]
+  batch = make_batch(n=64)[0]                            # the network starts at zero, so its error is the noise's mean square
+  plain, offset = (float(jax.jit(each.loss)(initial(), context(), batch)[1].metrics["mse"]) for each in made)
+  np.testing.assert_allclose([plain, offset], [1.0, 1.25], atol=0.08)
+
+
+@pytest.mark.parametrize("options, at, weight", [
+  (dict(schedule="scaled_linear", prediction="v", zero_terminal_snr=True, weighting="min_snr"), 50.0, 1.0),
+  (dict(schedule="flow", prediction="x0", weighting="min_snr", min_snr_gamma=0.5), 50.0, 0.5),
+  (dict(schedule="flow", prediction="flow", weighting="sigmoid"), 50.0, 1.0),
+  (dict(schedule="edm", prediction="x0"), np.log(3.0), (9 + 0.25) / (3 * 0.5) ** 2),
+  (dict(schedule="edm", prediction="x0", sigma_data=1.0), np.log(3.0), (9 + 1) / 9)])
+def test_the_level_where_sampling_starts_is_trained(options, at, weight):
+  """All times are (as good as) one: the loss is the error times that level's weight, as its options and its schedule have it."""
+  made = objective(**options, time_mean=at, time_std=1e-4, **({} if options["schedule"] == "edm" else dict(time_sampling="logit_normal")))
+  metrics = jax.jit(made.loss)(trained()[1], context(), make_batch()[0])[1].metrics
+  np.testing.assert_allclose(metrics["loss"], weight * metrics["mse"], rtol=1e-3)
+
+
 COMBINATIONS = [
   dict(schedule="linear", prediction="eps"), dict(schedule="cosine", prediction="v", weighting="min_snr"),
   dict(schedule="scaled_linear", prediction="v", zero_terminal_snr=True), dict(schedule="edm", prediction="edm"),
@@ -145,7 +204,10 @@ def test_every_combination_has_a_finite_loss_and_a_unit_error_at_the_start(optio
   (dict(schedule="linear", time_shift=3.0), "shift"),
   (dict(schedule="linear", weighting="edm"), "weighting"),
   (dict(schedule="linear", weighting="min_snr", min_snr_gamma=0.0), "min_snr_gamma"),
-  (dict(schedule="flow", time_sampling="lognormal"), "time_sampling"),
+  (dict(schedule="flow", time_sampling="lognormal"), "time_sampling"), (dict(schedule="flow", sigma_data=1.0), "only schedule 'edm'"),
+  (dict(schedule="linear", prediction="eps", time_mean=0.5), "time_sampling 'uniform' has neither"),
+  (dict(latents="mean"), "no objective.encode"),
+  (dict(schedule="edm", prediction="edm", sigma_data=0.0), "sigma_data: expected a positive number"),
   (dict(caption_dropout=1.5), "caption_dropout"),
   (dict(denoiser=Stub(channels=4)), "channels"),
 ])

@@ -10,7 +10,7 @@ from flax import linen as nn
 from mmdiff.core.errors import ConfigError
 from mmdiff.core.objective import Context
 from mmdiff.models.unet import unet
-from mmdiff.objectives.diffusion import diffusion
+from mmdiff.objectives.diffusion import _time_options, diffusion
 
 SIZE, FACTOR, CHANNELS, LENGTH = 8, 2, 4, 6
 
@@ -176,6 +176,49 @@ def test_a_unet_on_latents():
   pictures = jax.eval_shape(made.predict["sample"], shapes, BATCH["tokens"], BATCH["mask"], BATCH["id"], made.predict["plan"](steps=2))
   assert pictures.shape == (8, SIZE, SIZE, 3)
   assert made.predict["flops"](2, LENGTH) == 2 * made.predict["flops"](1, LENGTH) > 0
+
+
+class Input(nn.Module):
+  """What it sees comes out."""
+  image_size: int = 4
+  channels: int = 4
+
+  @nn.compact
+  def __call__(self, x, time, text):
+    return x + self.param("zero", nn.initializers.zeros, ())
+
+
+@pytest.mark.parametrize("given, deviation", [(None, 1.0), (0.5, 0.5)])
+def test_edm_goes_by_the_latents_deviation(given, deviation):
+  """1 unless said otherwise, in training (input, target, weight, times) and in drawing alike; of pixels it is 0.5."""
+  made = objective(denoiser=Input(), schedule="edm", prediction="edm", sigma_data=given, latents="mean")
+  own = dict(params(), denoiser=dict(zero=jnp.zeros(())))
+  n, at = 64, {name: np.resize(BATCH[name], (64, *BATCH[name].shape[1:])) for name in ("tokens", "mask")}
+  latents = deviation * np.random.default_rng(0).normal(size=(n, 4, 4, 4)).astype(np.float32)
+  batch = at | dict(latent_mean=latents, latent_std=np.zeros_like(latents), id=np.arange(n, dtype=np.uint32))
+  value, aux = jax.jit(made.loss)(own, context(), batch)
+  # Input and target have unit variance, and are independent at every level: (a - b)² is 2 on average. The weight of this loss is 1.
+  np.testing.assert_allclose(aux.metrics["mse"], 2.0, atol=0.1)
+  np.testing.assert_allclose(value, aux.metrics["mse"], rtol=1e-4)
+  sigma = 3.0
+  total = sigma**2 + deviation**2
+  x = np.random.default_rng(1).normal(size=(2, 4, 4, 4)).astype(np.float32)
+  wanted = (deviation**2 / total + sigma * deviation / total) * x        # c_skip + c_out c_in
+  t = float(np.log(sigma / 0.002) / np.log(80 / 0.002))
+  tokens, mask = BATCH["tokens"][:2], BATCH["mask"][:2]
+  np.testing.assert_allclose(made.predict["denoise"](own, x, jnp.full(2, t), tokens, mask), wanted, rtol=1e-4, atol=1e-5)
+  plan = made.predict["plan"]("euler", steps=1)
+  total = 80.0**2 + deviation**2
+  drawn = made.predict["sample"](own, tokens, mask, np.arange(2, dtype=np.uint32), plan, noisy=80 * x, decode=False)
+  np.testing.assert_allclose(drawn, (deviation**2 / total + 80 * deviation / total) * 80 * x, rtol=1e-4, atol=1e-4)
+
+
+def test_edms_training_times_follow_the_deviation():
+  """ln sigma is as far from the data's deviation as in EDM, whose data have 0.5: -1.2 + ln 2 for 1."""
+  assert _time_options("lognormal", None, None, sigma_data=0.5) == (-1.2, 1.2)
+  np.testing.assert_allclose(_time_options("lognormal", None, None, sigma_data=1.0), (-1.2 + np.log(2), 1.2))
+  assert _time_options("lognormal", -0.4, 1.0, sigma_data=1.0) == (-0.4, 1.0)
+  assert _time_options("logit_normal", None, None, sigma_data=1.0) == (0.6, 1.3)
 
 
 def test_channels_must_fit():

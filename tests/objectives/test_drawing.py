@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from mmdiff.core.errors import ConfigError
 from mmdiff.diffusion import plans, schedules
+from mmdiff.diffusion.guidance import guide
 from mmdiff.objectives.drawing import drawing, served
 from tests.objectives.test_diffusion_latents import BATCH, Coder, Stub, Words
 
@@ -121,6 +122,58 @@ def test_long_captions_are_encoded_piece_by_piece():
   text, first, second = (draw.encode_text(params(), *given) for given in (twice, (TOKENS, MASK), (TOKENS[::-1], MASK[::-1])))
   np.testing.assert_allclose(text["tokens"], np.concatenate([first["tokens"], second["tokens"]], 1), atol=1e-6)
   np.testing.assert_allclose(text["pooled"], first["pooled"], atol=1e-6)
+
+
+def test_a_caption_depends_on_its_own_pieces():
+  """Pictures of a short caption are the same beside one of several pieces, as prompt and as what guidance points away from."""
+  class Short(Words):
+    length = 6
+  draw = drawing(denoiser=Stub(), condition=Short(), encode=Coder(), prediction="eps", kind="discrete")
+  longer = lambda tokens, mask: (np.pad(tokens, ((0, 0), (0, 12))), np.pad(mask, ((0, 0), (0, 12))))
+  beside = longer(TOKENS, MASK)
+  text = draw.encode_text(params(), *beside)
+  assert text["mask"][:, :6].all() and not text["mask"][:, 6:].any()
+  nothing = draw.encode_text(params(), *longer(TOKENS, np.zeros_like(MASK)))
+  assert nothing["mask"][:, :6].all() and not nothing["mask"][:, 6:].any()
+  beside[1][1, :12] = True                               # the second caption has a piece more
+  beside[0][1, 6:12] = 3
+  assert draw.encode_text(params(), *beside)["mask"].sum(1).tolist() == [6, 12]
+  sample = lambda words, away: draw.sample(params(), *words, SEEDS, plan(2), negative=away, decode=False)
+  alone = sample((TOKENS, MASK), (TOKENS[::-1], MASK[::-1]))
+  there = sample(beside, longer(TOKENS[::-1], MASK[::-1]))
+  np.testing.assert_allclose(there[0], alone[0], atol=1e-5)
+  assert np.abs(there[1] - alone[1]).max() > 1e-3
+  away = sample((TOKENS[::-1], MASK[::-1]), (TOKENS, MASK))
+  np.testing.assert_allclose(sample(longer(TOKENS[::-1], MASK[::-1]), beside)[0], away[0], atol=1e-5)
+
+
+class Two(nn.Module):
+  """One number for prompts and another for what guidance points away from, over a picture that tells them apart."""
+  image_size: int = 4
+  channels: int = 4
+
+  @nn.compact
+  def __call__(self, x, time, text):
+    word = text["pooled"][:, 0][:, None, None, None]
+    return jnp.tanh(word + jnp.arange(x[0].size, dtype=jnp.float32).reshape(1, *x.shape[1:]) / 64) + self.param(
+      "zero", nn.initializers.zeros, ())
+
+
+def test_guidance_and_its_rescale_reach_the_loop():
+  """One step of DDIM is (x - sigma eps) / alpha with the guided eps of `guidance.guide`."""
+  draw = made(Two())
+  own = params() | dict(denoiser=dict(zero=jnp.zeros(())))
+  start = np.random.default_rng(0).normal(size=(2, 4, 4, 4)).astype(np.float32)
+  told = [draw.encode_text(own, TOKENS, MASK), draw.encode_text(own, jnp.zeros_like(TOKENS), jnp.zeros_like(MASK))]
+  prompt, nothing = (draw.output(own, start, schedules.Level(*jnp.ones((3, 2))), text) for text in told)
+  seen = []
+  for scale, rescale in ((1.0, 0.0), (4.0, 0.0), (4.0, 0.7)):
+    one = plans.plan("ddim", LEVELS, steps=1, guidance=scale, rescale=rescale)
+    alpha, sigma = one.table[0, :2]
+    found = draw.sample(own, TOKENS, MASK, SEEDS, one, noisy=start, decode=False)
+    np.testing.assert_allclose(found, (start - sigma * guide(prompt, nothing, scale, rescale)) / alpha, rtol=1e-4, atol=1e-3)
+    seen.append(np.asarray(found))
+  assert min(np.abs(seen[0] - seen[1]).max(), np.abs(seen[1] - seen[2]).max()) > 0.1
 
 
 def test_a_refiner_is_told_two_aesthetic_scores():
