@@ -40,7 +40,7 @@ class Item(NamedTuple):
   """A record that is ready for the encoders."""
   key: str
   image: np.ndarray | None
-  size: tuple[int, ...]              # of its bucket, see `transforms.cover`; () without buckets
+  size: tuple[int, ...]              # see `transforms.cover`; () where the dataset has none
   texts: Sequence[tuple[str, str]]   # (kind, text)
 
 
@@ -230,7 +230,7 @@ def encode_unit(job: jobs.Job, unit: jobs.Unit, dataset, encoders: Encoders, *, 
       batch = pictures.pop(name)
       mean, std = encoders.image(np.stack([item.image for item in batch]))         # type: ignore[misc]
       columns = {"latent_mean": mean.astype(stored), "latent_std": std.astype(stored)}
-      columns |= {"size": np.array([item.size for item in batch], np.int32)} if dataset.buckets else {}
+      columns |= {"size": np.array([item.size for item in batch], np.int32)} if recipe.sizes else {}
       tables.add(name, [latents.image_digest(item.key) for item in batch], columns)
 
     def encode_texts() -> None:

@@ -76,8 +76,9 @@ def starts_from(config: Mapping) -> Mapping:
 
 
 def data_options(config: Mapping) -> dict[str, Any]:
-  """`config.data` without the two keys that are built."""
-  return {key: value for key, value in config["data"].items() if key not in ("source", "tokenizer")}
+  """`config.data` without the two keys that are built, and whether the denoiser is told the sizes of each picture."""
+  from mmdiff.models.sizes import reads_sizes
+  return {key: value for key, value in config["data"].items() if key not in ("source", "tokenizer")} | dict(sizes=reads_sizes(config))
 
 
 def make_evaluators(config: Mapping, services) -> dict[str, Any]:

@@ -142,7 +142,8 @@ class Features:
         self._tables.append(columns)
     self._files = indexes.Files(names)
     self._index = key_index.cached(folder / ("features" + indexes.SUFFIX), self._content, self._make)
-    self.has_latents, self.has_texts = (any(name in table for table in self._tables) for name in (LATENTS[0], TEXTS[0]))
+    self.has_latents, self.has_texts, self.has_sizes = (any(name in table for table in self._tables) for name in (
+      LATENTS[0], TEXTS[0], LATENTS[2]))
 
   def _make(self, builder: key_index.Builder) -> dict:
     for table, name in self._keys:
@@ -157,7 +158,7 @@ class Features:
     return self._content
 
   def of(self, key: str, kind: str, text: str) -> dict[str, np.ndarray]:
-    """What there is for a record and its caption: latent_mean, latent_std float32 [h w C] and, in buckets, size int32 [6]; text_states
+    """What there is for a record and its caption: latent_mean, latent_std float32 [h w C] and, where computed, size int32 [6]; text_states
     float32 [L D] and perhaps text_pooled float32 [D]. BadRecord("missing_key") when it was not computed."""
     made = {}
     if self.has_latents:

@@ -15,7 +15,8 @@ import numpy as np
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.data import buckets as aspects
 from mmdiff.data import captions as caption_mixing
-from mmdiff.data import decode, draws, latents, pipelines, quarantine, records, sidecar, sizes, tokenizers, transforms
+from mmdiff.data import decode, draws, latents, pipelines, quarantine, records, sidecar, tokenizers, transforms
+from mmdiff.data import sizes as header_sizes
 from mmdiff.data.quarantine import BadRecord, Offence
 
 CHUNK = 64            # rows that one thread makes at a time
@@ -26,8 +27,9 @@ PROBES = 8
 def dataset(source, tokenizer, *, captions: Mapping[str, float], image_size: int, text_len: int, on_missing: str = "any",
             resize: str = "crop", interpolation: str = "bicubic", augment: Mapping | None = None, sidecar: str = "",
             buckets: Sequence[str] = (), features: str = "", max_pixels: int = decode.MAX_PIXELS, max_bad_fraction: float = 0.1,
-            threads: int = 2, workers: int = 0, seed: int = 0) -> "Dataset":
-  """The data of a run; the keys are those of `config.data`.
+            threads: int = 2, workers: int = 0, seed: int = 0, sizes: bool = False) -> "Dataset":
+  """The data of a run; the keys are those of `config.data`. sizes: rows say how their pictures were scaled and cropped, see
+  `transforms.cover`; in buckets they always do.
 
   `source` is what `build(SOURCES, …)` makes, `tokenizer` what `build(TOKENIZERS, …)` makes: an untrained one is trained here, on the
   source's captions. Raises ConfigError for values that can't be, DataError for an empty source, an unreadable side-car or a source
@@ -53,14 +55,17 @@ def dataset(source, tokenizer, *, captions: Mapping[str, float], image_size: int
     raise ConfigError("data.augment.sentences: precomputed features are of the captions as they stand; leave one of the two out")
   check_augment(augment, bucketed=bool(shapes), has_latents=bool(stored and stored.has_latents))
   recipe = pipelines.Recipe(mix, image_size, resize, interpolation, crop, flip, position, max_pixels,
-                            bool(getattr(source, "allow_empty_captions", False)), bool(augment.get("sentences")))
+                            bool(getattr(source, "allow_empty_captions", False)), sizes or bool(shapes), bool(augment.get("sentences")))
   made = Dataset(source, None, recipe, text_len, seed, threads, workers, max_bad_fraction, shapes, features=stored)
   made.probe()
-  of_record = aspects.assign(sizes.sizes(source, threads=max(threads, 1)), shapes) if shapes else None
+  of_record = aspects.assign(header_sizes.sizes(source, threads=max(threads, 1)), shapes) if shapes else None
   tokenizer = tokenizers.ensure_trained(tokenizer, source)
   if stored:
     picture = dict(image_size=image_size, resize=resize, interpolation=interpolation, buckets=[aspects.label(size) for size in shapes])
     stored.check(picture=picture, tokenizer=tokenizer, text_len=text_len)
+    if sizes and stored.has_latents and not stored.has_sizes:
+      raise ConfigError(f"data.features: {stored.path} does not say how its pictures were scaled and cropped, which this denoiser is told; "
+                        "compute it again with this config")
   return dataclasses.replace(made, tokenizer=tokenizer, of_record=of_record)
 
 

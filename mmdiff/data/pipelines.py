@@ -19,6 +19,7 @@ class Recipe(NamedTuple):
   position: str = "centre"             # of the crop to a bucket: centre or random
   max_pixels: int = decode.MAX_PIXELS
   allow_empty: bool = False            # "" is a caption in this source
+  sizes: bool = False                  # say how each picture was scaled and cropped, as buckets always do
   sentences: bool = False              # those after a caption's first in another order every epoch
 
 
@@ -30,7 +31,7 @@ class Example(NamedTuple):
   kind: str                            # the kind of caption used
   id: int                              # of this occurrence, see `draws.record_id`
   missing: str = ""                    # the kind that was drawn, when the record lacks it
-  more: Mapping[str, np.ndarray] = {}  # further arrays of the row: `size` in a bucket, and precomputed features
+  more: Mapping[str, np.ndarray] = {}  # further arrays of the row: `size`, and precomputed features
 
 
 def image_text(record: Mapping, recipe: Recipe, *, seed: int, epoch: int, kind: str = "", bucket: tuple[int, int] | None = None,
@@ -55,7 +56,7 @@ def image_text(record: Mapping, recipe: Recipe, *, seed: int, epoch: int, kind: 
   image = None
   if not features or not features.has_latents:
     image, size = picture_and_size(record, recipe, key=key, seed=seed, epoch=epoch, bucket=bucket, instead=instead)
-    if bucket:
+    if size:
       more["size"] = np.array(size, np.int32)
   identity = draws.record_id(key, epoch=epoch, instead=instead)
   return Example(key, image, text, used, identity, "" if used == wanted else wanted, more)
@@ -70,8 +71,9 @@ def plain(record: Mapping, recipe: Recipe, *, seed: int, kind: str = "") -> Exam
     used = captions.choose(texts, wanted, mix=recipe.mix, key=key)
     text = captions.text_of(texts[used], key=key, allow_empty=recipe.allow_empty)
   recipe = recipe._replace(crop=(), flip=False, sentences=False)
-  image = picture(record, recipe, key=key, seed=seed, epoch=0)
-  return Example(key, image, text, used, draws.record_id(key), "" if used == wanted or not texts else wanted)
+  image, size = picture_and_size(record, recipe, key=key, seed=seed, epoch=0)
+  more = {"size": np.array(size, np.int32)} if size else {}
+  return Example(key, image, text, used, draws.record_id(key), "" if used == wanted or not texts else wanted, more)
 
 
 def key_of(record: Mapping) -> str:
@@ -101,9 +103,10 @@ def bucketed(record: Mapping, recipe: Recipe, shapes: Sequence[tuple[int, int]],
 
 def picture_and_size(record: Mapping, recipe: Recipe, *, key: str, seed: int, epoch: int,
                      bucket: tuple[int, int] | None = None, instead: int | None = None) -> tuple[np.ndarray, tuple[int, ...]]:
-  """(the record's picture, augmented and at the size of the bucket or of the recipe, its `size` in a bucket, see `transforms.cover`)."""
-  # A reduced JPEG is at least twice as long as what is kept of it, so that the resampling filter still does the work. In a bucket the
-  # size that the header says is kept: it is a condition of the model.
+  """(the record's picture, augmented and at the size of the bucket or of the recipe, its `size`, see `transforms.cover`, in a bucket or
+  where the recipe asks for sizes, else ())."""
+  # A reduced JPEG is at least twice as long as what is kept of it, so that the resampling filter still does the work. `size` has the sides
+  # that the header says: they are a condition of the model.
   at_least = 0 if bucket else int(2 * recipe.image_size / (recipe.crop[0] ** 0.5 * 0.75 if recipe.crop else 1.0))
   try:
     image = decode.pixels(record["image"], max_pixels=recipe.max_pixels, at_least=at_least)
@@ -116,8 +119,13 @@ def picture_and_size(record: Mapping, recipe: Recipe, *, key: str, seed: int, ep
   if bucket:
     at = (float(rng.random()), float(rng.random())) if rng is not None and recipe.position == "random" else (0.5, 0.5)
     return transforms.cover(image, height=bucket[0], width=bucket[1], at=at, mirrored=mirrored, interpolation=recipe.interpolation)
-  if rng is not None and recipe.crop:
-    image = transforms.random_crop(image, size=recipe.image_size, area=recipe.crop, rng=rng, interpolation=recipe.interpolation)
+  sides = sizes.size_of(record["image"]) if recipe.sizes else (0, 0)
+  box = transforms.random_box(*image.shape[:2], area=recipe.crop, rng=rng) if rng is not None and recipe.crop else None
+  if box:
+    size = transforms.cropped(*sides, box, of=image.shape[:2], size=recipe.image_size, mirrored=mirrored)
+    image = transforms.part(image, box, size=recipe.image_size, interpolation=recipe.interpolation)
   else:
-    image = transforms.fit(image, size=recipe.image_size, resize=recipe.resize, interpolation=recipe.interpolation)
-  return image[:, ::-1] if mirrored else image, ()
+    resize = "crop" if recipe.crop else recipe.resize
+    size = transforms.fitted(*sides, size=recipe.image_size, resize=resize, mirrored=mirrored) if recipe.sizes else ()
+    image = transforms.fit(image, size=recipe.image_size, resize=resize, interpolation=recipe.interpolation)
+  return image[:, ::-1] if mirrored else image, size if recipe.sizes else ()

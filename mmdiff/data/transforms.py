@@ -55,6 +55,21 @@ def fit(image: np.ndarray, *, size: int, resize: str = "crop", interpolation: st
   return _resample(image, size, size, (left * x, top * y, min(width, (left + size) * x), min(height, (top + size) * y)), interpolation)
 
 
+def fitted(height: int, width: int, *, size: int, resize: str = "crop", mirrored: bool = False) -> tuple[int, ...]:
+  """The `size` (see `cover`) of a picture of these sides that `fit` brings to [size size]. Padding is a crop that begins outside."""
+  if resize == "squash" or height == width == size:
+    return height, width, 0, 0, size, size
+  short, long = min(height, width), max(height, width)
+  if resize == "pad":
+    new_h, new_w = max(1, round(height * size / long)), max(1, round(width * size / long))
+    top, left = -((size - new_h) // 2), -((size - new_w) // 2)
+  else:
+    new_long = int(size * long / short)
+    new_h, new_w = (new_long, size) if height >= width else (size, new_long)
+    top, left = round((new_h - size) / 2), round((new_w - size) / 2)
+  return height, width, top, new_w - size - left if mirrored else left, size, size
+
+
 def cover(image: np.ndarray, *, height: int, width: int, at: tuple[float, float] = (0.5, 0.5), mirrored: bool = False,
           interpolation: str = "bicubic") -> tuple[np.ndarray, tuple[int, ...]]:
   """uint8 [h w 3] -> (uint8 [height width 3], its `size`): resized until it just covers the target, then cropped.
@@ -62,8 +77,8 @@ def cover(image: np.ndarray, *, height: int, width: int, at: tuple[float, float]
   at: where the crop lies, from (0, 0), top and left, to (1, 1); the centre has the rounding of torchvision's CenterCrop.
   mirrored: the picture is mirrored before the crop, so that the crop's coordinates are those of what is seen.
 
-  size, the conditions of SDXL (Podell et al. 2023, https://arxiv.org/abs/2307.01952, section 2.2), is made here and nowhere else: original
-  height and width, the crop's top and left in the resized picture, target height and width.
+  size, the conditions of SDXL (Podell et al. 2023, https://arxiv.org/abs/2307.01952, section 2.2): original height and width, the crop's
+  top and left in the resized picture, target height and width. Of pictures without a bucket `fitted` and `cropped` say it.
   """
   h, w = image.shape[:2]
   tall = height * w >= h * width                                          # the height is what limits
@@ -84,15 +99,35 @@ def random_crop(image: np.ndarray, *, size: int, area: tuple[float, float], rng:
 
   Szegedy et al. 2015 (https://arxiv.org/abs/1409.4842), as torchvision's RandomResizedCrop: ten tries, then the centre.
   """
-  height, width = image.shape[:2]
+  box = random_box(*image.shape[:2], area=area, rng=rng)
+  if box is None:
+    return fit(image, size=size, resize="crop", interpolation=interpolation)
+  return part(image, box, size=size, interpolation=interpolation)
+
+
+def part(image: np.ndarray, box: tuple[int, int, int, int], *, size: int, interpolation: str = "bicubic") -> np.ndarray:
+  """The box (top, left, height, width) of a picture as uint8 [size size 3]."""
+  top, left, h, w = box
+  return _resample(image[top:top + h, left:left + w], size, size, None, interpolation)
+
+
+def random_box(height: int, width: int, *, area: tuple[float, float], rng: np.random.Generator) -> tuple[int, int, int, int] | None:
+  """(top, left, height, width) of `random_crop`; None after ten tries."""
   for _ in range(10):
     pixels = height * width * rng.uniform(*area)
     ratio = math.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
     w, h = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
     if 0 < w <= width and 0 < h <= height:
-      top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
-      return _resample(image[top:top + h, left:left + w], size, size, None, interpolation)
-  return fit(image, size=size, resize="crop", interpolation=interpolation)
+      return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+  return None
+
+
+def cropped(height: int, width: int, box: tuple[int, int, int, int], *, of: tuple[int, int], size: int,
+            mirrored: bool = False) -> tuple[int, ...]:
+  """The `size` (see `cover`) of a picture of these sides that was decoded to `of` (height, width), of which `box` became [size size]."""
+  top, left, h, w = box
+  right = of[1] - left - w if mirrored else left
+  return height, width, round(top * size / h), round(right * size / w), size, size
 
 
 def _resample(image: np.ndarray, height: int, width: int, box, interpolation: str) -> np.ndarray:

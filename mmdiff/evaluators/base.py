@@ -19,6 +19,7 @@ from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.sharding import BATCH
 from mmdiff.core.types import Tree
 from mmdiff.data import SOURCES, loader
+from mmdiff.models.sizes import reads_sizes
 
 
 class Services(NamedTuple):
@@ -56,7 +57,8 @@ def serve(predict: Mapping[str, Callable], config: Mapping, *, mesh: jax.shardin
   sharding = parallel.batch_sharding(mesh)
   devices = mesh.shape["data"] * mesh.shape["fsdp"]
   options = {key: value for key, value in config["data"].items() if key not in ("source", "tokenizer")}
-  options |= dict(augment=None, sidecar="", buckets=(), features="", max_bad_fraction=1.0, seed=config["seed"])
+  options |= dict(augment=None, sidecar="", buckets=(), features="", max_bad_fraction=1.0, seed=config["seed"],
+                  sizes=reads_sizes(config))
 
   def put(batch):
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), batch)
@@ -94,10 +96,10 @@ def chunks(arrays: Mapping[str, np.ndarray], size: int) -> Iterator[dict[str, np
 
 
 def streamed(services: Services, function: Callable[[Mapping], Tree], batches: Iterable[Mapping],
-             names: Sequence[str], *, total: int | None = None) -> Iterator[tuple[Mapping, Tree]]:
+             names: Sequence[str], *, optional: Sequence[str] = (), total: int | None = None) -> Iterator[tuple[Mapping, Tree]]:
   """(batch, `function` of its arrays `names` on the mesh, as numpy) for every batch. The next batch is on its way before one is awaited.
 
-  total: rows of all batches, for the progress line.
+  optional: further arrays, of batches that have them. total: rows of all batches, for the progress line.
   """
   def fetched(batch, made):
     result = jax.tree.map(services.fetch, made)
@@ -106,7 +108,7 @@ def streamed(services: Services, function: Callable[[Mapping], Tree], batches: I
 
   waiting = None
   for batch in batches:
-    made = function(services.put({name: batch[name] for name in names}))
+    made = function(services.put({name: batch[name] for name in (*names, *(extra for extra in optional if extra in batch))}))
     if waiting:
       yield fetched(*waiting)
     waiting = (batch, made)

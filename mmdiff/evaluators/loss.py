@@ -34,7 +34,7 @@ def loss(services: Services, *, source: Built["mmdiff.data:SOURCES"], every_step
     batches = dataset.eval_batches(batch_size=size, limit=limit, caption_kind=caption or None)
     whole = (batch for batch in batches if batch["valid"].all() or not contrastive)
     for batch, metrics in streamed(services, lambda arrays: metrics_of(params, arrays, key, extra=extra), whole, NAMES,
-                                   total=found):
+                                   optional=("size",), total=found):
       rows = int(batch["valid"].sum())
       count += rows
       for name, value in metrics.items():

@@ -179,3 +179,16 @@ def test_flags(capsys):
   assert main(["data", "precompute", "--config=configs/t2i_pixels.py:tiny", "--out=x", "--batch_size=0", "--source.size=3"]) == 64
   said = capsys.readouterr().err
   assert "--batch_size" in said and "--config.data.source.size" in said
+
+
+def test_a_model_that_is_told_sizes_gets_each_records_own(written, tmp_path):
+  """In training on pictures and on what was computed ahead, which is refused without them."""
+  told = TOY | dict(denoiser=dict(name="unet", variant="sdxl", image_size=2))
+  online = train.make_dataset(config(told), tmp_path).batch_at(0, batch_size=4)
+  assert online["size"].shape == (4, 6) and (online["size"][:, 4:] == 16).all()
+  write(tmp_path / "f", config(told), parts=("latents",))
+  ahead = train.make_dataset(config(told, data=dict(features=str(tmp_path / "f"))), tmp_path).batch_at(0, batch_size=4)
+  np.testing.assert_array_equal(ahead["size"], online["size"])
+  with pytest.raises(ConfigError, match="does not say how its pictures were scaled and cropped"):
+    train.make_dataset(config(told, data=dict(features=str(written))), tmp_path)
+  assert "size" not in train.make_dataset(config(), tmp_path).batch_at(0, batch_size=4)

@@ -1,4 +1,6 @@
 """An objective with two frozen encoders of one product each, so that a test of what they make compiles nothing large."""
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -7,7 +9,7 @@ from mmdiff.core.objective import Aux, Objective, Variables
 VOCAB, WIDTH, PATCH = 320, 3, 8
 
 
-def objective(*, width: int = WIDTH) -> Objective:
+def objective(*, width: int = WIDTH, denoiser: Any = None) -> Objective:
   """Groups `autoencoder`, `text` and `denoiser`; a batch brings pictures, or what the encoders would make of them."""
   def init(key, batch):
     k_image, k_text = jax.random.split(key)

@@ -108,6 +108,22 @@ def test_one_row_of_every_shape():
   assert [sorted(row) for row in make(buckets=()).variants()] == [["counts", "id", "image", "mask", "tokens"]]
 
 
+@pytest.mark.parametrize("options", [dict(), dict(resize="squash"), dict(augment=dict(flip=True)), dict(augment=dict(crop=(0.3, 0.9)))])
+def test_rows_without_buckets_say_their_own_sizes_where_asked(options):
+  """Every record its own: the sides before it was scaled, and where it was cropped."""
+  ds = make(buckets=(), sizes=True, **options)
+  batches = take(ds, 3, batch_size=8)
+  sizes = np.concatenate([batch["size"] for batch in batches])
+  keys = [key for step in range(3) for key in ds.keys_at(step, 8)]
+  assert sizes.dtype == np.int32 and [tuple(row) for row in sizes[:, :2]] == [SHAPES[int(key[1:]) % 7 % 3] for key in keys]
+  assert (sizes[:, 4:] == 8).all() and len(np.unique(sizes[:, :4], axis=0)) > 2
+  if not options:
+    assert {tuple(row) for row in sizes[:, :4]} == {(16, 16, 0, 0), (24, 12, 4, 0), (12, 20, 0, 2)}
+  for evaluated in (make(buckets=(), sizes=True), make()):              # and in evaluation, which is square
+    assert next(iter(evaluated.eval_batches(batch_size=4)))["size"][:, 4:].tolist() == [[8, 8]] * 4
+  assert "size" not in take(make(buckets=()), 1, batch_size=2)[0]
+
+
 def test_evaluation_stays_square():
   assert next(iter(make().eval_batches(batch_size=4)))["image"].shape == (4, 8, 8, 3)
 

@@ -95,3 +95,23 @@ def test_cover_mirrored_and_elsewhere():
   assert left[0, :, 0].tolist() == list(range(20)) and right[0, :, 0].tolist() == list(range(99, 79, -1))
   assert size == mirrored_size == (50, 100, 0, 0, 50, 20)
   assert transforms.cover(ramp, height=50, width=20, at=(1, 1))[1][3] == 80
+
+
+@pytest.mark.parametrize("h, w, resize, mirrored, top, left", [
+  (8, 8, "crop", False, 0, 0), (40, 20, "crop", False, 4, 0), (20, 50, "crop", False, 0, 6), (20, 50, "crop", True, 0, 6),
+  (21, 40, "crop", True, 0, 3), (40, 20, "squash", False, 0, 0), (40, 20, "pad", False, 0, -2), (20, 40, "pad", False, -2, 0)])
+def test_size_says_where_the_picture_was_cropped(h, w, resize, mirrored, top, left):
+  assert transforms.fitted(h, w, size=8, resize=resize, mirrored=mirrored) == (h, w, top, left, 8, 8)
+
+
+def test_size_of_a_random_crop_is_where_it_lies():
+  """In pixels of the picture when the crop has its size: the corner of the crop by its own colours."""
+  yy, xx = np.mgrid[:200, :200]
+  image = np.stack([yy, xx, xx * 0], -1).astype(np.uint8)
+  for seed in range(20):
+    box = transforms.random_box(200, 200, area=(0.1, 0.5), rng=draws.generator(seed))
+    out = transforms.part(image, box, size=20).astype(float)
+    h, w, top, left, *target = transforms.cropped(400, 400, box, of=(200, 200), size=20)
+    assert (h, w, *target) == (400, 400, 20, 20)
+    np.testing.assert_allclose(out[10, 10, :2], [(top + 10.5) * box[2] / 20, (left + 10.5) * box[3] / 20], atol=0.05 * max(box[2:]) + 1)
+    assert transforms.cropped(400, 400, box, of=(200, 200), size=20, mirrored=True)[3] == round((200 - box[1] - box[3]) * 20 / box[3])

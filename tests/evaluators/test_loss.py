@@ -36,6 +36,18 @@ def test_a_contrastive_loss_is_that_of_whole_batches():
   assert run(limit=3).scalars["records"] == 3
 
 
+def test_sizes_reach_the_loss_where_the_data_have_them():
+  class Sized:
+    def __len__(self):
+      return 2
+
+    def eval_batches(self, **_):
+      yield dict(image=np.zeros((2, 1)), tokens=np.zeros((2, 1)), mask=np.ones((2, 1), bool), id=np.arange(2, dtype=np.uint32),
+                 valid=np.ones(2, bool), size=np.full((2, 6), 7.0))
+  told = lambda params, batch, key, extra=(): {"loss": batch["size"].mean()}
+  assert loss(toys.services(dict(loss=told), data=Sized()), source={}, every_steps=1).run({}, 1).scalars["loss"] == 7
+
+
 def test_no_records_is_bad_data():
   class Empty:
     def __len__(self):
