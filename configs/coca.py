@@ -32,7 +32,7 @@ def get_config(arg=""):
     model=dict(name="coca", variant=arg.variant, dtype="bfloat16", remat="dots", attention="auto"))
   config.data = common.data(
     dict(name="webdataset", urls="data/{00000..41455}.tar"), image_size=224 if open_clip else 288, text_len=76, captions=dict(original=1.0),
-    tokenizer=dict(name="clip", path="data/clip_tokenizer") if open_clip else dict(name="file", path="data/tokenizer.json"),
+    tokenizer=dict(name="clip", path="data/clip_tokenizer", pad="zero") if open_clip else dict(name="file", path="data/tokenizer.json"),
     threads=16, workers=8)
   config.optim = dict(default=dict(name="adafactor", lr=8e-4, warmup_steps=10_000, decay="linear", b1=0.9, b2_cap=0.999, weight_decay=0.01,
                                    clip=1.0))

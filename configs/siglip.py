@@ -1,12 +1,21 @@
 r"""SigLIP (https://arxiv.org/abs/2303.15343): CLIP with a sigmoid loss, pooled image tokens and no causal mask.
 
   mmdiff train --config=configs/siglip.py:variant=SigLIP-B/16 --workdir=DIR --config.data.source.urls='tars/{00000..41455}.tar' \
-      --config.data.tokenizer.path=tokenizer.json
+      --config.data.tokenizer.path=siglip_tokenizer/
       B/16 at 224 px on WebLI: 76.0 % zero-shot on ImageNet (open_clip's evaluation of the released weights).
   mmdiff train --config=configs/siglip.py:tiny --workdir=runs/siglip_tiny
       scenes at 32 px on one CPU core, to try things out.
 """
 from configs import common
+
+# Preset, pixels a side, tokens of a text and of the vocabulary (big_vision, SigLIP_demo.ipynb: c4_en, and mc4 for -i18n).
+VARIANTS = {
+  "SigLIP-B/16": ("SigLIP-B/16", 224, 64, 32_000), "SigLIP-B/16@256": ("SigLIP-B/16", 256, 64, 32_000),
+  "SigLIP-B/16@384": ("SigLIP-B/16", 384, 64, 32_000), "SigLIP-B/16@512": ("SigLIP-B/16", 512, 64, 32_000),
+  "SigLIP-B/16-i18n": ("SigLIP-B/16", 256, 64, 250_000), "SigLIP-L/16": ("SigLIP-L/16", 256, 64, 32_000),
+  "SigLIP-L/16@384": ("SigLIP-L/16", 384, 64, 32_000), "SigLIP-So400m/14": ("SigLIP-So400m/14", 224, 16, 32_000),
+  "SigLIP-So400m/14@384": ("SigLIP-So400m/14", 384, 64, 32_000),
+}
 
 
 def get_config(arg=""):
@@ -21,10 +30,12 @@ def get_config(arg=""):
                                        params=""))
   else:
     config = common.base(steps=122_070, batch_size=32_768, save_every_steps=2_000)
-    model = dict(name="clip", variant=arg.variant, dtype="bfloat16", remat="dots", attention="auto")
+    preset, size, length, vocab = VARIANTS.get(arg.variant, (arg.variant, 224, 64, 32_000))
+    model = dict(name="clip", variant=preset, image_size=size, text_len=length, vocab=vocab, dtype="bfloat16", remat="dots",
+                 attention="auto")
     config.data = common.data(
-      dict(name="webdataset", urls="data/{00000..41455}.tar"), image_size=224, text_len=64, captions=dict(original=1.0),
-      tokenizer=dict(name="file", path="data/tokenizer.json"), resize="squash", threads=16, workers=8)
+      dict(name="webdataset", urls="data/{00000..41455}.tar"), image_size=size, text_len=length, captions=dict(original=1.0),
+      tokenizer=dict(name="siglip", path="data/siglip_tokenizer"), resize="squash", threads=16, workers=8)
     config.optim = dict(default=dict(name="adafactor", lr=1e-3, warmup_steps=20_000, decay="rsqrt", b1=0.9, b2_cap=0.95, weight_decay=1e-4,
                                      clip=1.0))
     config.evals = dict(coco=dict(name="retrieval", every_steps=10_000, params="",

@@ -43,6 +43,8 @@ class ViT(nn.Module):
   def __call__(self, image: Float[Array, "B H W 3"]) -> Float[Array, "B ..."]:
     cls = self.pool == "cls" if self.class_token is None else self.class_token
     norm = lambda name: layer_norm(name, dtype=self.dtype, eps=self.eps)
+    if self.pool == "map":                # So400m/14 at 384 pixels: a convolution without padding leaves the last six rows and columns out
+      image = image[:, :image.shape[1] // self.patch * self.patch, :image.shape[2] // self.patch * self.patch]
     x = nn.Dense(self.width, use_bias=not cls, dtype=self.dtype, kernel_init=nn.initializers.lecun_normal(), name="patchify")(
       embed.patches(image.astype(self.dtype), self.patch))                                    # [B L D]
     normal = nn.initializers.normal(self.width**-0.5)
