@@ -7,6 +7,7 @@
   picture, = model.generate("a corgi on a beach", steps=30)
   again, = model.img2img([picture], "a corgi on a snowy beach", strength=0.6)
 """
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from mmdiff.core import tree
 from mmdiff.core.build import build
 from mmdiff.core.errors import ConfigError
 from mmdiff.core.types import Tree
-from mmdiff.data import TOKENIZERS
+from mmdiff.data import TOKENIZERS, tokenizers
+from mmdiff.data.token_facts import NOBODY, Like
 from mmdiff.evaluators import base
 from mmdiff.models.tiled import Tiled
 from mmdiff.objectives import OBJECTIVES
@@ -94,14 +96,18 @@ def _load_pipeline(path: str | Path, *, mesh: Mapping[str, int] | None, tokenize
                    for kind in ("loaded", "reshaped", "missing", "unexpected")})
   model = _assemble(config, found.params, (), report, predict, tokenizer=_tokenizer(tokenizer or found.tokenizer), workdir=Path(path),
                     mesh=mesh)
+  if tokenizer:
+    found = found._replace(tokenizer=Path(tokenizer) if Path(tokenizer).is_dir() else Path(tokenizer).parent)
   model.origin = found._replace(parts={group: part._replace(params=None) for group, part in found.parts.items()})
   return model
 
 
-def _tokenizer(folder: str | Path | None):
-  if not folder:
-    return None
-  return build(TOKENIZERS, dict(name="clip" if (Path(folder) / "vocab.json").is_file() else "file", path=str(folder)))
+def _tokenizer(folder: str | Path | None, like: Like = NOBODY):
+  """The tokenizer of a folder or file, or None. What its files say and we do otherwise is said on stderr."""
+  found = tokenizers.of_folder(folder, like) if folder else None
+  for notice in found.notices if found else ():
+    print(f"{folder}: {notice}", file=sys.stderr)
+  return found
 
 
 def _load_public(path: str | Path, *, mesh: Mapping[str, int] | None, tokenizer: str | Path | None, **options) -> Model:
@@ -110,13 +116,19 @@ def _load_public(path: str | Path, *, mesh: Mapping[str, int] | None, tokenizer:
   loaded = public.load(path, **options)
   data = dict(captions=dict(original=1.0), on_missing="any") | loaded.config["data"]
   config = dict(seed=0, steps=0, batch_size=ROWS, ema={}, evals={}) | loaded.config | dict(data=data)
-  tokens = _tokenizer(tokenizer or loaded.tokenizer)
+  tokens = _tokenizer(tokenizer or loaded.tokenizer, loaded.like)
+  notices = list(loaded.report.notices) + list(tokens.notices if tokens else ())
+  length = tokens.facts.length if tokens and "text_len" in data and not options.get("text_len") else None
+  if length and length < data["text_len"]:
+    notices.append(f"texts are cut and padded to {length} tokens, as the tokenizer's files say; the model takes {data['text_len']}")
+    data["text_len"] = length
   objective = config["objective"]
   predict = build(OBJECTIVES, objective).predict if objective else serving.predict(loaded.family, loaded.module, config)
   report = dict(path=str(path), step=0, params=run_directory.RAW, objective=objective["name"] if objective else loaded.family,
-                format=loaded.format, dtypes=loaded.dtypes) | loaded.report._asdict()
+                format=loaded.format, dtypes=loaded.dtypes) | loaded.report._asdict() | dict(notices=notices)
   model = _assemble(config, loaded.params, loaded.statistics, report, predict, tokenizer=tokens, workdir=Path(path), mesh=mesh)
-  model.origin = loaded._replace(params=None, statistics=None)          # their arrays are on the mesh now
+  files = loaded.tokenizer if not tokenizer else Path(tokenizer) if Path(tokenizer).is_dir() else None
+  model.origin = loaded._replace(params=None, statistics=None, tokenizer=files)         # their arrays are on the mesh now
   return model
 
 

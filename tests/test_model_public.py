@@ -1,11 +1,15 @@
 """Public checkpoints as models in Python."""
+import json
+import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import mmdiff
 from mmdiff.core.errors import ConfigError, DataError
+from tests.data.test_sentencepiece import model as sentencepiece_model
 
 FIXTURES = Path(__file__).parent / "convert" / "fixtures"
 EXPECTED = dict(np.load(FIXTURES / "clip_expected.npz"))
@@ -29,6 +33,28 @@ def test_a_model_is_saved_as_it_was_loaded(tmp_path):
   again = mmdiff.load(tmp_path, quiet=True)
   np.testing.assert_allclose(again.embed_image(EXPECTED["image"]), EXPECTED["clip_image"], atol=1e-5)
   assert again.origin.format == "open_clip" and again.config == model.config
+
+
+@pytest.mark.parametrize("length", [8, 6])
+def test_siglips_texts_are_cleaned_padded_and_cut_as_its_files_say(tmp_path, length):
+  """SigLIP reads out the last position: each of these shows in every embedding."""
+  shutil.copytree(FIXTURES / "hf_siglip", tmp_path / "a")
+  (tmp_path / "a" / "spiece.model").write_bytes(sentencepiece_model())
+  (tmp_path / "a" / "tokenizer_config.json").write_text(json.dumps(dict(
+    tokenizer_class="SiglipTokenizer", pad_token="</s>", eos_token="</s>", model_max_length=length)))
+  model = mmdiff.load(tmp_path / "a", quiet=True)
+  ids = np.asarray([[4, 5, 6, 1], [1, 1, 1, 1]], np.int32)
+  rows = np.concatenate([ids, np.ones((2, length - 4), np.int32)], 1)
+  encode = jax.jit(lambda tokens: model.origin.module.apply({"params": model.params}, tokens, tokens == tokens, method="encode_text"))
+  unit = lambda x: np.asarray(x) / np.linalg.norm(x, axis=-1, keepdims=True)
+  texts = ["RED, Circles!", ""]
+  made = model.embed_text(texts)
+  np.testing.assert_allclose(made, unit(encode(rows)), atol=1e-6)
+  assert np.abs(made - unit(encode(np.where(np.arange(length) > [[3], [0]], 0, rows)))).max() > 1e-2
+  assert any("cut and padded to 6 tokens" in notice for notice in model.report["notices"]) == (length == 6)
+  mmdiff.save(model, tmp_path / "again")
+  again = mmdiff.load(tmp_path / "again", quiet=True)
+  assert again.tokenize(texts)[0].tolist() == rows.tolist() and again.tokenizer.facts == model.tokenizer.facts
 
 
 def test_options_belong_to_their_kind(tmp_path):

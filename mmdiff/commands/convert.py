@@ -59,6 +59,7 @@ def run(given: Mapping, *, argv: list[str]) -> None:
 
   from mmdiff.commands import results
   from mmdiff.convert import public, verify
+  from mmdiff.data import tokenizers
   results.use_compile_cache()
   options = {name: given[name] for name in LOAD if given[name]}
   if given["params"] and public.is_public(given["src"]):
@@ -69,7 +70,7 @@ def run(given: Mapping, *, argv: list[str]) -> None:
   public.known(given["to"])
   if public.is_public(given["src"]):
     loaded = public.load(given["src"], **options)
-    tokenizer = None
+    tokenizer = tokenizers.of_folder(loaded.tokenizer, loaded.like) if loaded.tokenizer else None
   else:
     loaded, tokenizer = of_run(given, options)
   out = Path(given["out"])
@@ -82,6 +83,8 @@ def run(given: Mapping, *, argv: list[str]) -> None:
   print(f"written to {out}: {', '.join(files)}", file=sys.stderr)
   if given["verify"]:
     again = public.load(out, quiet=True)
+    if pair := public.renumbering(given["to"], tokenizer):
+      again = again._replace(params=public.exchanged(again.params, pair))
     params, statistics = (jax.tree.map(jax.numpy.asarray, values) for values in (loaded.params, loaded.statistics))
     facts["difference"] = verify.difference((loaded.module, params, statistics), (again.module, again.params, again.statistics),
                                             again.inputs)

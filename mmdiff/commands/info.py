@@ -51,6 +51,7 @@ def about_public(path: str, options: Mapping) -> dict[str, Any]:
   """The facts of a public checkpoint. Raises DataError for what is none."""
   from mmdiff.convert import formats, public, rules
   from mmdiff.convert.tensors import size
+  from mmdiff.data import token_facts
   found, source, reading = public.read(path, **options)
   shapes = formats.variables(reading.module, reading.inputs)
   bindings = rules.bind(reading.rules, shapes)
@@ -65,12 +66,15 @@ def about_public(path: str, options: Mapping) -> dict[str, Any]:
     if not leaf.startswith(formats.STATISTICS):
       group = leaf.split("/")[0]
       groups[group] = groups.get(group, 0) + size(shape)
+  folder = public.tokenizer_folder(source.folder)
+  words = token_facts.read(folder, reading.like) if folder else None
   model = (reading.config.get("objective") or {}).get("model") or reading.config.get("model") or {}
   return dict(path=str(path), format=found.name, about=found.about, family=found.family, container=source.container.kind,
               objective=(reading.config.get("objective") or {}).get("name", "none"), model=dict(model),
               data=dict(reading.config["data"]), **dict(reading.facts), dtypes=dtypes, parameters=sum(groups.values()), groups=groups,
               tensors=len(reading.found), matched=len(bindings) - len(missing), missing=missing, unexpected=unexpected, ignored=ignored,
-              misshapen=wrong, tokenizer=str(public.tokenizer_folder(source.folder) or "none"), notices=list(reading.notices))
+              misshapen=wrong, tokenizer=str(folder or "none"), **(dict(texts=words.facts.said()) if words else {}),
+              notices=[*reading.notices, *(words.notices if words else ())])
 
 
 def about_pipeline(path: str, options: Mapping) -> dict[str, Any]:

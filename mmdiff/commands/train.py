@@ -8,6 +8,7 @@ The run directory gets config.json, metrics.jsonl, TensorBoard events, checkpoin
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,8 @@ def make_dataset(config: Mapping, workdir: Path):
     from mmdiff.train import init
     kept = init.tokenizer_of(starts_from(config)["path"]) or kept
   tokenizer = build(TOKENIZERS, dict(name="file", path=str(kept)) if kept.exists() else config["data"]["tokenizer"])
+  for notice in getattr(tokenizer, "notices", ()):
+    print(f"data.tokenizer: {notice}", file=sys.stderr)
   return loader.dataset(build(SOURCES, config["data"]["source"]), tokenizer, seed=config["seed"], **data_options(config))
 
 

@@ -11,7 +11,9 @@ from typing import Any
 from mmdiff.convert.formats import take
 from mmdiff.convert.tensors import Tensor
 from mmdiff.core.errors import ConfigError, DataError
-from mmdiff.models.clip import CLIP, PIXELS, PRESETS, clip
+from mmdiff.data import cleaning
+from mmdiff.data.token_facts import Facts, Like
+from mmdiff.models.clip import CLIP, PRESETS, clip
 from mmdiff.models.resnet import ResNet
 
 ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "silu": "silu",
@@ -28,11 +30,15 @@ SIGLIP_TEXT = TOWER | dict(vocab_size=32_000, hidden_size=768, intermediate_size
 SIGLIP_IMAGE = TOWER | dict(hidden_size=768, intermediate_size=3072, num_attention_heads=12, image_size=224, patch_size=16, num_channels=3,
                             hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6, vision_use_head=True)
 # open_clip's own (CLIPVisionCfg, CLIPTextCfg) for what we do not model: any other value is refused.
-INERT = dict(patch_dropout=None, output_tokens=None, pool_type=("tok", "argmax"), pos_embed_type="learnable", proj_type="linear",
+INERT = dict(patch_dropout=None, output_tokens=None, pos_embed_type="learnable", proj_type="linear",
              proj_bias=False, final_ln_after_pool=False, no_ln_pre=False, attentional_pool=False, ls_init_value=None,
              input_patchnorm=False, embed_cls=False, global_average_pool=False, no_causal_mask=False, pad_id=None, hf_model_name=None,
              timm_model_name=None, act_kwargs=None, norm_kwargs=None, attn_pooler_heads=None,
              attn_pooler_queries=None, init_logit_scale=None, dynamic_image_size=False)
+
+
+# open_clip's keys of the text tower that say how texts become tokens.
+TOKENS = ("hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode", "eos_id")
 
 
 def activation(name: Any, where: str) -> str:
@@ -85,11 +91,12 @@ def open_clip_options(config: Mapping[str, Any], where: str) -> dict[str, Any]:
   """The keys of `clip` for an open_clip_config.json."""
   model = take(config, "model_cfg", dict, where)
   image_config, text_config = take(model, "vision_cfg", dict, where), take(model, "text_cfg", dict, where)
-  for part, known in ((image_config, ("image_size", "layers", "width", "head_width", "patch_size", "mlp_ratio")),
-                      (text_config, ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"))):
+  for part, pools, known in (
+      (image_config, ("tok",), ("image_size", "layers", "width", "head_width", "patch_size", "mlp_ratio")),
+      (text_config, ("argmax", "eos"), ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", *TOKENS))):
     for key, value in part.items():
-      fine = INERT.get(key, "")
-      if key not in known and value and value != fine and not (isinstance(fine, tuple) and value in fine) and key != "output_tokens":
+      if key not in known and value and value != INERT.get(key, "") and key != "output_tokens" and not (
+          key == "pool_type" and value in pools):
         raise DataError(f"{where}: {key}: {value!r:.60} is a part that mmdiff's CLIP does not have")
   act = "quick_gelu" if model.get("quick_gelu") else "gelu"
   width, layers = take(image_config, "width", int, where, 768), image_config.get("layers", 12)
@@ -105,6 +112,23 @@ def open_clip_options(config: Mapping[str, Any], where: str) -> dict[str, Any]:
   return dict(text, variant="ViT-B/32", image_size=size, embed_dim=embed_dim, act=act, image_width=width, image_depth=layers,
               image_heads=width // head_width, image_mlp_dim=int(width * image_config.get("mlp_ratio", 4.0)),
               patch=square(image_config.get("patch_size", 16), where))
+
+
+def open_clip_like(config: Mapping[str, Any], where: str) -> Like:
+  """Whose tokenizer an open_clip_config.json means: OpenAI's, or with `hf_tokenizer_name` one of transformers, whose texts are cleaned
+  first (open_clip/factory.py get_tokenizer). Raises DataError for what else is to be done to tokens."""
+  text = (config.get("model_cfg") or {}).get("text_cfg") or {}
+  kwargs, theirs = text.get("tokenizer_kwargs") or {}, bool(text.get("hf_tokenizer_name"))
+  odd = {key: value for key, value in kwargs.items() if key != "clean" and value} | (
+    dict(tokenizer_mode=text["tokenizer_mode"]) if text.get("tokenizer_mode") else {})
+  if odd:
+    listed = ", ".join(f"{key} {value!r:.40}" for key, value in odd.items())
+    raise DataError(f"{where}: text_cfg: {listed}: texts are not treated like that here")
+  name = kwargs.get("clean", "whitespace" if theirs else "lower")
+  if name not in cleaning.OPEN_CLIP:
+    raise DataError(f"{where}: text_cfg: tokenizer_kwargs: unknown clean {name!r:.40} (known: {', '.join(cleaning.OPEN_CLIP)})")
+  end = text.get("eos_id", 2) if text.get("pool_type") == "eos" else None
+  return Like("" if theirs else "CLIPTokenizer", cleaning.OPEN_CLIP[name], only=not theirs, end=end, pad=None if theirs else 0)
 
 
 def openai_options(found: Mapping[str, Tensor], *, act: str, head_width: int = 64) -> dict[str, Any]:
@@ -153,18 +177,8 @@ def _same(given: Mapping[str, Any], module: CLIP) -> bool:
     return False
 
 
-def pixel_options(mean: Any, std: Any) -> dict[str, Any]:
-  """The keys of `clip` for a normalisation of pixels in [0, 1]."""
-  name = next((name for name, (a, b) in PIXELS.items() if _close(a, mean) and _close(b, std)), None)
-  return dict(pixels=name) if name else dict(mean=tuple(map(float, mean)), std=tuple(map(float, std)))
-
-
-def _close(a, b) -> bool:
-  return len(a) == len(b) and all(abs(x - y) < 1e-6 for x, y in zip(a, b))
-
-
-def to_hf(module: CLIP, *, siglip: bool, end: int) -> dict[str, Any]:
-  """The config.json of a model. Raises ConfigError for what transformers' classes can't express."""
+def to_hf(module: CLIP, *, siglip: bool, end: int, start: int | None = None, pad: int | None = None) -> dict[str, Any]:
+  """The config.json of a model; end, start, pad: ids of its tokenizer. Raises ConfigError for what transformers' classes can't express."""
   image, text = module.image, module.text
   if isinstance(image, ResNet):
     raise ConfigError(f"{'hf-siglip' if siglip else 'hf-clip'} has no ResNets: convert to open_clip")
@@ -180,16 +194,18 @@ def to_hf(module: CLIP, *, siglip: bool, end: int) -> dict[str, Any]:
   vision_config = tower(image) | dict(model_type=f"{kind}_vision_model", image_size=module.image_size, patch_size=image.patch,
                                       num_channels=3)
   if siglip:
-    text_config |= dict(projection_size=text.embed_dim)
+    text_config |= dict(projection_size=text.embed_dim) | ({} if pad is None else dict(pad_token_id=pad, eos_token_id=end))
     return dict(architectures=["SiglipModel"], model_type="siglip", dtype="float32", text_config=text_config,
                 vision_config=vision_config | dict(vision_use_head=True))
-  text_config |= dict(projection_dim=text.embed_dim, bos_token_id=end - 1, eos_token_id=end, pad_token_id=end)
+  text_config |= dict(projection_dim=text.embed_dim, eos_token_id=end, bos_token_id=end - 1 if start is None else start,
+                      pad_token_id=end if pad is None else pad)
   return dict(architectures=["CLIPModel"], model_type="clip", dtype="float32", projection_dim=text.embed_dim, logit_scale_init_value=2.6592,
               text_config=text_config, vision_config=vision_config | dict(projection_dim=text.embed_dim))
 
 
-def to_open_clip(module: CLIP, *, bias: bool) -> dict[str, Any]:
-  """The model_cfg of open_clip_config.json. Raises ConfigError for what open_clip's CLIP can't express."""
+def to_open_clip(module: CLIP, *, bias: bool, end: int | None = None, facts: Facts | None = None) -> dict[str, Any]:
+  """The model_cfg of open_clip_config.json; end, facts: of the tokenizer, where there is one. Raises ConfigError for what open_clip's CLIP
+  can't express."""
   image, text = module.image, module.text
   vit = not isinstance(image, ResNet)
   acts = {text.act} | ({image.act} if vit else set())
@@ -200,6 +216,11 @@ def to_open_clip(module: CLIP, *, bias: bool) -> dict[str, Any]:
   text_cfg = dict(context_length=text.length, vocab_size=text.vocab, width=text.width, heads=text.heads, layers=text.depth)
   if text.mlp_dim != 4 * text.width:
     text_cfg |= dict(mlp_ratio=_ratio(text.mlp_dim, text.width))
+  if facts and facts.start != "<|startoftext|>":       # its own tokenizer is OpenAI's, which ends a text with the highest id
+    if end is None:
+      raise ConfigError("open_clip reads a text at its end token, which this tokenizer lacks")
+    name = next((name for name, steps in cleaning.OPEN_CLIP.items() if steps == facts.clean), "whitespace")
+    text_cfg |= dict(pool_type="eos", eos_id=end, hf_tokenizer_name="local-dir", tokenizer_kwargs=dict(clean=name))
   if vit:
     vision_cfg = dict(image_size=module.image_size, layers=image.depth, width=image.width, patch_size=image.patch)
     if image.mlp_dim != 4 * image.width:

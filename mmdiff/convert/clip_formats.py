@@ -1,27 +1,28 @@
 """CLIP and SigLIP in the layouts that they are published in: transformers' (hf-…), open_clip's folder, OpenAI's file, big_vision's npz."""
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmdiff.convert import clip_configs, clip_tables, rules, tensors
+from mmdiff.convert import clip_configs, clip_tables, preprocessing, rules, tensors
 from mmdiff.convert.clip_configs import HF_IMAGE, HF_TEXT, hf_tower, square
-from mmdiff.convert.formats import STATISTICS, Format, Reading, Source, Writing, read_json, take, variables
+from mmdiff.convert.formats import STATISTICS, Format, Reading, Source, Writing, take, variables
 from mmdiff.convert.rules import Rule
 from mmdiff.convert.tensors import Tensor
-from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.core.errors import DataError
+from mmdiff.data import cleaning, token_facts, tokenizers
+from mmdiff.data.token_facts import NOBODY, Like
 from mmdiff.models.clip import CLIP, PIXELS
 from mmdiff.models.resnet import ResNet
 from mmdiff.models.text import ClipStates
 from mmdiff.models.vit import ViT
 
+OPENAI_TEXTS = Like("CLIPTokenizer", cleaning.OPENAI, only=True, pad=0)
 OVERRIDES = ("image_size", "text_len", "patch") # what a load may change: position tables and patch embeddings are resized
-RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-RESIZE_MODES = {"shortest": "crop", "longest": "pad", "squash": "squash"}
 
 
 def clip_inputs(size: int, length: int) -> tuple:
@@ -31,7 +32,8 @@ def clip_inputs(size: int, length: int) -> tuple:
 
 
 def two_towers(source: Source, given: Mapping[str, Any], table, *, data: Mapping[str, Any], overrides: Mapping[str, Any],
-               loss: str = "softmax", style: Mapping[str, Any] = {}, found: Mapping[str, Tensor] | None = None) -> Reading:
+               loss: str = "softmax", style: Mapping[str, Any] = {}, found: Mapping[str, Tensor] | None = None, like: Like = NOBODY,
+               notices: Sequence[str] = ()) -> Reading:
   """A model from the keys of `clip`; `data` are the settings of a run's data that the weights were trained for."""
   given = dict(given) | {key: value for key, value in overrides.items() if value is not None}
   module, model = clip_configs.shortest(given)
@@ -39,58 +41,32 @@ def two_towers(source: Source, given: Mapping[str, Any], table, *, data: Mapping
   if loss == "sigmoid":
     module = module.clone(bias_init=-10.0)
   data = dict(image_size=module.image_size, text_len=module.text.length, resize="crop", interpolation="bicubic") | dict(data)
-  notices = [] if source.preprocessor or source.open_clip.get("preprocess_cfg") else [
-    f"no preprocessing beside the weights: pixels are normalised by mean {module.mean} and std {module.std}, after a "
+  notices = [*notices] if source.preprocessor or source.open_clip.get("preprocess_cfg") else [
+    *notices, f"no preprocessing beside the weights: pixels are normalised by mean {module.mean} and std {module.std}, after a "
     f"{data['interpolation']} resize ({data['resize']})"]
   return Reading(module, dict(objective=objective, data=data), table, source.container.tensors if found is None else found,
-                 clip_inputs(module.image_size, module.text.length), clip_tables.IGNORABLE, style, notices)
-
-
-def hf_pixels(source: Source) -> tuple[dict[str, Any], dict[str, Any]]:
-  """(keys of `clip`, data settings) of preprocessor_config.json."""
-  config, where = source.preprocessor, "preprocessor_config.json"
-  if not config:
-    return {}, {}
-  config = config.get("image_processor") if isinstance(config.get("image_processor"), dict) else config
-  resample = config.get("resample", 3)
-  if resample not in RESAMPLING:
-    raise DataError(f"{where}: resample: unknown value {resample!r:.40} (known: {RESAMPLING})")
-  crop = config.get("do_center_crop", "crop_size" in config)
-  return (clip_configs.pixel_options(take(config, "image_mean", list, where, list(PIXELS["clip"][0])),
-                                     take(config, "image_std", list, where, list(PIXELS["clip"][1]))),
-          dict(resize="crop" if crop else "squash", interpolation=RESAMPLING[resample]))
-
-
-def preprocessor(size: int, mean, std, data: Mapping[str, Any], *, siglip: bool) -> dict[str, Any]:
-  """preprocessor_config.json. Raises ConfigError for a resize that transformers' processors do not do."""
-  resize = data.get("resize", "crop")
-  if resize == "pad":
-    raise ConfigError("transformers' processors of CLIP and SigLIP can't pad: data.resize must be crop or squash")
-  resample = next(code for code, name in RESAMPLING.items() if name == data.get("interpolation", "bicubic"))
-  square = dict(height=size, width=size)
-  crop = dict(crop_size=square, do_center_crop=True, size=dict(shortest_edge=size)) if resize == "crop" else dict(
-    do_center_crop=False, size=square)
-  return dict(image_processor_type="SiglipImageProcessor" if siglip else "CLIPImageProcessor", do_convert_rgb=True, do_normalize=True,
-              do_rescale=True, do_resize=True, image_mean=list(mean), image_std=list(std), resample=resample,
-              rescale_factor=1 / 255) | crop
+                 clip_inputs(module.image_size, module.text.length), clip_tables.IGNORABLE, style, notices, like=like)
 
 
 # transformers: CLIPModel, SiglipModel
 
 def read_hf(source: Source, **overrides) -> Reading:
   siglip = source.model_type == "siglip"
-  pixels, data = hf_pixels(source)
+  given = clip_configs.hf_options(source.config, f"{source.path}: config.json", siglip=siglip)
+  pixels, data, notices = preprocessing.hf(source.preprocessor, image_size=given["image_size"], siglip=siglip)
   if siglip and not source.preprocessor:
     data = dict(resize="squash")
-  given = clip_configs.hf_options(source.config, f"{source.path}: config.json", siglip=siglip) | pixels
+  given |= pixels
   return two_towers(source, given, clip_tables.HF_SIGLIP if siglip else clip_tables.HF_CLIP, data=data, overrides=overrides,
-                    loss="sigmoid" if siglip else "softmax", style=dict(config=dict(source.config)))
+                    loss="sigmoid" if siglip else "softmax", style=dict(config=dict(source.config)), notices=notices,
+                    like=Like("SiglipTokenizer" if siglip else "CLIPTokenizer"))
 
 
 def write_hf_clip(module: CLIP, config: Mapping, style: Mapping, *, siglip: bool = False) -> Writing:
-  made = clip_configs.to_hf(module, siglip=siglip, end=style.get("end", module.text.vocab - 1))
+  made = clip_configs.to_hf(module, siglip=siglip, end=style.get("end", module.text.vocab - 1), start=style.get("start"),
+                            pad=style.get("pad"))
   files = {"config.json": merged(style.get("config", {}), made),
-           "preprocessor_config.json": preprocessor(module.image_size, module.mean, module.std, config["data"], siglip=siglip)}
+           "preprocessor_config.json": preprocessing.to_hf(module.image_size, module.mean, module.std, config["data"], siglip=siglip)}
   return Writing(clip_tables.HF_SIGLIP if siglip else clip_tables.HF_CLIP, files, "model")
 
 
@@ -110,22 +86,20 @@ def merged(before: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]
 def read_open_clip(source: Source, **overrides) -> Reading:
   where = f"{source.path}: open_clip_config.json"
   given = clip_configs.open_clip_options(source.open_clip, where)
-  shown = source.open_clip.get("preprocess_cfg") or {}
-  mode = shown.get("resize_mode", "shortest")
-  if mode not in RESIZE_MODES or shown.get("interpolation", "bicubic") not in RESAMPLING.values():
-    raise DataError(f"{where}: preprocess_cfg: unknown resize_mode or interpolation: {mode!r:.40}, {shown.get('interpolation')!r:.40}")
-  data = dict(resize=RESIZE_MODES[mode], interpolation=shown.get("interpolation", "bicubic"))
-  given |= clip_configs.pixel_options(shown.get("mean") or PIXELS["clip"][0], shown.get("std") or PIXELS["clip"][1])
+  pixels, data, notices = preprocessing.open_clip(source.open_clip.get("preprocess_cfg") or {}, where, image_size=given["image_size"])
+  given |= pixels
   custom = source.has("text.token_embedding.weight")
-  return _openai_names(source, given, data, overrides, custom=custom, style=dict(config=dict(source.open_clip), custom_text=custom))
+  return _openai_names(source, given, data, overrides, custom=custom, style=dict(config=dict(source.open_clip), custom_text=custom),
+                       like=clip_configs.open_clip_like(source.open_clip, where), notices=notices)
 
 
-def _openai_names(source: Source, given, data, overrides, *, custom: bool, style: Mapping[str, Any]) -> Reading:
+def _openai_names(source: Source, given, data, overrides, *, custom: bool, style: Mapping[str, Any], like: Like,
+                  notices: Sequence[str] = ()) -> Reading:
   found = source.container.tensors
   table = clip_tables.open_clip(resnet="visual.proj" not in found and "visual.layer1.0.conv1.weight" in found, custom_text=custom)
   counters = {name: int(tensor.read()) for name, tensor in found.items() if name.endswith("num_batches_tracked") and not tensor.shape}
   return two_towers(source, given, table, data=data, overrides=overrides, loss="sigmoid" if "logit_bias" in found else "softmax",
-                    style={**style, "counters": counters})
+                    style={**style, "counters": counters}, like=like, notices=notices)
 
 
 def read_openai(source: Source, *, act: str | None = None, head_width: int | None = None, **overrides) -> Reading:
@@ -135,20 +109,21 @@ def read_openai(source: Source, *, act: str | None = None, head_width: int | Non
     raise DataError(f"{source.path}: the weights of a CLIP without its config: put open_clip_config.json beside them, or say what they do "
                     "not: act (gelu or quick_gelu) and head_width (64 but for the largest)")
   given = clip_configs.openai_options(source.container.tensors, act=act or "quick_gelu", head_width=head_width or 64)
-  return _openai_names(source, given, {}, overrides, custom=False, style=dict(custom_text=False))
+  return _openai_names(source, given, {}, overrides, custom=False, style=dict(custom_text=False), like=OPENAI_TEXTS)
 
 
 def write_open_clip(module: CLIP, config: Mapping, style: Mapping) -> Writing:
   sigmoid = config["objective"].get("loss") == "sigmoid"
-  model_cfg = clip_configs.to_open_clip(module, bias=sigmoid)
+  model_cfg = clip_configs.to_open_clip(module, bias=sigmoid, end=style.get("end"), facts=style.get("facts"))
   resnet = isinstance(module.image, ResNet)
   if style.get("custom_text"):
     model_cfg["custom_text"] = True
-  data = config["data"]
-  preprocess = dict(mean=list(module.mean), std=list(module.std), interpolation=data.get("interpolation", "bicubic"),
-                    resize_mode={value: key for key, value in RESIZE_MODES.items()}[data.get("resize", "crop")])
   before = style.get("config", {})
-  made = dict(model_cfg={**before.get("model_cfg", {}), **model_cfg}, preprocess_cfg={**before.get("preprocess_cfg", {}), **preprocess})
+  kept = before.get("model_cfg", {})
+  model_cfg = {key: {**known, **value} if isinstance(value, dict) and isinstance(known := kept.get(key), dict) else value
+               for key, value in model_cfg.items()}
+  made = dict(model_cfg={**kept, **model_cfg}, preprocess_cfg=preprocessing.to_open_clip(module.mean, module.std, config["data"],
+                                                                                           before.get("preprocess_cfg", {})))
   table = clip_tables.open_clip(resnet=resnet, custom_text=bool(style.get("custom_text")))
   return Writing(table, {"open_clip_config.json": made}, "open_clip_model", _counters(module, table, style) if resnet else {})
 
@@ -176,7 +151,7 @@ def read_hf_text(source: Source, *, text_len: int | None = None) -> Reading:
   prefixed = any(name.startswith("text_model.") for name in source.container.tensors)
   return Reading(module, dict(objective=None, model=dict(name="clip_text"), data=dict(text_len=module.length)),
                  text_table("text_model." if prefixed else ""), source.container.tensors, clip_inputs(8, module.length)[1:],
-                 (*clip_tables.IGNORABLE, "logit_scale"), dict(config=dict(source.config), prefixed=prefixed))
+                 (*clip_tables.IGNORABLE, "logit_scale"), dict(config=dict(source.config), prefixed=prefixed), like=Like("CLIPTokenizer"))
 
 
 def text_table(theirs: str = "text_model.") -> tuple[Rule, ...]:
@@ -184,14 +159,14 @@ def text_table(theirs: str = "text_model.") -> tuple[Rule, ...]:
 
 
 def pad_of(source: Source, vocab: int) -> int:
-  """The id that a folder's tokenizer pads with: 0 for "!" (Stable Diffusion 2), else the end token."""
+  """The id that a folder's tokenizer pads with, or that of diffusers' folder beside it; without a vocabulary there 0 for "!" (Stable
+  Diffusion 2), else the end token."""
   folders = (source.folder, source.folder.parent / source.folder.name.replace("text_encoder", "tokenizer")) if source.folder else ()
   for folder in folders:
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-      token = read_json(folder / name).get("pad_token")
-      token = token.get("content") if isinstance(token, dict) else token
-      if token:
-        return 0 if token == "!" else vocab - 1
+    if tokenizers.vocabulary(folder):
+      return tokenizers.of_folder(folder, Like("CLIPTokenizer")).pad
+    if pad := token_facts.read(folder).facts.pad:
+      return 0 if pad == "!" else vocab - 1
   return vocab - 1
 
 
@@ -215,15 +190,17 @@ def read_hf_image(source: Source, *, image_size: int | None = None, patch: int |
   module = ViT(patch=patch or square(config["patch_size"], where),
                embed_dim=take(config, "projection_dim", int, where) if projected else None, **tower)
   size = image_size or square(config["image_size"], where)
-  pixels, data = hf_pixels(source)
+  pixels, data, notices = preprocessing.hf(source.preprocessor, image_size=square(config["image_size"], where))
   mean, std = PIXELS[pixels.get("pixels", "clip")]
   mean, std = pixels.get("mean", mean), pixels.get("std", std)
+  if not source.preprocessor:
+    notices = [*notices, f"no preprocessing beside the weights: pixels are normalised by mean {mean} and std {std}"]
   prefixed = any(name.startswith("vision_model.") for name in found)
   model = dict(name="clip_image", mean=mean, std=std)
   data = dict(image_size=size, resize="crop", interpolation="bicubic") | data
   return Reading(module, dict(objective=None, model=model, data=data), image_table("vision_model." if prefixed else ""), found,
                  (jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32),),
-                 (*clip_tables.IGNORABLE, "logit_scale"), dict(config=dict(source.config), prefixed=prefixed))
+                 (*clip_tables.IGNORABLE, "logit_scale"), dict(config=dict(source.config), prefixed=prefixed), notices)
 
 
 def image_table(theirs: str) -> tuple[Rule, ...]:
@@ -237,7 +214,7 @@ def write_hf_image(module: ViT, config: Mapping, style: Mapping) -> Writing:
               num_attention_heads=module.heads, image_size=size, patch_size=module.patch, attention_dropout=0.0,
               hidden_act=clip_configs.HF_ACTIVATIONS[module.act], layer_norm_eps=module.eps)
   made |= dict(projection_dim=module.embed_dim) if module.embed_dim else {}
-  pixels = preprocessor(size, config["model"]["mean"], config["model"]["std"], config["data"], siglip=False)
+  pixels = preprocessing.to_hf(size, config["model"]["mean"], config["model"]["std"], config["data"], siglip=False)
   files = {"config.json": merged(style.get("config", {}), made), "preprocessor_config.json": pixels}
   return Writing(image_table("vision_model." if style.get("prefixed", True) else ""), files, "model")
 
@@ -264,7 +241,8 @@ def read_big_vision(source: Source, **overrides) -> Reading:
   except (KeyError, IndexError, ValueError) as error:
     raise DataError(f"{source.path}: an .npz that is no SigLIP of big_vision: {error}") from None
   table = clip_tables.big_vision(image_stacked=stacked["img/Transformer"], text_stacked=stacked["txt/Encoder_0"])
-  return two_towers(source, given, table, data=dict(resize="squash"), overrides=overrides, loss="sigmoid", found=found)
+  return two_towers(source, given, table, data=dict(resize="squash"), overrides=overrides, loss="sigmoid", found=found,
+                    like=Like("big_vision"))
 
 
 def _has(source: Source, *patterns: str) -> bool:

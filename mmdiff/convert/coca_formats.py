@@ -3,13 +3,13 @@ with the picture, and one attentional pooler between them."""
 from collections.abc import Mapping
 from typing import Any
 
-from mmdiff.convert import clip_configs, clip_tables
+from mmdiff.convert import clip_tables, preprocessing
 from mmdiff.convert.clip_configs import square
-from mmdiff.convert.clip_formats import RESIZE_MODES, clip_inputs
+from mmdiff.convert.clip_formats import OPENAI_TEXTS, clip_inputs
 from mmdiff.convert.formats import Format, Reading, Source, Writing, take
 from mmdiff.convert.rules import Rule, norm, pair
 from mmdiff.core.errors import ConfigError, DataError
-from mmdiff.models.coca import PIXELS, PRESETS, CoCa, coca
+from mmdiff.models.coca import PRESETS, CoCa, coca
 
 POOL, FUSED = "visual.attn_pool", ("query", "key", "value")
 KNOWN = {
@@ -50,25 +50,26 @@ def options(source: Source, where: str) -> dict[str, Any]:
     if odd:
       raise DataError(f"{where}: {name}: {', '.join(odd)}: no part of mmdiff's CoCa")
   image, text, both = parts.values()
+  if text.get("pad_id"):
+    raise DataError(f"{where}: text_cfg: pad_id {text['pad_id']!r:.40}: mmdiff's CoCa pads with token 0, as open_clip's tokenizer does")
   width, embed_dim = take(text, "width", int, where, 512), take(model, "embed_dim", int, where)
   shape = lambda part: (take(part, "width", int, where, 512), take(part, "heads", int, where, 8))
   if embed_dim != width or shape(text) != shape(both):
     raise DataError(f"{where}: expected embed_dim and both halves of the decoder of one width and number of heads")
-  shown = source.open_clip.get("preprocess_cfg") or {}
-  mean, std = shown.get("mean") or PIXELS["clip"][0], shown.get("std") or PIXELS["clip"][1]
-  pixels = clip_configs.pixel_options(mean, std).get("pixels")
-  if pixels is None:
-    raise DataError(f"{where}: preprocess_cfg: mean {mean} and std {std} are neither CLIP's nor one half")
+  size = square(image.get("image_size", 224), where)
+  mean_std, _, _ = preprocessing.open_clip(source.open_clip.get("preprocess_cfg") or {}, where, image_size=size)
+  if "pixels" not in mean_std:
+    raise DataError(f"{where}: preprocess_cfg: {mean_std} are neither CLIP's nor one half")
   image_width = take(image, "width", int, where, 768)
   query = source.container.tensors.get(f"{POOL}.query")
   return dict(
-    variant="ViT-B/32", embed_dim=embed_dim, image_size=square(image.get("image_size", 224), where), image_width=image_width,
+    variant="ViT-B/32", embed_dim=embed_dim, image_size=size, image_width=image_width,
     image_depth=take(image, "layers", int, where, 12), image_heads=image_width // take(image, "head_width", int, where, 64),
     patch=square(image.get("patch_size", 16), where), pool_heads=take(image, "attn_pooler_heads", int, where, 8),
     queries=query.shape[0] if query else take(image, "attn_pooler_queries", int, where, 256), text_width=width,
     text_heads=take(text, "heads", int, where, 8), unimodal_depth=take(text, "layers", int, where, 12),
     multimodal_depth=take(both, "layers", int, where, 12), vocab=take(text, "vocab_size", int, where, 49_408),
-    text_len=take(text, "context_length", int, where, 77), act="quick_gelu" if model.get("quick_gelu") else "gelu", pixels=pixels)
+    text_len=take(text, "context_length", int, where, 77), act="quick_gelu" if model.get("quick_gelu") else "gelu", **mean_std)
 
 
 def shortest(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,23 +90,24 @@ def shortest(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def read(source: Source, *, image_size: int | None = None) -> Reading:
   where = f"{source.path}: open_clip_config.json"
-  given = options(source, where) | (dict(image_size=image_size) if image_size else {})
-  module, shown = coca(**given), source.open_clip.get("preprocess_cfg") or {}
-  mode = shown.get("resize_mode", "shortest")
-  if mode not in RESIZE_MODES:
-    raise DataError(f"{where}: preprocess_cfg: unknown resize_mode {mode!r:.40}")
-  data = dict(image_size=module.image_size, text_len=module.text.length, resize=RESIZE_MODES[mode],
-              interpolation=shown.get("interpolation", "bicubic"))
+  own = options(source, where)
+  given = own | (dict(image_size=image_size) if image_size else {})
+  module = coca(**given)
+  _, pixels, notices = preprocessing.open_clip(source.open_clip.get("preprocess_cfg") or {}, where, image_size=own["image_size"])
+  data = dict(image_size=module.image_size, text_len=module.text.length) | pixels
   objective = dict(name="coca", lambda_con=1.0, lambda_cap=2.0, model=shortest(given))
   return Reading(module, dict(objective=objective, data=data), table(same_width=given["image_width"] == given["text_width"]),
                  source.container.tensors, clip_inputs(module.image_size, module.text.length),
-                 (*clip_tables.IGNORABLE, r"(.*\.)?attn_mask"), dict(config=dict(source.open_clip)))
+                 (*clip_tables.IGNORABLE, r"(.*\.)?attn_mask"), dict(config=dict(source.open_clip)), notices, like=OPENAI_TEXTS)
 
 
 def write(module: CoCa, config: Mapping, style: Mapping) -> Writing:
   if not isinstance(module, CoCa) or not module.pool.single:
     raise ConfigError("open_clip-coca holds models of open_clip's structure only: one pooler whose first query is for contrast "
                       "(objective.model.open_clip=True)")
+  if style.get("pad"):
+    raise ConfigError(f"open_clip pads texts with token 0, which its class token sees behind a text: this model's tokenizer pads with "
+                      f"{style['pad']}, and its texts would get other embeddings there (data.tokenizer.pad=zero trains for it)")
   image, text, decoder = module.image, module.text, module.decoder
   ratios = {image.mlp_dim / image.width, text.mlp_dim / text.width}
   if image.act not in ("gelu", "quick_gelu") or module.pool.embed_dim != text.width or ratios != {4.0}:
@@ -122,10 +124,8 @@ def write(module: CoCa, config: Mapping, style: Mapping) -> Writing:
                         attn_pooler_heads=module.pool.heads))
   made |= dict(quick_gelu=True) if image.act == "quick_gelu" else {}
   data, before = config["data"], style.get("config", {})
-  preprocess = dict(mean=list(module.mean), std=list(module.std), interpolation=data.get("interpolation", "bicubic"),
-                    resize_mode={value: key for key, value in RESIZE_MODES.items()}[data.get("resize", "crop")])
-  files = {"open_clip_config.json": dict(model_cfg=before.get("model_cfg") or made,
-                                         preprocess_cfg={**before.get("preprocess_cfg", {}), **preprocess})}
+  preprocess = preprocessing.to_open_clip(module.mean, module.std, data, before.get("preprocess_cfg", {}))
+  files = {"open_clip_config.json": dict(model_cfg=before.get("model_cfg") or made, preprocess_cfg=preprocess)}
   return Writing(table(same_width=image.width == module.pool.width), files, "open_clip_model")
 
 

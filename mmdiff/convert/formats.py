@@ -13,9 +13,10 @@ from mmdiff.convert.rules import Rule, Shape
 from mmdiff.convert.tensors import Tensor
 from mmdiff.core import tree
 from mmdiff.core.errors import DataError
+from mmdiff.data.token_facts import NOBODY, Like
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-                   "spiece.model")
+                   "spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "sentencepiece.model", "vocab.txt")
 STATISTICS = "batch_stats/"           # how the paths of batch statistics begin; parameters have their own
 
 
@@ -25,7 +26,7 @@ class Source(NamedTuple):
   folder: Path | None
   config: Mapping[str, Any]           # config.json, {} without one
   open_clip: Mapping[str, Any]        # open_clip_config.json
-  preprocessor: Mapping[str, Any]     # preprocessor_config.json
+  preprocessor: Mapping[str, Any]     # preprocessor_config.json, or its part of processor_config.json
   container: Container
 
   def has(self, *names: str) -> bool:
@@ -51,6 +52,7 @@ class Reading(NamedTuple):
   style: Mapping[str, Any] = {}
   notices: Sequence[str] = ()
   facts: Mapping[str, Any] = {}         # what else there is to say of it: prediction type, scaling factor, …
+  like: Like = NOBODY                   # whose tokenizer it was trained with, where the tokenizer's files don't say
 
 
 class Writing(NamedTuple):
@@ -86,9 +88,22 @@ def open_source(path: str | Path, *, prefer: str | None = None, variant: str = "
   if file is None:
     raise DataError(f"{path}: no weights in this folder; expected one of model.safetensors, pytorch_model.bin, "
                     "open_clip_model.safetensors, …")
-  configs = [read_json(folder / name) for name in ("config.json", "open_clip_config.json", "preprocessor_config.json")]
+  configs = [*(read_json(folder / name) for name in ("config.json", "open_clip_config.json")), image_processor(folder)]
   alone = not path.is_dir() and not configs[0] and not configs[1]
   return Source(path, None if alone else folder, *configs, containers.read(file, prefer=prefer))
+
+
+def image_processor(folder: Path) -> dict[str, Any]:
+  """The image processor's config of a folder, {} without one. transformers 5 keeps it within processor_config.json, which goes first;
+  diffusers keeps an image encoder's in the folder beside it."""
+  for place in ("", "../feature_extractor", "../image_processor"):
+    for name in ("processor_config.json", "preprocessor_config.json"):
+      found = read_json(folder / place / name)
+      if isinstance(found.get("image_processor"), dict):
+        return dict(found["image_processor"])
+      if found and name == "preprocessor_config.json":
+        return found
+  return {}
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from mmdiff.convert import containers, formats, ldm_formats, marks, public, rule
 from mmdiff.convert.public import Loaded
 from mmdiff.core.errors import CannotWrite, ConfigError, DataError
 from mmdiff.core.files import write_json
+from mmdiff.data import token_facts, tokenizers
+from mmdiff.data.token_facts import Like
 from mmdiff.models.text import SideBySide
 from mmdiff.models.unet import UNet
 
@@ -229,7 +231,7 @@ def save(path: str | os.PathLike, pipeline: Pipeline, *, format: str = "diffuser
       tokenized[name.replace("text_encoder", "tokenizer")] = part.module.pad
   if pipeline.tokenizer:
     for name, pad in tokenized.items():
-      written += _copy_tokenizer(pipeline.tokenizer, folder / name, "!" if pad == 0 else "<|endoftext|>")
+      written += _copy_tokenizer(pipeline.tokenizer, folder / name, pad)
       index[name] = ["transformers", "CLIPTokenizer"]
   index["scheduler"] = ["diffusers", pipeline.scheduler["_class_name"]]
   write_json(folder / SCHEDULER, pipeline.scheduler)
@@ -280,18 +282,24 @@ def as_last_layer(part: Loaded) -> Loaded:
   return part._replace(module=module.clone(depth=taken, skip=0, embed_dim=None, whole=False), params=params)
 
 
-def _copy_tokenizer(source: Path, folder: Path, pad: str) -> list[str]:
+def _copy_tokenizer(source: Path, folder: Path, pad_id: int) -> list[str]:
   """The tokenizer's files, with the padding of the encoder beside it."""
+  made = tokenizers.of_folder(source, Like("CLIPTokenizer"))
+  pad = made.token(pad_id) or made.facts.pad
   try:
     folder.mkdir(parents=True, exist_ok=True)
     names = [name for name in formats.TOKENIZER_FILES if (source / name).is_file()]
-    for name in names:
+    told: dict[str, Any] = {}
+    if names == ["tokenizer.json"]:             # with nothing beside it, as a run's: what it says alone is written out
+      made.export(folder)
+      told = {token_facts.KEY: made.facts._replace(pad=pad).said()}
+    for name in names if not told else ():
       if (source / name).resolve() != (folder / name).resolve():
         shutil.copyfile(source / name, folder / name)
     special = formats.read_json(source / "special_tokens_map.json") or dict(
-      bos_token="<|startoftext|>", eos_token="<|endoftext|>", unk_token="<|endoftext|>")
+      bos_token=made.facts.start, eos_token=made.facts.end, unk_token=made.facts.end)
     (folder / "special_tokens_map.json").write_text(json.dumps(special | dict(pad_token=pad), indent=2) + "\n", encoding="utf-8")
-    about = dict(tokenizer_class="CLIPTokenizer", model_max_length=77) | formats.read_json(source / "tokenizer_config.json")
+    about = dict(tokenizer_class="CLIPTokenizer", model_max_length=77) | formats.read_json(source / "tokenizer_config.json") | told
     (folder / "tokenizer_config.json").write_text(json.dumps(about | dict(pad_token=pad), indent=2) + "\n", encoding="utf-8")
   except OSError as error:
     raise CannotWrite(f"cannot write {folder}: {error}") from error

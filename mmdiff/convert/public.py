@@ -15,6 +15,8 @@ from mmdiff.convert.formats import STATISTICS, TOKENIZER_FILES, Format, Reading,
 from mmdiff.convert.rules import Report
 from mmdiff.core.build import lookup, resolve
 from mmdiff.core.errors import CannotWrite, ConfigError, DataError
+from mmdiff.data import token_facts, tokenizers
+from mmdiff.data.token_facts import NOBODY, Like
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -36,6 +38,7 @@ class Loaded(NamedTuple):
   tokenizer: Path | None
   dtypes: dict[str, int]
   inputs: tuple
+  like: Like = NOBODY                   # how its tokenizer's files are read where they are silent: `data.tokenizers.of_folder`
 
 
 def is_public(path: str | os.PathLike) -> bool:
@@ -102,7 +105,7 @@ def load(path: str | os.PathLike, *, allow_missing: str | None = None, quiet: bo
   params = {name: value for name, value in leaves.items() if not name.startswith(STATISTICS)}
   statistics = {name.removeprefix(STATISTICS): value for name, value in leaves.items() if name.startswith(STATISTICS)}
   return Loaded(found.name, found.family, reading.module, reading.config, nest(params), nest(statistics) or (), report, reading.style,
-                tokenizer_folder(source.folder), kinds, reading.inputs)
+                tokenizer_folder(source.folder), kinds, reading.inputs, reading.like)
 
 
 def initial(reading: Reading) -> dict[str, np.ndarray]:
@@ -132,8 +135,7 @@ def flatten(nested: Any, prefix: str = "") -> dict[str, Any]:
 
 def tokenizer_folder(folder: Path | None) -> Path | None:
   """The folder, if there is a tokenizer in it that we read."""
-  has = lambda *names: all((folder / name).is_file() for name in names)
-  return folder if folder and (has("tokenizer.json") or has("spiece.model") or has("vocab.json", "merges.txt")) else None
+  return folder if folder and tokenizers.vocabulary(folder) else None
 
 
 def save(path: str | os.PathLike, *, format: str, module: nn.Module, config: Mapping[str, Any], params: Any, statistics: Any = (),
@@ -143,9 +145,11 @@ def save(path: str | os.PathLike, *, format: str, module: nn.Module, config: Map
 
   Args:
     module, config, params, statistics, style: as in `Loaded`; the style of another format says nothing.
-    tokenizer: written as tokenizer.json, unless
-    files: is a folder, whose tokenizer files are copied as they are.
+    tokenizer: written as tokenizer.json with the files that say its facts, unless
+    files: is a folder, whose tokenizer files are copied as they are; in another format than theirs the facts are written beside them.
     dtype: of the floating tensors written.
+
+  Where transformers' CLIP could not tell the end of a text (`renumbering`), two tokens change their ids, and their rows with them.
 
   Raises:
     ConfigError: an unknown format, one that is read only, or one that can't express the model.
@@ -154,8 +158,10 @@ def save(path: str | os.PathLike, *, format: str, module: nn.Module, config: Map
   target = known(format)
   if dtype not in DTYPES:
     raise ConfigError(f"dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
-  end = getattr(tokenizer, "end", None)
-  writing = target.write(module, config, dict(style or {}) | ({} if end is None else dict(end=end)))
+  if pair := renumbering(format, tokenizer):
+    params, tokenizer, files = exchanged(params, pair), tokenizer.renumbered(*pair), None
+  told = {} if tokenizer is None else dict(start=tokenizer.start, end=tokenizer.end, pad=tokenizer.pad, facts=tokenizer.facts)
+  writing = target.write(module, config, {**(style or {}), **{key: value for key, value in told.items() if value is not None}})
   leaves = flatten(params) | {STATISTICS + name: value for name, value in flatten(statistics).items()}
   bindings = rules.bind(writing.rules, {name: tuple(value.shape) for name, value in leaves.items()})
   folder = Path(path)
@@ -170,12 +176,30 @@ def save(path: str | os.PathLike, *, format: str, module: nn.Module, config: Map
         if (files / name).is_file() and files.resolve() != folder.resolve():
           shutil.copyfile(files / name, folder / name)
           written.append(name)
+      if tokenizer is not None and not style:
+        about = formats.read_json(folder / token_facts.CONFIG) | {token_facts.KEY: tokenizer.facts.said()}
+        (folder / token_facts.CONFIG).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        written += [token_facts.CONFIG] * (token_facts.CONFIG not in written)
     elif tokenizer is not None:
-      tokenizer.save(folder / "tokenizer.json")
-      written.append("tokenizer.json")
+      written += tokenizer.export(folder)
   except OSError as error:
     raise CannotWrite(f"cannot write {folder}: {error}") from error
   return written
+
+
+LEGACY_END = 2             # of transformers' CLIP: with this eos_token_id it reads a text at its highest id, as old configs meant it
+
+
+def renumbering(format: str, tokenizer: Any) -> tuple[int, int] | None:
+  """The two token ids that have to change places before a format can say where a text ends, or None."""
+  return (LEGACY_END, tokenizer.vocab_size - 1) if format == "hf-clip" and getattr(tokenizer, "end", None) == LEGACY_END else None
+
+
+def exchanged(params: Mapping[str, Any], pair: tuple[int, int]) -> dict[str, Any]:
+  """Parameters of two towers with two rows of the words' table exchanged."""
+  table = np.array(params["text"]["embed"]["embedding"])
+  table[list(pair)] = table[list(reversed(pair))]
+  return {**params, "text": {**params["text"], "embed": {**params["text"]["embed"], "embedding": table}}}
 
 
 def known(format: str) -> Format:

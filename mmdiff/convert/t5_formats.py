@@ -5,6 +5,7 @@ from mmdiff.convert.clip_formats import clip_inputs, merged
 from mmdiff.convert.formats import Format, Reading, Source, Writing, take
 from mmdiff.convert.rules import Rule
 from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.data.token_facts import Like
 from mmdiff.models.t5 import BUCKETS, LONGEST, T5Encoder
 
 BLOCK = "encoder.block.{n}.layer"
@@ -40,7 +41,7 @@ def read(source: Source, *, text_len: int | None = None) -> Reading:
     found["shared.weight"] = found.pop("encoder.embed_tokens.weight")
   length = text_len or take(config, "n_positions", int, where, 512)
   return Reading(module, dict(objective=None, model=dict(name="t5"), data=dict(text_len=length)), TABLE, found, clip_inputs(8, 8)[1:],
-                 IGNORABLE, dict(config=dict(config)))
+                 IGNORABLE, dict(config=dict(config)), like=Like("T5Tokenizer"))
 
 
 def write(module: T5Encoder, config: Mapping, style: Mapping) -> Writing:

@@ -10,5 +10,6 @@ SOURCES = {
 TOKENIZERS = {
   "file": "mmdiff.data.tokenizers:file",
   "clip": "mmdiff.data.tokenizers:clip",
+  "siglip": "mmdiff.data.tokenizers:siglip",
   "bpe": "mmdiff.data.tokenizers:bpe",
 }

@@ -2,14 +2,13 @@
 
 Caption mixing follows "Improving Image Generation with Better Captions" (Betker et al. 2023, section 3): 95 % synthetic, 5 % original.
 """
-import html
 import json
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from mmdiff.core.errors import ConfigError, DataError
-from mmdiff.data import draws
+from mmdiff.data import cleaning, draws
 from mmdiff.data.quarantine import BadRecord
 
 MAX_CHARACTERS = 65_536       # longer ones are pages, not captions
@@ -120,10 +119,7 @@ def reordered(text: str, draw_from: tuple) -> str:
 
 def clean(text: str) -> str:
   """CLIP's cleaning: ftfy, HTML entities undone twice, white space collapsed, lower case (openai/CLIP, simple_tokenizer.py)."""
-  if "&" in text or not text.isascii() or _CONTROL.search(text):
-    import ftfy  # its tables take 50 ms to import; plain ASCII never needs them
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
-  return " ".join(text.split()).lower()
+  return cleaning.clean(text, cleaning.OPENAI)
 
 
 def parse_line(line: bytes, where: str) -> tuple[str, dict]:

@@ -1,17 +1,19 @@
 """Captions to tokens. Every tokenizer is, or becomes, one `tokenizer.json` of the `tokenizers` library."""
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 
 from mmdiff.core.errors import CannotWrite, ConfigError, DataError
-from mmdiff.data import captions, records, sentencepiece
+from mmdiff.data import captions, cleaning, records, sentencepiece, token_facts, wordpiece
 from mmdiff.data.quarantine import BadRecord
+from mmdiff.data.token_facts import KEY, NOBODY, UNSAID, Facts, Like
 
 # By these names a tokenizer.json is searched for its special tokens, in this order.
 STARTS = ("<start>", "<|startoftext|>", "<s>", "[CLS]", "<bos>")
@@ -19,37 +21,47 @@ ENDS = ("<end>", "<|endoftext|>", "</s>", "[SEP]", "<eos>")
 PADS = ("<pad>", "[PAD]")
 CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
 CLIP_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-SENTINELS = 100                                          # "<extra_id_0>" to "<extra_id_99>" of T5
+SENTINELS = token_facts.SENTINELS
 SPECIALS = ("<pad>", "<start>", "<end>")                 # ids 0, 1, 2 of a trained `bpe`
 SMALLEST = len(SPECIALS) + 256                           # every byte has a token
 
 
 class Tokenizer:
-  """Text to ids and back. Text of a caption never becomes a special token, whatever it says."""
+  """Text to ids and back, with the facts that belong to it. Text of a caption never becomes a special token, whatever it says."""
 
-  def __init__(self, backend: Backend, *, where: str = "tokenizer"):
-    padding = backend.padding
+  def __init__(self, backend: Backend, *, where: str = "tokenizer", facts: Facts = UNSAID, notices: tuple[str, ...] = ()):
+    padding = backend.padding or {}
     backend.no_padding()
     backend.no_truncation()
     backend.encode_special_tokens = True
-    self._backend = backend
-    find = lambda names: next((i for name in names if (i := backend.token_to_id(name)) is not None), None)
-    self.start, self.end = find(STARTS), find(ENDS)
-    self.cleaned = backend.token_to_id(CLIP_START) is not None       # CLIP's own code cleans text before its tokenizer sees it
-    if self.cleaned:
-      self.end, self.pad = backend.token_to_id(CLIP_END), backend.token_to_id(CLIP_END)
-    else:
-      known_pad = find(PADS)
-      self.pad = known_pad if known_pad is not None else padding["pad_id"] if padding else self.end if self.end is not None else 0
+    self._backend, self.notices = backend, notices
     vocab = backend.get_vocab(with_added_tokens=True)
     if not vocab:
       raise DataError(f"{where}: the tokenizer has no tokens")
     self.vocab_size = max(vocab.values()) + 1
-    self._specials = {i for i in (self.start, self.end, self.pad) if i is not None}
+    plain = _plain(backend)
+    said_pad = facts.pad or (padding["pad_token"] if backend.token_to_id(padding.get("pad_token", "")) is not None else None)
+    self.pad = _id(backend, said_pad, "pad", where) if said_pad else padding.get("pad_id", _id(backend, plain.pad, "pad", where) or 0)
+    self.start, self.end = _id(backend, facts.start or plain.start, "start", where), _id(backend, facts.end or plain.end, "end", where)
+    clean = plain.clean if facts.clean is None else facts.clean
+    side = "left" if facts.side == "left" or padding.get("direction") == "left" else "right"
+    name = lambda i: None if i is None else backend.id_to_token(i)
+    self.facts = Facts(clean, name(self.pad), name(self.start), name(self.end), facts.length, side)
+    # What needs no saying, since a tokenizer.json alone gives it.
+    self._told = {} if self.facts._replace(length=None) == plain._replace(pad=plain.pad or name(0)) else self.facts.said()
+    self._specials = {i for i in (self.start, self.end) if i is not None}
+    self._specials |= {self.pad} & backend.get_added_tokens_decoder().keys()         # CLIP's token 0, with which open_clip pads, is a "!"
+
+  def token(self, i: int) -> str | None:
+    """The token of an id."""
+    return self._backend.id_to_token(i)
 
   def encode(self, text: str) -> list[int]:
     """Ids with the special tokens that the tokenizer adds, neither cut nor padded."""
-    return self._backend.encode(captions.clean(text) if self.cleaned else text).ids
+    return self._backend.encode(self._cleaned(text)).ids
+
+  def _cleaned(self, text: str) -> str:
+    return cleaning.clean(text, self.facts.clean or ())
 
   def decode(self, ids: Sequence[int]) -> str:
     """The text of ids; special tokens are dropped."""
@@ -59,15 +71,14 @@ class Tokenizer:
     """Texts -> (tokens int32 [n length], mask bool [n length], true where a token is real). What is cut keeps its end token."""
     if length < 2:
       raise ConfigError(f"data.text_len: expected at least 2, for a start and an end, found {length}")
-    texts = [captions.clean(text) for text in texts] if self.cleaned else list(texts)
     tokens = np.full((len(texts), length), self.pad, np.int32)
     mask = np.zeros((len(texts), length), bool)
-    for row, encoding in enumerate(self._backend.encode_batch_fast(texts)):
+    for row, encoding in enumerate(self._backend.encode_batch_fast([self._cleaned(text) for text in texts])):
       ids = encoding.ids
       if len(ids) > length:
         ids = ids[:length - 1] + ids[-1:] if ids[-1] == self.end else ids[:length]
-      tokens[row, :len(ids)] = ids
-      mask[row, :len(ids)] = True
+      own = slice(length - len(ids), length) if self.facts.side == "left" else slice(0, len(ids))
+      tokens[row, own], mask[row, own] = ids, True
     return tokens, mask
 
   def chunks(self, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -87,28 +98,120 @@ class Tokenizer:
     return tokens.reshape(len(texts), -1), mask.reshape(len(texts), -1)
 
   def save(self, path: str | os.PathLike) -> None:
-    """Writes a tokenizer.json that `file` reads back exactly."""
-    part = Path(f"{path}.part")
-    try:
-      part.write_text(self._backend.to_str(pretty=True), encoding="utf-8")
-      part.replace(path)
-    except OSError as error:
-      raise CannotWrite(f"can't write the tokenizer to {path}: {error}") from error
+    """Writes a tokenizer.json that `file` reads back exactly; facts that the library has no place for are in it under a key of our own."""
+    text = self._backend.to_str(pretty=True)
+    _write(Path(path), json.dumps({KEY: self._told, **json.loads(text)}, indent=2, ensure_ascii=False) if self._told else text)
+
+  def export(self, folder: str | os.PathLike) -> list[str]:
+    """Writes a tokenizer as public folders have it: tokenizer.json for any reader, and the files that say its facts. Their names.
+
+    What the library can do of the cleaning is in the tokenizer.json too, so that others see nearly the same texts: all but ftfy's repairs.
+    """
+    made = json.loads(self._backend.to_str())
+    rules = [rule for step in self.facts.clean or () for rule in NATIVE.get(step, ())]
+    if rules:
+      made["normalizer"] = dict(type="Sequence", normalizers=rules + ([made["normalizer"]] if made["normalizer"] else []))
+    files: dict[str, Any] = {"tokenizer.json": made, **token_facts.public_files(self.facts)}
+    for name, content in files.items():
+      _write(Path(folder) / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    return list(files)
+
+  def renumbered(self, a: int, b: int) -> "Tokenizer":
+    """The same tokenizer with two ids exchanged."""
+    other = {a: b, b: a}
+    made = json.loads(self._backend.to_str())
+    vocab = made["model"]["vocab"]
+    if isinstance(vocab, dict):
+      made["model"]["vocab"] = {token: other.get(i, i) for token, i in vocab.items()}
+    else:                                  # of a unigram model, by position
+      vocab[a], vocab[b] = vocab[b], vocab[a]
+      made["model"]["unk_id"] = other.get(made["model"]["unk_id"], made["model"]["unk_id"])
+    for token in made["added_tokens"]:
+      token["id"] = other.get(token["id"], token["id"])
+    made["added_tokens"].sort(key=lambda token: token["id"])
+    for special in ((made["post_processor"] or {}).get("special_tokens") or {}).values():
+      special["ids"] = [other.get(i, i) for i in special["ids"]]
+    return _from_text(json.dumps(made), facts=self.facts)
 
   def fingerprint(self) -> str:
-    return hashlib.blake2b(self._backend.to_str().encode(), digest_size=16).hexdigest()
+    told = json.dumps(self._told, sort_keys=True) if self._told else ""
+    return hashlib.blake2b((self._backend.to_str() + told).encode(), digest_size=16).hexdigest()
 
   def __reduce__(self):
-    return _from_text, (self._backend.to_str(),)
+    return _from_text, (self._backend.to_str(), "tokenizer", self.facts)
 
 
-def _from_text(text: str, where: str = "tokenizer") -> Tokenizer:
+# Steps of `cleaning` as normalisers of the library.
+NATIVE: dict[str, tuple[dict[str, Any], ...]] = {
+  "underscores": ({"type": "Replace", "pattern": {"String": "_"}, "content": " "},),
+  "punctuation": ({"type": "Replace", "pattern": {"Regex": r"[!-/:-@\[-`{-~]"}, "content": ""},),
+  "lower": ({"type": "Lowercase"},), "lower_ascii": ({"type": "Lowercase"},),
+  "spaces": ({"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
+             {"type": "Strip", "strip_left": True, "strip_right": True}),
+}
+NATIVE["canonical_spaces"] = NATIVE["spaces"]
+
+
+def _plain(backend: Backend) -> Facts:
+  """The facts of a tokenizer about which nothing is said: CLIP's by its start token, else special tokens by the names that they have."""
+  find = lambda names: next((name for name in names if backend.token_to_id(name) is not None), None)
+  if backend.token_to_id(CLIP_START) is not None:
+    return Facts(cleaning.OPENAI, CLIP_END, find(STARTS), CLIP_END)
+  end = find(ENDS)
+  return Facts((), find(PADS) or end, find(STARTS), end)
+
+
+def _id(backend: Backend, token: str | None, what: str, where: str) -> int | None:
+  if token is None:
+    return None
+  found = backend.token_to_id(token)
+  if found is None:
+    raise DataError(f"{where}: the {what} token is {token!r}, which the vocabulary lacks")
+  return found
+
+
+def _write(path: Path, text: str) -> None:
+  part = Path(f"{path}.part")
   try:
-    return Tokenizer(Backend.from_str(text), where=where)
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+  except OSError as error:
+    raise CannotWrite(f"can't write the tokenizer to {path}: {error}") from error
+
+
+def _from_text(text: str, where: str = "tokenizer", facts: Facts = UNSAID, said: token_facts.Said | None = None) -> Tokenizer:
+  """A tokenizer of the text of a tokenizer.json; facts in it win over those given."""
+  try:
+    if f'"{KEY}"' in text[:64]:
+      made = json.loads(text)
+      facts = facts._replace(**token_facts.own(made.pop(KEY), where))
+      text = json.dumps(made)
+    backend = Backend.from_str(text)
+    return _with_facts(_adjusted(backend, said), where, facts, said) if said else Tokenizer(backend, where=where, facts=facts)
   except DataError:
     raise
   except Exception as error:           # the library raises bare Exception
     raise DataError(f"{where}: not a tokenizer.json: {error}") from None
+
+
+def _with_facts(backend: Backend, where: str, facts: Facts, said: token_facts.Said) -> Tokenizer:
+  """With the facts of a folder, less the special tokens that only its class has and this vocabulary lacks."""
+  lacking = {name: None for name in said.assumed if (token := getattr(facts, name)) and backend.token_to_id(token) is None}
+  return Tokenizer(backend, where=where, facts=facts._replace(**lacking), notices=said.notices)
+
+
+def _adjusted(backend: Backend, said: token_facts.Said) -> Backend:
+  """A tokenizer.json as the files beside it change it: BERT's normaliser, and whether start and end are added."""
+  if isinstance(backend.normalizer, normalizers.BertNormalizer) and any(flag is not None for flag in said.bert):
+    backend.normalizer = wordpiece.normalizer(*said.bert)
+  facts = said.facts
+  if any(isinstance(flag, bool) for flag in said.adds):
+    put = [(token, bool(flag)) for token, flag in zip((facts.start, facts.end), said.adds)]
+    start, end = (token if token and flag and backend.token_to_id(token) is not None else "" for token, flag in put)
+    single = " ".join(filter(None, (start, "$A", end)))
+    backend.post_processor = processors.TemplateProcessing(
+      single=single, pair=f"{single} $B", special_tokens=[(token, backend.token_to_id(token)) for token in {start, end} if token])
+  return backend
 
 
 class Untrained(NamedTuple):
@@ -118,39 +221,104 @@ class Untrained(NamedTuple):
 
 
 def file(*, path: str) -> Tokenizer:
-  """Any `tokenizer.json` or SentencePiece model, or a folder with one; its own normaliser and special tokens hold.
+  """A tokenizer.json or SentencePiece model, or a folder with one, with vocab.json and merges.txt, or with BERT's vocab.txt.
 
-  A `spiece.model` gets the hundred sentinels that T5's tokenizer has behind its pieces.
+  Its own normaliser and special tokens hold; the files beside it say its cleaning, padding and length (`token_facts`).
   """
-  found = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
-  pieces = Path(path) / "spiece.model" if Path(path).is_dir() else Path(path)
-  if path and pieces.suffix == ".model" and pieces.is_file() and (pieces == found or not found.is_file()):
-    return Tokenizer(sentencepiece.read(pieces, extra=SENTINELS), where=str(pieces))
-  if not path or not found.is_file():
-    raise DataError(f"data.tokenizer.path: no file {str(found) if path else path!r}; give the path of a tokenizer.json")
-  return _from_text(found.read_text(encoding="utf-8"), str(found))
+  return of_folder(path)
 
 
-def clip(*, path: str) -> Tokenizer:
+def siglip(*, path: str) -> Tokenizer:
+  """SigLIP's, from a folder or a spiece.model: unless the files beside it say something else, texts are in lower case without punctuation
+  and padded with "</s>", as transformers' SiglipTokenizer has it."""
+  return of_folder(path, Like("SiglipTokenizer"))
+
+
+def clip(*, path: str, pad: Literal["end", "zero"] = "end") -> Tokenizer:
   """CLIP's byte-pair encoding from a folder with vocab.json and merges.txt, or tokenizer.json (openai/CLIP, simple_tokenizer.py).
 
   Text is cleaned and lower-cased, every word ends in "</w>", the specials are <|startoftext|> and <|endoftext|> (49406 and 49407 in the
   published vocabulary), and rows are padded with the end token: use the mask.
+
+  pad: "zero" pads with token 0, as open_clip does; its CoCa sees the first of them.
   """
+  found = _clip(path)
+  return found if pad == "end" else Tokenizer(found._backend, facts=found.facts._replace(pad=found.token(0)))
+
+
+def _clip(path: str) -> Tokenizer:
   folder = Path(path)
-  vocab, merges = folder / "vocab.json", folder / "merges.txt"
-  if not (path and vocab.is_file() and merges.is_file()):
-    if path and (folder.is_file() or (folder / "tokenizer.json").is_file()):
-      found = file(path=path)
-      if not found.cleaned:
-        raise DataError(f"data.tokenizer.path: {path} has no token {CLIP_START!r}, so it is no CLIP tokenizer; use tokenizer.name=file")
-      return found
+  if path and clip_pair(folder):
+    return _pair(folder, UNSAID)
+  if not (path and (folder.is_file() or (folder / "tokenizer.json").is_file())):
     raise DataError(f"data.tokenizer.path: {path!r} holds neither vocab.json and merges.txt nor tokenizer.json; "
                     "give the folder of a published CLIP model")
+  found = of_folder(path, Like(clean=cleaning.OPENAI, only=True))
+  if found._backend.token_to_id(CLIP_START) is None:
+    raise DataError(f"data.tokenizer.path: {path} has no token {CLIP_START!r}, so it is no CLIP tokenizer; use tokenizer.name=file")
+  return found
+
+
+PIECES = ("spiece.model", "tokenizer.model", "sentencepiece.model")
+PLAIN_PIECES = ("", "SiglipTokenizer", "T5Tokenizer", "GemmaTokenizer", "Siglip2Tokenizer", "big_vision", "PreTrainedTokenizer")
+
+
+def clip_pair(folder: Path) -> bool:
+  return (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
+
+
+def vocabulary(folder: Path) -> Path | None:
+  """The file of a folder that its vocabulary is read from; of vocab.json and merges.txt the first. None without any."""
+  found = [file for name in ("tokenizer.json", *PIECES, "vocab.txt") if (file := folder / name).is_file()]
+  if clip_pair(folder) and not (found and found[0].name == "tokenizer.json" and (folder / token_facts.CONFIG).is_file()):
+    return folder / "vocab.json"
+  return found[0] if found else None
+
+
+def of_folder(path: str | os.PathLike, like: Like = NOBODY) -> Tokenizer:
+  """`_of_folder`, of which the model can tell where a text ends. Raises DataError."""
+  made = _of_folder(path, like)
+  if like.end not in (None, made.end):
+    raise DataError(f"{path}: the model reads a text where token {like.end} is, and this tokenizer ends a text with {made.end}")
+  return made if like.pad in (None, made.pad) else Tokenizer(made._backend, facts=made.facts._replace(pad=made.token(like.pad)),
+                                                             notices=made.notices)
+
+
+def _of_folder(path: str | os.PathLike, like: Like) -> Tokenizer:
+  """The tokenizer of a folder or a vocabulary file, with the facts that the files beside it say. like: whose it is where they don't.
+
+  A tokenizer.json goes first, but for transformers' SiglipTokenizer, which reads spiece.model, and for CLIP's pair of files without a
+  tokenizer_config.json. Raises DataError.
+  """
+  folder = Path(path) if Path(path).is_dir() else Path(path).parent
+  said = token_facts.read(folder, like) if path and folder.is_dir() else token_facts.Said(UNSAID, "")
+  found = vocabulary(folder) if Path(path).is_dir() else Path(path)
+  if Path(path).is_dir() and said.kind == "SiglipTokenizer":
+    found = next((file for name in PIECES if (file := folder / name).is_file()), found)
+  if not path or found is None or not found.is_file():
+    raise DataError(f"data.tokenizer.path: no file {str(path)!r}; give the path of a tokenizer.json" if not path or found else
+                    f"data.tokenizer.path: {path} holds no tokenizer: expected tokenizer.json, {', '.join(PIECES[:2])}, vocab.json with "
+                    "merges.txt, or vocab.txt")
+  facts = said.facts
+  if found.name == "vocab.json":
+    return _pair(folder, facts)
+  if found.suffix == ".model" and said.kind not in PLAIN_PIECES:
+    raise DataError(f"{found}: a {said.kind} numbers the pieces in its own way; put its tokenizer.json beside it")
+  if found.suffix == ".model":
+    return _with_facts(sentencepiece.read(found, extra=said.sentinels), str(found), facts, said)
+  if found.name == "vocab.txt":
+    return _with_facts(wordpiece.read(found, flags=said.bert), str(found), facts, said)
+  if said.kind == "CLIPTokenizer" and facts.clean is None and (folder / token_facts.CONFIG).is_file():
+    facts = facts._replace(clean=())                       # transformers' own file says it all in its normaliser
+  return _from_text(found.read_text(encoding="utf-8"), str(found), facts, said)
+
+
+def _pair(folder: Path, facts: Facts) -> Tokenizer:
+  vocab, merges = folder / "vocab.json", folder / "merges.txt"
   try:
     model = models.BPE.from_file(str(vocab), str(merges), unk_token=CLIP_END, continuing_subword_prefix="", end_of_word_suffix="</w>")
   except Exception as error:           # the library raises bare Exception
-    raise DataError(f"data.tokenizer.path: {path}: {error}") from None
+    raise DataError(f"data.tokenizer.path: {folder}: {error}") from None
   backend = Backend(model)
   missing = [token for token in (CLIP_START, CLIP_END) if backend.token_to_id(token) is None]
   if missing:
@@ -163,7 +331,7 @@ def clip(*, path: str) -> Tokenizer:
   ])
   backend.post_processor = _template(backend, CLIP_START, CLIP_END)
   backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("</w>", " ")])
-  return Tokenizer(backend, where=path)
+  return Tokenizer(backend, where=str(folder), facts=facts)
 
 
 def bpe(*, vocab: int = 512, path: str = "", sample: int = 4000) -> Tokenizer | Untrained:

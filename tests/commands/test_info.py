@@ -16,6 +16,12 @@ def test_a_public_checkpoint_is_described(tmp_path, capsys):
   assert facts["parameters"] == sum(facts["groups"].values()) and facts["tensors"] == facts["matched"] + len(facts["ignored"])
 
 
+def test_what_texts_go_through_is_described(tmp_path):
+  assert main(["info", f"--model={FIXTURES / 'open_clip_own' / 'resnet'}", f"--json={tmp_path / 'info.json'}"]) == 0
+  texts = json.loads((tmp_path / "info.json").read_text())["texts"]
+  assert texts["clean"] == ["fix", "underscores", "punctuation", "lower", "spaces"] and (texts["pad"], texts["end"]) == ("[PAD]", "[SEP]")
+
+
 def test_a_run_is_described(tmp_path, capsys):
   workdir = toy_runs.make(tmp_path / "run", toy_runs.clip(), steps=(2, 4))
   assert main(["info", f"--model={workdir}", f"--json={tmp_path / 'info.json'}"]) == 0

@@ -7,9 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from mmdiff.convert import containers, public
+from mmdiff.convert import containers, formats, public
+from mmdiff.convert.clip_formats import clip_inputs
 from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.data import tokenizers
+from mmdiff.models.clip import clip
 from mmdiff.nn.embed import patches, unpatch
+from tests.data.test_tokenizers import BPE
 
 FIXTURES = Path(__file__).parent / "fixtures"
 EXPECTED = dict(np.load(FIXTURES / "clip_expected.npz"))
@@ -145,6 +149,29 @@ def test_patches_of_another_size(name, tmp_path):
   grown = np.asarray(jax.image.resize(cut, (len(cut), 2 * side, 2 * side, 3), "linear")).reshape(2, -1, 12 * side * side)
   rebuilt = np.asarray(unpatch(grown, 2 * side, height=2 * picture.shape[1], width=2 * picture.shape[2]))
   np.testing.assert_allclose(corner(large, rebuilt), corner(small, picture), atol=2e-5)
+
+
+def test_the_end_of_a_text_is_never_token_2(tmp_path):
+  """transformers' CLIP reads a text at its highest id where eos_token_id is 2, which is what tokenizers trained here end with."""
+  module = clip(variant="tiny", vocab=BPE.vocab_size, text_len=16)
+  shapes, rng = formats.variables(module, clip_inputs(32, 16)), np.random.default_rng(0)
+  params = public.nest({name: rng.normal(scale=0.2, size=shape).astype(np.float32) for name, shape in shapes.items()})
+  config = dict(objective=dict(name="contrastive", loss="softmax"), data={})
+  keep = dict(module=module, config=config, params=params, tokenizer=BPE)
+  public.save(tmp_path / "hf", format="hf-clip", **keep)
+  text = json.loads((tmp_path / "hf" / "config.json").read_text())["text_config"]
+  assert (text["bos_token_id"], text["eos_token_id"], text["pad_token_id"]) == (1, BPE.vocab_size - 1, 0)
+  public.save(tmp_path / "open", format="open_clip", **keep)
+  about = json.loads((tmp_path / "open" / "open_clip_config.json").read_text())["model_cfg"]["text_cfg"]
+  assert (about["pool_type"], about["eos_id"]) == ("eos", 2) and about["hf_tokenizer_name"]
+  texts = ["a red circle", "", "a blue square on the grass, and many more words than fit"]
+  encode = jax.jit(lambda values, *words: module.apply({"params": values}, *words, method="encode_text"))
+  expected = encode(params, *BPE.batch(texts, 16))
+  for name in ("hf", "open"):
+    loaded = public.load(tmp_path / name, quiet=True)
+    tokenizer = tokenizers.of_folder(tmp_path / name, loaded.like)
+    assert tokenizer.decode(tokenizer.encode(texts[2])) == texts[2]
+    np.testing.assert_allclose(encode(loaded.params, *tokenizer.batch(texts, 16)), expected, atol=1e-6)
 
 
 def test_preprocessing_travels_with_the_weights(tmp_path):

@@ -69,6 +69,13 @@ def test_clip_cleans_pads_with_its_end_and_keeps_it_when_cut(clip_folder):
   assert 518 not in clip.encode("cat <|endoftext|> cat")[:-1]
 
 
+def test_clip_pads_with_token_0_where_open_clip_does(clip_folder, tmp_path):
+  zero = tokenizers.clip(path=str(clip_folder), pad="zero")
+  assert zero.batch(["red"], 5)[0].tolist() == [[517, *zero.encode("red")[1:], 0, 0]] and zero.decode([517, 0, 256, 518]) == "!!"
+  zero.save(tmp_path / "tokenizer.json")
+  assert tokenizers.file(path=str(tmp_path)).facts == zero.facts
+
+
 def test_clip_survives_as_one_file(clip_folder, tmp_path):
   clip = tokenizers.clip(path=str(clip_folder))
   clip.save(tmp_path / "tokenizer.json")
