@@ -27,6 +27,7 @@ help:
 define make_env
 	@python=$$(PYTHON='$(PYTHON)' sh .ci/python) && { test -x $(1)/bin/pip || "$$python" -m venv --clear $(1); }
 	$(1)/bin/python -m pip install --quiet $(foreach file,$(2),-r $(file))
+	$(if $(3),$(1)/bin/python -m pip install --quiet --no-deps -r $(3))
 	$(1)/bin/python -m pip install --quiet --no-build-isolation $(foreach file,$(2),-c $(file)) -e '.$(if $(EXTRAS),[$(EXTRAS)])'
 	@touch $@
 endef
@@ -34,8 +35,8 @@ endef
 $(VENV)/.ready$(if $(EXTRAS),-$(EXTRAS)): requirements.txt pyproject.toml .ci/python
 	$(call make_env,$(VENV),requirements.txt)
 
-$(PEERS)/.ready: requirements.txt requirements-peers.txt pyproject.toml .ci/python
-	$(call make_env,$(PEERS),requirements.txt requirements-peers.txt)
+$(PEERS)/.ready: requirements.txt requirements-peers.txt requirements-peers-bare.txt pyproject.toml .ci/python
+	$(call make_env,$(PEERS),requirements.txt requirements-peers.txt,requirements-peers-bare.txt)
 
 setup: $(VENV)/.ready$(if $(EXTRAS),-$(EXTRAS))
 
