@@ -3,8 +3,8 @@
   python -m launch.local --processes=2 --devices=4 -- train --config=configs/clip.py:tiny --workdir=runs/two_hosts
 
 Every process gets `--devices` virtual CPU devices (or, with --platform=cuda, that many of the box's GPUs). Output lines are prefixed
-with the number of their process. The first process that fails ends the others, and its exit code is the launcher's. SIGTERM and SIGINT
-reach every process as SIGTERM, which training takes as "save and stop"; a second one ends them at once.
+with the number of their process. The first process that fails ends the others, and its exit code is the launcher's. SIGTERM, SIGINT and
+SIGHUP reach every process as SIGTERM, which training takes as "save and stop"; a second one ends them at once.
 """
 import argparse
 import os
@@ -68,7 +68,8 @@ def run(command: list[str], *, processes: int, devices: int, platform: str = "cp
       if child.poll() is None:
         child.send_signal(signal.SIGTERM if len(asked) == 1 else signal.SIGKILL)
 
-  previous = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+  previous = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+              if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN}           # as nohup asks
   try:
     for i in range(processes):
       # A session of its own, so that the terminal's Ctrl-C arrives once, through the launcher.

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmdiff import __version__
+from mmdiff.core import signals
 from mmdiff.core.errors import EXIT_CODES, ConfigError, Interrupted
 from mmdiff.core.spelling import nearest
 
@@ -91,8 +92,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
   argv: None is the process's own, of the command line.
   """
-  if argv is None and sys.argv[1:2] and sys.argv[1] in COMPUTING:
-    ask_for_huge_pages()
+  if argv is None:
+    signals.hold()
+    if sys.argv[1:2] and sys.argv[1] in COMPUTING:
+      ask_for_huge_pages()
+    signals.LISTENER.listen(f"mmdiff {sys.argv[1]}" if sys.argv[1:2] and sys.argv[1] in COMMANDS else "mmdiff")
   argv = list(sys.argv[1:] if argv is None else argv)
   try:
     return run(argv)
@@ -104,11 +108,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = f"mmdiff {argv[0]}" if argv and argv[0] in COMMANDS else "mmdiff"
     print("\n".join([f"{name}: {lines[0]}"] if len(lines) == 1 else [f"{name}: {len(lines)} problems", *("  " + line for line in lines)]),
           file=sys.stderr)
-    if code != INTERRUPTED and (distributed := sys.modules.get("mmdiff.train.distributed")):
+    if not isinstance(error, Interrupted) and (distributed := sys.modules.get("mmdiff.train.distributed")):
       distributed.abandon(code)           # one of several processes, failing alone, would wait for the others at JAX's shutdown
     return code
-  except BrokenPipeError:                 # `mmdiff … | head`
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  except Exception as error:
+    if peers := sys.modules.get("mmdiff.train.peers"):
+      peers.explain(error)                # of several processes, when another one is lost
+    if not isinstance(error, BrokenPipeError):
+      raise
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())          # `mmdiff … | head`
     return 0
 
 

@@ -13,12 +13,11 @@ config.data.captions. Each unit has a manifest with bad records and signs of deg
 import collections
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mmdiff.core.errors import ConfigError, DataError, Interrupted
+from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.files import versions
 
 FLAGS = {
@@ -67,16 +66,8 @@ def main(argv: list[str]) -> int:
   config, wrong = source_of(given["data"], overrides)
   if problems + wrong:
     raise ConfigError("\n".join(problems + wrong))
-  before = signal.signal(signal.SIGTERM, interrupt)
-  try:
-    run(given, config, argv=["caption", *argv])
-  finally:
-    signal.signal(signal.SIGTERM, before)
+  run(given, config, argv=["caption", *argv])
   return 0
-
-
-def interrupt(number, frame):
-  raise Interrupted("stopped; the same command goes on, finished units are kept")
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str | None]]]:

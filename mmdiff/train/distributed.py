@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from mmdiff.core.errors import ConfigError
+from mmdiff.train import peers
 
 HEARTBEAT_SECONDS = 30        # a lost process is noticed within about this time; JAX's default is 100
 SHUTDOWN_SECONDS = 120        # how long a process that is done waits for the others (the first may still write the report)
@@ -31,13 +32,17 @@ def initialize() -> None:
   timeouts: dict[str, Any] = dict(heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=SHUTDOWN_SECONDS)
   explicit = explicit_arguments(env)
   if explicit:
-    jax.distributed.initialize(**explicit, **timeouts, cluster_detection_method="deactivate")
+    with peers.watched():
+      jax.distributed.initialize(**explicit, **timeouts, cluster_detection_method="deactivate")
+    peers.arm()
     return
   if env.get("SLURM_NTASKS") == "1" or env.get("OMPI_COMM_WORLD_SIZE") == "1":
     return                    # one process sees all GPUs; initialising would bind it to the first
   check_gpu_tasks(env)
   try:
-    jax.distributed.initialize(local_device_ids=local_devices(env), **timeouts)
+    with peers.watched():
+      jax.distributed.initialize(local_device_ids=local_devices(env), **timeouts)
+    peers.arm()
   except (ValueError, RuntimeError) as error:
     # No cluster found; or JAX is in use already, as in a second run of one process, which can't be one of several then.
     if not re.search(r"coordinator_address|before any JAX c", str(error)):

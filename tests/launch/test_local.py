@@ -81,7 +81,7 @@ def test_the_first_failure_ends_the_others_and_gives_its_code(launched):
   assert time.monotonic() - started < 60
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_reach_every_process_as_a_request_to_stop(launched, number):
   process = launched(WAIT, "--processes=3", "--devices=1", arguments=["x"])
   lines = [process.stdout.readline() for _ in range(3)]
