@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmdiff.core.errors import DataError
+from mmdiff.train import sums
 
 AREA, HALF, END = "area", "half-way", "end"
 
@@ -28,6 +29,7 @@ def read_curve(run, name: str) -> Curve | None:
   """The results of entry `name` of a run's config.evals, None without any. Raises DataError for results that do not fit together."""
   results = []
   for file in sorted((run.workdir / "eval").glob(f"{name}_*.json")):
+    sums.check(run.workdir, f"eval/{file.name}")
     found = json.loads(file.read_text(encoding="utf-8"))
     if found.get("name") == name and found["step"] <= run.config["steps"]:
       results.append(found)
@@ -83,6 +85,7 @@ def last_scalars(workdir: Path, names: Sequence[str]) -> dict[str, float]:
   """{entry/scalar: value} of the newest result of each entry."""
   found: dict[str, float] = {}
   for name in names:
+    sums.check(workdir, *(f"eval/{file.name}" for file in (workdir / "eval").glob(f"{name}_*.json")))
     results = [json.loads(file.read_text(encoding="utf-8")) for file in (workdir / "eval").glob(f"{name}_*.json")]
     results = [result for result in results if result.get("name") == name]
     if results:

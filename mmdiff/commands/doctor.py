@@ -181,6 +181,11 @@ def check_workdir(config: Mapping | None, workdir: Path):
     raise CannotWrite(f"cannot write in {where}: {error.strerror}; choose another --workdir or mend its permissions") from None
   if config is not None:
     check_drift(config, workdir)
+  if (workdir / "config.json").exists():
+    from mmdiff.train.inspection import inspect
+    newest, damaged, _ = inspect(workdir)
+    if damaged:
+      raise DataError(f"{workdir}: the newest whole checkpoint is {newest['step'] if newest else 'none'}; " + "; ".join(damaged))
   state = "holds a run to go on with" if (workdir / "config.json").exists() else "exists" if workdir.exists() else "will be made"
   return f"{workdir} {state}; writable", where, None
 

@@ -103,7 +103,7 @@ def run(workdir: Path, given: Mapping, options: Mapping, *, step: int | None, ar
   import mmdiff.model
   from mmdiff.commands import results
   from mmdiff.evaluators import EVALUATORS
-  from mmdiff.train import distributed, run_directory
+  from mmdiff.train import distributed, run_directory, sums
   distributed.initialize()
   results.use_compile_cache()
   chief, task = jax.process_index() == 0, given["task"]
@@ -127,7 +127,8 @@ def run(workdir: Path, given: Mapping, options: Mapping, *, step: int | None, ar
   if chief:
     out = Path(given["out"] or workdir / "eval" / f"evaluate_{task}_{at:08}.json")
     pictures = {key: out.with_name(out.stem + (f"_{key}" if key else "") + ".png") for key in result.images}
-    write_json(out, dict(name=f"evaluate_{task}", step=at, evaluator=options, scalars=result.scalars, tables=result.tables,
+    save = write_json if given["out"] else lambda file, found: sums.write_json(workdir, f"eval/{file.name}", found)
+    save(out, dict(name=f"evaluate_{task}", step=at, evaluator=options, scalars=result.scalars, tables=result.tables,
                                images=[file.name for file in pictures.values()], argv=argv, model=results.model_facts(model),
                                config=model.config, versions=versions(), data=opened))
     for key, file in pictures.items():

@@ -1,4 +1,5 @@
-"""What a checkpoint is: format, family, sizes, dtypes, and whether every tensor has its place. Reads headers and configs, not values.
+"""What a checkpoint is: format, family, sizes, dtypes, and whether every tensor has its place. Of a public checkpoint it reads headers and
+configs, not values; of a run directory every file, and says what is damaged.
 
   mmdiff info --model=CLIP-ViT-B-32
   mmdiff info --model=runs/t2i --json=info.json
@@ -7,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmdiff.core.errors import DataError
 from mmdiff.core.files import write_json
 
 FLAGS = {
@@ -92,26 +94,27 @@ def about_pipeline(path: str, options: Mapping) -> dict[str, Any]:
 
 
 def about_run(path: str) -> dict[str, Any]:
-  """The facts of a run directory. Raises DataError if it is none."""
-  import json
-  import math
-
-  from mmdiff.train import checkpoint, run_directory
+  """The facts of a run directory: of its newest checkpoint that is whole, or of the step asked for, and what is damaged. Raises DataError
+  if it is none, and for a step that is damaged."""
+  from mmdiff.train import checkpoint, inspection, run_directory
   workdir, step = run_directory.locate(path)
   config = run_directory.read_config(workdir)
   steps = checkpoint.available_steps(workdir)
-  chosen = step if step is not None else steps[-1] if steps else None
+  found = inspection.inspect(workdir)
+  meta = found.newest
+  if step is not None:
+    try:
+      meta = checkpoint.meta_of(workdir / "checkpoints" / str(step))[0]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+      raise DataError(f"{workdir}: checkpoint {step} is damaged or not there ({checkpoint.reason_of(error)}); there are "
+                      f"{', '.join(map(str, steps)) or 'none'}") from error
   facts: dict[str, Any] = dict(path=str(workdir), format="mmdiff", objective=config["objective"]["name"],
                                model={key: value for key, value in config["objective"].items() if isinstance(value, Mapping)},
                                steps=steps, averages=sorted(config["ema"]))
   for key in ("prediction", "schedule", "loss"):
     if key in config["objective"]:
       facts[key] = config["objective"][key]
-  if chosen in steps:
-    meta = json.loads((workdir / "checkpoints" / str(chosen) / "meta" / "metadata").read_text())
-    groups: dict[str, int] = {}
-    for item in ("params", "frozen"):
-      for name, shape in meta["shapes"].get(item, {}).items():
-        groups[name.split(".")[0]] = groups.get(name.split(".")[0], 0) + math.prod(shape)
-    facts |= dict(step=chosen, parameters=sum(groups.values()), groups=groups)
-  return facts
+  if meta:
+    groups = inspection.held(meta)
+    facts |= dict(step=meta["step"], parameters=sum(groups.values()), groups=groups)
+  return facts | dict(damaged=found.damaged, unproven=found.unproven)

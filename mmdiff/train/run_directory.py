@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mmdiff.core import schema
 from mmdiff.core.errors import DataError
+from mmdiff.train import sums
 
 RAW = "raw"
 
@@ -23,6 +24,7 @@ def locate(path: str | Path) -> tuple[Path, int | None]:
 def read_config(workdir: Path) -> dict:
   """The run's config, checked and complete. Raises DataError."""
   file = workdir / "config.json"
+  sums.check(workdir, "config.json", "tokenizer.json")
   try:
     config = json.loads(file.read_text(encoding="utf-8"))
   except ValueError as error:

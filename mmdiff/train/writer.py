@@ -10,11 +10,13 @@ A run that resumes at step s drops what was written after s, and a line cut shor
 stopped. TensorBoard gets a purge mark for the same reason.
 """
 import contextlib
+import hashlib
 import io
 import json
 import math
 import os
 import re
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from mmdiff.core.errors import CannotWrite
+from mmdiff.train import sums
 
 
 @contextlib.contextmanager
@@ -63,10 +66,22 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
   return lines
 
 
+def changed(metrics: Path, vouched: Mapping[str, Any] | None) -> str:
+  """What is wrong with a `metrics.jsonl` that once began as `vouched` says, or ""."""
+  if not vouched:
+    return ""
+  content = metrics.read_bytes() if metrics.is_file() else b""
+  if hashlib.sha256(content[:vouched["bytes"]]).hexdigest() == vouched["sha256"]:
+    return ""
+  how = f"has {len(content):,} bytes and had {vouched['bytes']:,}" if len(content) < vouched["bytes"] else "begins with other lines"
+  return f"{metrics}: damaged: it {how} when the checkpoint was saved"
+
+
 class Writer:
   """Writes in `workdir`; `active=False` (every process but the first) writes nothing. Raises CannotWrite when the disk refuses."""
 
-  def __init__(self, workdir: Path | str, *, resume_step: int = 0, active: bool = True):
+  def __init__(self, workdir: Path | str, *, resume_step: int = 0, vouched: Mapping[str, Any] | None = None, active: bool = True):
+    """vouched: what `vouch` said at the step that the run resumes at; a line on stderr says when the file no longer begins so."""
     self.workdir, self.active = Path(workdir), active
     self.file: Any = None
     self.events: Any = None
@@ -75,10 +90,13 @@ class Writer:
     self.metrics = self.workdir / "metrics.jsonl"
     with _naming(self.workdir):
       self.workdir.mkdir(parents=True, exist_ok=True)
+      if (problem := changed(self.metrics, vouched)):
+        print(f"{problem}; the report's curves are not those of the run", file=sys.stderr)
       resumed = self.metrics.exists()
       if resumed:
         self._drop_after(resume_step)
       self.file = open(self.metrics, "ab", buffering=0)
+      self.seen, self.size = hashlib.sha256(self.metrics.read_bytes()), self.metrics.stat().st_size
       from tensorboard.summary.writer.event_file_writer import EventFileWriter
       self.events = EventFileWriter(str(self.workdir), flush_secs=30)
     if resumed:
@@ -100,10 +118,17 @@ class Writer:
       file.flush()
       os.fsync(file.fileno())
     os.replace(part, self.metrics)
+    later = []
     for picture in (self.workdir / "samples").glob("*.png"):
       name = re.fullmatch(r".*_(\d{8,})", picture.stem)
       if name and int(name.group(1)) > step:
         picture.unlink()
+        later.append(f"samples/{picture.name}")
+    sums.forget(self.workdir, later)
+
+  def vouch(self) -> dict[str, Any]:
+    """{bytes, sha256} of what is in `metrics.jsonl` now; {} in a process that writes nothing."""
+    return dict(bytes=self.size, sha256=self.seen.hexdigest()) if self.active else {}
 
   def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
     """One line of `metrics.jsonl`, whole or not at all, and one TensorBoard event."""
@@ -114,6 +139,8 @@ class Writer:
       data = (json.dumps(line, ensure_ascii=False) + "\n").encode()
       if self.file.write(data) != len(data):
         raise OSError("the disk took only a part of a line")
+      self.seen.update(data)
+      self.size += len(data)
     numbers = {name: float(value) for name, value in line.items() if name != "step" and not _is_text(value)}
     self._summary(step, [dict(tag=name, simple_value=value) for name, value in numbers.items()])
 
@@ -130,12 +157,7 @@ class Writer:
       image = np.concatenate(list(image), axis=1) if image.ndim == 4 else image
       buffer = io.BytesIO()
       Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format="PNG")
-      file = self.workdir / "samples" / f"{name.replace('/', '_')}_{step:08}.png"
-      with _naming(file):
-        file.parent.mkdir(exist_ok=True)
-        part = file.with_suffix(".part")
-        part.write_bytes(buffer.getvalue())
-        os.replace(part, file)
+      sums.write(self.workdir, f"samples/{name.replace('/', '_')}_{step:08}.png", buffer.getvalue())
       picture = dict(height=image.shape[0], width=image.shape[1], colorspace=image.shape[-1], encoded_image_string=buffer.getvalue())
       values.append(dict(tag=name, image=picture))
     self._summary(step, values)

@@ -1,10 +1,12 @@
 """Checkpoints: bitwise round trips, any mesh, and damage that is found and survived."""
+import shutil
+
 import jax
 import numpy as np
 import pytest
 
 from mmdiff.core.errors import DataError
-from mmdiff.train.checkpoint import Checkpoints, available_steps, fingerprint, restore_params
+from mmdiff.train.checkpoint import Checkpoints, available_steps, newest_whole, restore_params
 from mmdiff.train.setup import set_up
 from tests.train import toys
 
@@ -110,16 +112,83 @@ def test_fingerprints_alone_find_it_when_the_writer_was_killed_before_its_manife
   text = meta.read_text()
   number = text.split('"image.proj.kernel": ')[1].split(",")[0].split("}")[0]
   meta.write_text(text.replace(number, str(int(number) ^ 1), 1))
+  with pytest.raises(DataError, match="every checkpoint is damaged"):
+    restore_params(tmp_path)
+  with pytest.raises(DataError, match="every checkpoint is damaged .2, now in .*corrupt.*would begin at step 0"):
+    Checkpoints(tmp_path).restore(start().state)
   assert Checkpoints(tmp_path).restore(start().state) is None
 
 
-def test_every_flipped_bit_changes_the_fingerprint():
-  x = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
-  clean = int(fingerprint(x))
-  for position in range(0, x.nbytes * 8, 13):
-    flipped = bytearray(x.tobytes())
-    flipped[position // 8] ^= 1 << position % 8
-    assert int(fingerprint(np.frombuffer(bytes(flipped), np.float32).reshape(5, 7))) != clean
+def test_without_a_manifest_a_flip_in_meta_or_in_an_array_is_found(tmp_path):
+  saved(tmp_path)
+  folder = tmp_path / "checkpoints" / "4"
+  (folder / "manifest.json").unlink()
+  assert restore_params(tmp_path)[2]["step"] == 4
+  data = max((file for file in (folder / "params").rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+  whole, clean, taken = data.read_bytes(), restore_params(tmp_path)[0], []
+  for at in range(0, len(whole), len(whole) // 12):
+    data.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1:])
+    params, _, meta = restore_params(tmp_path)
+    taken.append(meta["step"])
+    assert meta["step"] == 2 or all(map(np.array_equal, jax.tree.leaves(params), jax.tree.leaves(clean)))
+  assert 2 in taken
+  data.write_bytes(whole)
+  meta = folder / "meta" / "metadata"
+  meta.write_text(meta.read_text().replace('"next_index": 0', '"next_index": 1'))
+  assert restore_params(tmp_path)[2]["step"] == 2 and newest_whole(tmp_path)[1] == {4: "meta differs from its digest"}
+
+
+FREEZE = dict(freeze=("image/.*",))
+
+
+def flip(file):
+  data = bytearray(file.read_bytes())
+  data[len(data) // 2] ^= 4
+  file.write_bytes(bytes(data))
+
+
+def refused(tmp_path, *told):
+  """Neither training nor loading takes the frozen parameters, and no checkpoint is blamed for them."""
+  for read in (lambda: Checkpoints(tmp_path).restore(start(**FREEZE).state), lambda: restore_params(tmp_path)):
+    with pytest.raises(DataError) as error:
+      read()
+    assert all(part in str(error.value) for part in (*told, "frozen parameters that checkpoint 4 belongs to"))
+  assert available_steps(tmp_path) == [2, 4]
+
+
+def test_frozen_parameters_that_are_damaged_missing_or_of_another_start_are_an_error_that_names_them(tmp_path):
+  saved(tmp_path / "run", **FREEZE)
+  folder, = (tmp_path / "run" / "frozen").iterdir()
+  victim = max((file for file in folder.rglob("*") if file.is_file() and file.suffix != ".json"), key=lambda file: file.stat().st_size)
+  kept = victim.read_bytes()
+  flip(victim)
+  refused(tmp_path / "run", folder.name, str(victim.relative_to(folder)))
+  victim.write_bytes(kept)
+  saved(tmp_path / "other", seed=5, **FREEZE)
+  other, = (tmp_path / "other" / "frozen").iterdir()
+  assert other.name != folder.name
+  folder.rename(tmp_path / "away")
+  refused(tmp_path / "run", folder.name, "no such folder")
+  other.rename(folder)
+  refused(tmp_path / "run", folder.name, "arrays differ from their fingerprints: image.proj.kernel")
+
+
+def test_frozen_parameters_left_over_from_an_earlier_start_do_not_win(tmp_path):
+  saved(tmp_path, seed=5, **FREEZE)
+  shutil.rmtree(tmp_path / "checkpoints")                  # a start that was killed before its first checkpoint, and another seed
+  snapshots = saved(tmp_path, **FREEZE)
+  restored, _ = Checkpoints(tmp_path).restore(start(**FREEZE).state)
+  assert_same(restored, snapshots[4])
+  np.testing.assert_array_equal(restore_params(tmp_path)[0]["image"]["proj"]["kernel"], snapshots[4].frozen["image"]["proj"]["kernel"])
+
+
+def test_frozen_parameters_that_a_killed_start_left_unfinished_are_saved_again(tmp_path):
+  saved(tmp_path, steps=(2,), **FREEZE)
+  shutil.rmtree(tmp_path / "checkpoints")
+  folder, = (tmp_path / "frozen").iterdir()
+  (folder / "manifest.json").unlink()
+  saved(tmp_path, steps=(2,), **FREEZE)
+  assert (folder / "manifest.json").is_file() and restore_params(tmp_path)[2]["frozen"] == folder.name
 
 
 def test_another_model_is_named_not_called_damaged(tmp_path):
