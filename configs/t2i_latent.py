@@ -44,7 +44,9 @@ def get_config(arg=""):
   config.mesh = dict(data=-1, fsdp=8, tensor=1)
   first = arg.size == min(STEPS[arg.model])
   # The encoders, or all of the size before.
-  config.init = dict(path="" if first else "runs/smaller", params="", map={}, parts=PARTS[arg.model] if first else {})
+  # Stable Diffusion 2.1's last size goes on from eps with v, as its authors did.
+  config.init = dict(path="" if first else "runs/smaller", params="", map={}, parts=PARTS[arg.model] if first else {},
+                     differs=("denoiser/prediction",) if (arg.model, arg.size) == ("sd21", 768) else ())
   config.objective = objective(arg.model, arg.size)
   config.data = common.data(
     dict(name="webdataset", urls="data/{00000..09999}.tar"), image_size=arg.size, text_len=128 if arg.model == "dalle3" else 77,

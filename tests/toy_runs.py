@@ -1,15 +1,17 @@
 """Run directories of tiny models with random parameters, written without training."""
-import json
 from pathlib import Path
 
 import numpy as np
 
-from mmdiff.core import schema
+from mmdiff.core import schema, tree
 from mmdiff.core.build import build
 from mmdiff.data import SOURCES, TOKENIZERS, loader
 from mmdiff.objectives import OBJECTIVES
+from mmdiff.train import sums
 from mmdiff.train.checkpoint import Checkpoints
+from mmdiff.train.report import write_report
 from mmdiff.train.state import TrainState
+from mmdiff.train.writer import Writer
 
 SCALAR = 2.0           # the value of every parameter without a shape
 ADAMW = dict(name="adamw", lr=1e-3, warmup_steps=1, weight_decay=0.0)
@@ -48,26 +50,46 @@ def coca() -> dict:
                                              text_heads=2, queries=4, embed_dim=8)))
 
 
-def make(workdir: Path, config: dict, *, steps: tuple[int, ...] = (2,)) -> Path:
-  """The directory of a run of `config` with checkpoints at `steps`: random parameters that grow by a tenth a checkpoint, and an average
-  that stays. Nothing is compiled but the checkpoint's fingerprints."""
+def changed(config: dict, **keys) -> dict:
+  """A config with keys of its objective, or else of `objective.model`, set."""
+  objective = dict(config["objective"])
+  for key, value in keys.items():
+    objective = objective | ({key: value} if key in objective else {"model": objective["model"] | {key: value}})
+  return config | dict(objective=objective)
+
+
+def make(workdir: Path, config: dict, *, steps: tuple[int, ...] = (2,), results: bool = False) -> Path:
+  """The directory of a run of `config` with checkpoints at `steps`: random parameters that grow by a tenth a checkpoint, those that
+  `config.freeze` names stay, and an average that stays. Nothing is compiled but the checkpoint's fingerprints. results: with a log, a
+  picture and an evaluator's results at every step."""
   import jax
   import jax.numpy as jnp
   workdir.mkdir(parents=True, exist_ok=True)
   dataset = loader.dataset(build(SOURCES, config["data"]["source"]), build(TOKENIZERS, config["data"]["tokenizer"]), seed=config["seed"],
                            **{key: value for key, value in config["data"].items() if key not in ("source", "tokenizer")})
   dataset.tokenizer.save(workdir / "tokenizer.json")
-  (workdir / "config.json").write_text(json.dumps(config))
+  sums.vouch(workdir, "tokenizer.json")
+  sums.write_json(workdir, "config.json", config)
   example = next(iter(dataset.train_batches(batch_size=1)))
   shapes = jax.eval_shape(build(OBJECTIVES, config["objective"]).init, jax.random.key(0), example).params
   rng = np.random.default_rng(0)
-  params = jax.tree.map(lambda x: jnp.asarray(rng.normal(scale=0.2, size=x.shape) if x.shape else SCALAR, jnp.float32), shapes)
+  full = jax.tree.map(lambda x: jnp.asarray(rng.normal(scale=0.2, size=x.shape) if x.shape else SCALAR, jnp.float32), shapes)
+  params, frozen = tree.partition(full, config["freeze"])
   zero = jnp.zeros((), jnp.int32)
-  state = TrainState(step=zero, params=params, frozen=jax.tree.map(lambda x: None, params), opt_state=(), ema={"eval": params}, extra=(),
+  state = TrainState(step=zero, params=params, frozen=frozen, opt_state=(), ema={"eval": params}, extra=(),
                      key=jax.random.key(0), counts=jnp.zeros((2, 1), jnp.uint32), skipped=zero, skipped_in_a_row=zero)
-  checkpoints = Checkpoints(workdir)
+  checkpoints, writer = Checkpoints(workdir), Writer(workdir) if results else None
   for step in steps:
     state = state.replace(step=jnp.int32(step), params=jax.tree.map(lambda x: x * 1.1, state.params))
-    checkpoints.save(state, dict(data={}), wait=True)
+    if writer:
+      writer.write_scalars(step, dict(loss=1.0 / step))
+    checkpoints.save(state, dict(data={}, metrics=writer.vouch() if writer else {}), wait=True)
+    if writer:
+      writer.write_images(step, dict(samples=np.full((8, 8, 3), step, np.uint8)))
+      sums.write_json(workdir, f"eval/probe_{step:08}.json", dict(name="probe", step=step, scalars=dict(x=0.5)))
   checkpoints.close()
+  if writer:
+    writer.close()
+    sums.write_json(workdir, "run.json", dict(argv=["train"]))
+    write_report(workdir)
   return workdir

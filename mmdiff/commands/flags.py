@@ -231,6 +231,8 @@ def _plain(value: Any) -> Any:
 def override(config: Mapping, overrides: Sequence[tuple[str, str | None]], block: schema.Block = schema.EXPERIMENT) -> tuple[dict, list]:
   """(a copy of `config` with the overrides applied, schema problems). Names first, since they decide which keys there are."""
   config, problems = _plain(config), []
+  if block == schema.EXPERIMENT and any(path == "init.path" and text for path, text in overrides) and isinstance(config.get("init"), dict):
+    config["init"] = config["init"] | dict(parts={})       # what the line names takes the place of what the file starts its parts from
   names = [item for item in overrides if item[0].split(".")[-1] == "name"]
   new_blocks = {path.rpartition(".")[0] for path, _ in names}
   for path, text in sorted(names, key=lambda item: item[0].count(".")) + [item for item in overrides if item not in names]:

@@ -23,7 +23,7 @@ from mmdiff.data import buckets as aspects
 from mmdiff.data import captions, jobs, latents, pipelines
 from mmdiff.data.quarantine import BadRecord
 from mmdiff.objectives import OBJECTIVES
-from mmdiff.train import checkpoint
+from mmdiff.train import integrity
 
 # Part -> (parameter group, predict function).
 PARTS = {"latents": ("autoencoder", "encode_image"), "texts": ("text", "encode_text")}
@@ -103,7 +103,7 @@ def is_frozen(group: str, config: Mapping) -> bool:
 def parameters(config: Mapping, objective, dataset, mesh: jax.sharding.Mesh, groups: Sequence[str]) -> Tree:
   """The parameter groups as training would start with them, in place on the mesh; the others are never made."""
   from mmdiff.commands import train
-  from mmdiff.train import init, state
+  from mmdiff.train import init, sources, state
   example, *_ = dataset.variants()
   blank = {name: np.zeros((2, *value.shape), value.dtype) for name, value in example.items() if name != "counts"}
 
@@ -115,13 +115,16 @@ def parameters(config: Mapping, objective, dataset, mesh: jax.sharding.Mesh, gro
   key = jax.random.key(config["seed"])
   with jax.set_mesh(mesh):
     params = jax.jit(start, out_shardings=parallel.shardings(jax.eval_shape(start, key), mesh, config["sharding"]))(key)
-  source = train.starts_from(config)
-  if source:
+  source = config.get("init") or {}
+  init.check_frozen(tree.paths(params), given=objective.given, **source)
+  if train.starts_from(config):
     here = lambda key: {entry: there for entry, there in (source.get(key) or {}).items() if entry.split("/")[0] in groups}
     nothing: Any = None
     holder = state.TrainState(step=nothing, params=params, frozen=jax.tree.map(lambda x: None, params), opt_state=(), ema={}, extra=(),
                               key=nothing, counts=nothing, skipped=nothing, skipped_in_a_row=nothing)
-    params = init.initialised(holder, **dict(source, map=here("map"), parts=here("parts"))).full()
+    facts = {name: fact for name, fact in sources.facts_of(config).items() if name.split("/")[0] in groups}
+    own = dict(source, map=here("map"), parts=here("parts"), differs=[name for name in source.get("differs", ()) if name in facts])
+    params = init.initialised(holder, init.found(params, facts=facts, **own)).full()
   return params
 
 
@@ -131,7 +134,7 @@ def digests(params: Tree, groups: Sequence[str]) -> dict[str, str]:
   for group in sorted(groups):
     names = tree.paths(params[group])
     leaves = [leaf for leaf in jax.tree.leaves(params[group])]
-    prints = jax.device_get(checkpoint.fingerprints(dict(zip(names, leaves))))
+    prints = jax.device_get(integrity.fingerprints(dict(zip(names, leaves))))
     told = json.dumps([[name, list(leaf.shape), int(prints[name])] for name, leaf in zip(names, leaves)])
     made[group] = hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
   return made

@@ -15,8 +15,9 @@ from typing import Any
 
 from mmdiff.core import schema
 from mmdiff.core.build import build, lookup
-from mmdiff.core.errors import ConfigError
-from mmdiff.core.files import versions, write_json
+from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.core.files import versions
+from mmdiff.train import sums
 
 FLAGS = {
   "config": dict(type="str", required=True, help="a config file, with :arguments"),
@@ -48,9 +49,14 @@ def check_drift(config: Mapping, workdir: Path) -> None:
   file = workdir / "config.json"
   if not file.exists():
     return
+  sums.check(workdir, "config.json", "tokenizer.json")
   # With defaults for the keys that this version has and the run's did not.
   complete = lambda one: one if schema.check(one) else schema.complete(one)
-  before, now = (flat(complete(json.loads(text))) for text in (file.read_text(), json.dumps(config)))
+  try:
+    kept = json.loads(file.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise DataError(f"{file}: not valid JSON: {error}") from None
+  before, now = (flat(complete(one)) for one in (kept, json.loads(json.dumps(config))))
   may_change = lambda key: any(f"{key}.".startswith(f"{name}.") for name in MAY_CHANGE)
   changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key) and not may_change(key)]
   if changed:
@@ -63,9 +69,8 @@ def make_dataset(config: Mapping, workdir: Path):
   starts from another one's weights starts with its tokenizer."""
   from mmdiff.data import SOURCES, TOKENIZERS, loader
   kept = workdir / "tokenizer.json"
-  if not kept.exists() and starts_from(config).get("path"):
-    from mmdiff.train import init
-    kept = init.tokenizer_of(starts_from(config)["path"]) or kept
+  if not kept.exists():
+    kept = given_tokenizer(config) or kept
   tokenizer = build(TOKENIZERS, dict(name="file", path=str(kept)) if kept.exists() else config["data"]["tokenizer"])
   for notice in getattr(tokenizer, "notices", ()):
     print(f"data.tokenizer: {notice}", file=sys.stderr)
@@ -76,6 +81,44 @@ def starts_from(config: Mapping) -> Mapping:
   """`config.init` of a run that starts from weights that exist, else {}."""
   init = config.get("init") or {}
   return init if init.get("path") or init.get("parts") else {}
+
+
+def given_tokenizer(config: Mapping) -> Path | None:
+  """The tokenizer of the runs that the text tower starts from, if it starts from any; a line on stderr says so. Raises ConfigError for two
+  that differ."""
+  if not starts_from(config):
+    return None
+  from mmdiff.train import sources
+  files = {path: file for path in sources.text_sources(config["init"]) if (file := sources.tokenizer_of(path))}
+  if len({file.read_bytes() for file in files.values()}) > 1:
+    raise ConfigError(f"init: {' and '.join(files)} read texts with different tokenizers, and a run has one")
+  for path, file in files.items():
+    print(f"init: texts are read with the tokenizer of {path}, not with data.tokenizer", file=sys.stderr)
+    return file
+  return None
+
+
+def start_of(config: Mapping, objective, dataset):
+  """What a fresh run takes over (`init.Start`), None for nothing; made before anything is compiled. Raises ConfigError and DataError."""
+  source = config.get("init") or {}
+  if not starts_from(config) and not config["freeze"]:
+    return None
+  import jax
+  import numpy as np
+
+  from mmdiff.core import tree
+  from mmdiff.train import init, sources
+  example, *_ = dataset.variants()
+  blank = {name: np.zeros((2, *value.shape), value.dtype) for name, value in example.items() if name != "counts"}
+  made = jax.eval_shape(objective.init, jax.random.key(config["seed"]), blank)
+  try:
+    _, frozen = tree.partition(made.params, config["freeze"])
+  except ValueError as error:
+    raise ConfigError(f"--config.freeze: {error}") from None
+  init.check_frozen(tree.paths(frozen), given=objective.given, **source)
+  if not starts_from(config):
+    return None
+  return init.found(made.params, made.extra if objective.statistics else (), facts=sources.facts_of(config), **source)
 
 
 def data_options(config: Mapping) -> dict[str, Any]:
@@ -125,7 +168,7 @@ def run_held(config: Mapping, workdir: Path, argv: list[str]):
   from mmdiff.commands import precompute
   from mmdiff.evaluators.base import serve
   from mmdiff.objectives import OBJECTIVES
-  from mmdiff.train import init, loop
+  from mmdiff.train import checkpoint, init, loop
   from mmdiff.train.report import write_report
 
   objective = build(OBJECTIVES, config["objective"])
@@ -133,14 +176,15 @@ def run_held(config: Mapping, workdir: Path, argv: list[str]):
   services = serve(objective.predict, config, mesh=parallel.make_mesh(**config["mesh"]), tokenizer=dataset.tokenizer, workdir=workdir)
   evaluators = make_evaluators(config, services._replace(load=mmdiff.model.load))
   if jax.process_index() == 0:
-    write_json(workdir / "config.json", config)
+    sums.write_json(workdir, "config.json", config)
     if not (workdir / "tokenizer.json").exists():
       dataset.tokenizer.save(workdir / "tokenizer.json")
-    write_json(workdir / "run.json", dict(argv=argv, versions=versions(), devices=[str(d) for d in jax.devices()[:8]],
+    sums.vouch(workdir, "tokenizer.json")
+    sums.write_json(workdir, "run.json", dict(argv=argv, versions=versions(), devices=[str(d) for d in jax.devices()[:8]],
                                           device_count=jax.device_count(), data=dataset.fingerprint()))
 
   def save_result(name: str, step: int, result) -> None:
-    write_json(workdir / "eval" / f"{name}_{step:08}.json", dict(
+    sums.write_json(workdir, f"eval/{name}_{step:08}.json", dict(
       name=name, step=step, evaluator=config["evals"][name], scalars=result.scalars, tables=result.tables,
       images=[f"{name}_{key}_{step:08}.png" if key else f"{name}_{step:08}.png" for key in result.images],
       argv=argv, config=config, versions=versions(), data=dataset.fingerprint()))
@@ -153,10 +197,10 @@ def run_held(config: Mapping, workdir: Path, argv: list[str]):
     check_vocabulary(params, dataset.tokenizer)
     precompute.check_encoders(dataset.features, params, config)
 
+  start = None if checkpoint.available_steps(workdir) else start_of(config, objective, dataset)
   try:
-    source = starts_from(config)
     return loop.train(config, workdir, objective=objective, dataset=dataset, evaluators=evaluators, save_result=save_result,
-                      initialise=(lambda state: init.initialised(state, **source)) if source else None,
+                      initialise=(lambda state: init.initialised(state, start)) if start else None,
                       has_result=has_result,
                       on_start=check)
   finally:

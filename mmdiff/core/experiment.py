@@ -48,6 +48,7 @@ class Init:
   params: str = ""                      # raw, or an average; "" = eval where there is one, else raw
   map: Mapping[str, str] = {}           # path here -> path there, by their beginnings; "" starts fresh. See `train.init`
   parts: Mapping[str, str] = {}         # path here -> run or public checkpoint of its own, e.g. dict(text="sd/text_encoder")
+  differs: tuple[str, ...] = ()         # facts that are meant to be others than the source's, e.g. ("denoiser/prediction",)
 
 
 class Experiment:
@@ -66,4 +67,5 @@ class Experiment:
   init: Init | None = None              # another run's weights to start from; a run that goes on ignores it
   freeze: tuple[str, ...] = ()          # path patterns, e.g. ("image/.*",)
   ema: Mapping[str, float] = {}         # name -> decay, e.g. dict(eval=0.999)
+  ema_warmup: bool = True               # an average's decay after t updates is at most (1 + t) / (10 + t); False: the decay from the start
   evals: Mapping[str, Built["mmdiff.evaluators:EVALUATORS"]] = {}

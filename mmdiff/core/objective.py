@@ -37,12 +37,16 @@ class Objective(NamedTuple):
   """A training problem.
 
   `couples_batch` says that the loss is not a mean over examples (contrastive losses). The step accumulates gradients of a mean by
-  itself; a coupled loss receives `context.microbatches` and chunks its towers, so that accumulation keeps every negative.
+  itself; a coupled loss receives `context.microbatches` and chunks its towers, so that accumulation keeps every negative. `statistics`
+  says that `extra` describes activations, such as batch statistics: an average of the parameters then has an average of it, too. `given`
+  names parameter groups that `init` reads from files, so that they may be frozen as they are.
   """
   init: Callable[[Key, Batch], Variables]
   loss: Callable[[Tree, Context, Batch], tuple[Array, Aux]]
   predict: Mapping[str, Callable[..., Tree]]      # all that evaluators and samplers may call
   couples_batch: bool = False
+  statistics: bool = False
+  given: tuple[str, ...] = ()
 
 
 def split_chunks(x: Array, chunks: int) -> Array:

@@ -20,9 +20,11 @@ SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)         # lpips.S
 
 
 class Perceptual(NamedTuple):
-  """`distance(params, a, b)`: pictures [B H W 3] in [-1, 1] -> float32 [B]. `init(key)` makes params, {} where there are none to keep."""
+  """`distance(params, a, b)`: pictures [B H W 3] in [-1, 1] -> float32 [B]. `init(key)` makes params, {} where there are none to keep;
+  `given` says that it reads them from files."""
   init: Callable[[Key], Tree]
   distance: Callable[[Tree, Array, Array], Array]
+  given: bool = False
 
 
 def unit(x: Array) -> Array:
@@ -74,7 +76,7 @@ def lpips(*, files: tuple[str, ...] = (), dtype: Literal["float32", "bfloat16"] 
       total = total + (jnp.square(unit(x) - unit(y)) * params[f"weight{stage}"][None, None, None]).sum(-1).mean((1, 2))
     return total
 
-  return Perceptual(init, distance)
+  return Perceptual(init, distance, given=bool(files))
 
 
 def _from_torch(files: tuple[str, ...]) -> Tree:

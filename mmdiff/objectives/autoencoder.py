@@ -161,7 +161,8 @@ def autoencoder(*, model: Built["mmdiff.models:AUTOENCODERS"], pixel: Literal["l
     return batch_size * total
 
   return Objective(init, loss, {"encode": encode, "decode": decode, "reconstruct": reconstruct, "loss": evaluate, "flops": count},
-                   couples_batch=couples_rows or (discriminator is not None and adaptive))
+                   couples_batch=couples_rows or (discriminator is not None and adaptive),
+                   given=("perceptual",) if perceptual and perceptual.given else ())
 
 
 def pixels(image: Array) -> Array:

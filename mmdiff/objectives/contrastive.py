@@ -92,7 +92,7 @@ def contrastive(*, model: Built["mmdiff.models:MODELS"], loss: Literal["softmax"
 
   predict = {"embed_image": embed_image, "embed_text": embed_text, "logit_scale": logit_scale, "loss": evaluate,
              "flops": lambda batch_size, text_len: flops.TRAIN * batch_size * flops.clip(model, text_len=text_len)}
-  return Objective(init, loss_fn, predict, couples_batch=True)
+  return Objective(init, loss_fn, predict, couples_batch=True, statistics=model.has_statistics)
 
 
 def unit(x: Array) -> Array:

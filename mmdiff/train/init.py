@@ -11,37 +11,37 @@ own: from there what has the same name, its group's name, or everything.
 
 Tables of learned positions and patch embeddings of another size are resized (`convert.resize`), and a line on stderr says so: a model may
 go on with larger pictures, smaller patches or longer texts.
+
+Numbers alone are half of what a model is. Facts that no shape tells (`train.sources`), such as the activation or eps against v, must be
+those of the source; one that is meant to differ is named in `differs`, e.g. ("denoiser/prediction",). Batch statistics come with the
+parameters that they belong to. The tokenizer is the one of what the text tower starts from. And a frozen parameter must start from
+somewhere: what shall stay at its random values has an entry "" in `map`.
 """
+import math
 import sys
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from mmdiff.convert import pipelines, public, resize
+from mmdiff.convert import resize
 from mmdiff.core import tree
-from mmdiff.core.errors import DataError
-from mmdiff.train import checkpoint, run_directory
+from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.core.types import Tree
+from mmdiff.train.sources import Weights, weights_of, within
 from mmdiff.train.state import TrainState
 
 SHOWN = 8
+# Facts of the towers of CLIP and CoCa -> keys of `objective.model`, where the field has another name.
+KEYS = {"image/heads": "image_heads", "text/heads": "text_heads", "text/act": "text_act", "text/pool": "text_pool"}
+GROUPS = {"denoiser": "denoiser", "text": "condition", "autoencoder": "encode"}           # of the diffusion objective
 
 
-class Weights(NamedTuple):
-  """The leaves of a source, and what it is."""
-  leaves: Mapping[str, np.ndarray]
-  about: str
-  public: bool = False
-
-  def has(self, entry: str) -> bool:
-    return any(within(name, entry) for name in self.leaves)
-
-
-def within(path: str, entry: str) -> bool:
-  """Whether an entry is a path or the start of it."""
-  return path == entry or path.startswith(f"{entry}/")
+class Start(NamedTuple):
+  """What a fresh state takes over: values by the paths of its parameters and of its batch statistics."""
+  values: Mapping[str, np.ndarray] = {}
+  statistics: Mapping[str, np.ndarray] = {}
 
 
 def longest(path: str, entries: Iterable[str]) -> str | None:
@@ -71,62 +71,38 @@ def resizable(path: str, names: Iterable[str]) -> str:
   return "patch" if path.endswith("patchify/kernel") else ""
 
 
-def tokenizer_of(path: str) -> Path | None:
-  """The tokenizer that the run at `path` was trained with; None for a public checkpoint. Raises DataError."""
-  if public.is_public(path):
-    return None
-  file = run_directory.locate(path)[0] / "tokenizer.json"
-  if not file.is_file():
-    raise DataError(f"init.path: {file} is missing; give a run directory of `mmdiff train`")
-  return file
+def found(full: Tree, extra: Tree = (), *, path: str = "", params: str = "", map: Mapping[str, str] = {},  # noqa: B006
+          parts: Mapping[str, str] = {}, differs: Sequence[str] = (), facts: Mapping[str, Any] = {}) -> Start:  # noqa: B006
+  """What `path` and `parts` hold for all of the parameters `full` and the batch statistics `extra`, frozen ones included.
 
-
-def weights_of(path: str, params: str = "") -> Weights:
-  """The parameters at a path. Raises DataError."""
-  leaves = lambda values, prefix="": {prefix + name: leaf for name, leaf in zip(tree.paths(values), jax.tree.leaves(values))}
-  quiet = jax.process_index() > 0
-  if pipelines.is_pipeline(path):
-    loaded = pipelines.load(path, quiet=quiet).parts
-    return Weights({name: leaf for group, part in loaded.items() for name, leaf in leaves(part.params, f"{group}/").items()},
-                   f"{path} ({', '.join(loaded)})", public=True)
-  if public.is_public(path):
-    one = public.load(path, quiet=quiet)
-    if jax.tree.leaves(one.statistics):
-      raise DataError(f"init: {path} ({one.format}) has batch statistics, which a run does not start from yet; use a model without them")
-    return Weights(leaves(one.params), f"{path} ({one.format})", public=True)
-  if not Path(path.rpartition("@")[0] or path).exists() and not Path(path).exists():
-    raise DataError(f"init: {path}: no such file or folder; give a run directory of `mmdiff train`, or a public checkpoint")
-  workdir, step = run_directory.locate(path)
-  average = run_directory.average(run_directory.read_config(workdir), params or None)
-  values, _, meta = checkpoint.restore_params(workdir, step=step, ema=average)
-  return Weights(leaves(values), f"{path} (step {meta['step']}, {average or run_directory.RAW} parameters)")
-
-
-def initialised(state: TrainState, *, path: str = "", params: str = "", map: Mapping[str, str] = {},  # noqa: B006
-                parts: Mapping[str, str] = {}) -> TrainState:  # noqa: B006
-  """The fresh state with the parameters of what `path` and `parts` name in all of params, frozen ones and averages.
-
-  params: an average of a run, "raw", or "" for its `eval` average where it has one, else raw.
+  params: an average of a run, "raw", or "" for its `eval` average where it has one, else raw. facts: of the model here, by path.
 
   A stack of layers may be the first ones of a public checkpoint's: SDXL needs 11 layers of the 12 that its first encoder has. A line
   on stderr says so.
 
-  Raises DataError that names every leaf that a source lacks or holds in another shape, and every entry that names nothing.
+  Raises DataError that names every leaf that a source lacks or holds in another shape, and every entry that names nothing; ConfigError that
+  names every fact that is another one there.
   """
-  full = state.full()
   names = tree.paths(full)
   problems = [f"{what} names {entry!r}, which is no parameter here" for what, entries in (("map", map), ("parts", parts))
               for entry in entries if not any(within(name, entry) for name in names)]
   sources = {entry: weights_of(where, params) for entry, where in parts.items() if not problems}
   whole = weights_of(path, params) if path else None
   taken: dict[str, np.ndarray] = {}
+  origins: dict[str, tuple[Weights, str]] = {}
   told = set()
-  for name, leaf in zip(names, jax.tree.leaves(full)):
+
+  def origin(name: str) -> tuple[Weights, str] | None:
     part = longest(name, sources)
     weights = whole if part is None else sources[part]
     where = source_path(name, map) if part is None else part_path(name, part, sources[part])
-    if weights is None or where is None:
+    return None if weights is None or where is None else (weights, where)
+
+  for name, leaf in zip(names, jax.tree.leaves(full)):
+    there = origin(name)
+    if there is None:
       continue
+    weights, where = origins[name] = there
     value = weights.leaves.get(where)
     if value is None:
       problems.append(f"{name}: {weights.about} has no {where}")
@@ -146,18 +122,123 @@ def initialised(state: TrainState, *, path: str = "", params: str = "", map: Map
       problems.append(f"{name}: {list(leaf.shape)} here, {where} is {list(value.shape)} in {weights.about}")
     else:
       taken[name] = value
+  statistics, wrong = _statistics(extra, origin, origins)
+  problems += wrong
   if problems:
     more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
     raise DataError("init does not fit: " + "; ".join(problems[:SHOWN]) + more
                     + '. Change init.map: {"part of the path here": "part of the path there"}, with "" for what shall start fresh')
-
+  _check_facts(facts, origins, differs)
   if told and jax.process_index() == 0:
     print("\n".join(f"init: {line}" for line in sorted(told)), file=sys.stderr)
+  return Start(taken, statistics)
 
-  def placed(name: str, leaf):
-    if name not in taken:
-      return leaf
-    value = np.asarray(taken[name], leaf.dtype)
-    return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
-  put = lambda part: tree.map_with_path(placed, part)
-  return state.replace(params=put(state.params), frozen=put(state.frozen), ema={name: put(part) for name, part in state.ema.items()})
+
+def _statistics(extra: Tree, origin, origins: Mapping[str, tuple[Weights, str]]) -> tuple[dict[str, np.ndarray], list[str]]:
+  """(batch statistics by their path here, what is wrong): they come from where the parameters beside them come from."""
+  statistics: dict[str, np.ndarray] = {}
+  wrong = []
+  names = tree.paths(extra)
+  for name, leaf in zip(names, jax.tree.leaves(extra)):
+    there = origin(name)
+    if there is None:
+      continue
+    weights, where = there
+    value = weights.statistics.get(where)
+    if value is None or value.shape != leaf.shape:
+      wrong.append(f"{name}: " + (f"{weights.about} has no batch statistics {where}" if value is None else
+                                  f"{list(leaf.shape)} here, the batch statistics {where} are {list(value.shape)} in {weights.about}"))
+    else:
+      statistics[name] = value
+  kept = {name.split("/")[0] for name in names}
+  for name, (weights, where) in origins.items():
+    group = where.split("/")[0]
+    if name.split("/")[0] not in kept and any(within(one, group) for one in weights.statistics):
+      wrong.append(f"{name.split('/')[0]}: {weights.about} has batch statistics of {group}, and this model keeps none")
+      break
+  return statistics, wrong
+
+
+def _check_facts(facts: Mapping[str, Any], origins: Mapping[str, tuple[Weights, str]], differs: Collection[str]) -> None:
+  """Raises ConfigError for every fact that the source of the parameters beneath it says otherwise, and for a name in `differs` that is
+  none."""
+  unknown = [name for name in differs if name not in facts]
+  if unknown and facts:
+    raise ConfigError(f"init.differs names {', '.join(unknown)}; the facts of this model are {', '.join(sorted(facts))}")
+  lines = []
+  for name, here in facts.items():
+    node, _, field = name.rpartition("/")
+    inside = next((leaf for leaf in origins if within(leaf, node) or not node), None)
+    if inside is None or name in differs:
+      continue
+    weights, where = origins[inside]
+    rest = inside[len(node):].lstrip("/")
+    if not where.endswith(rest):
+      continue
+    there = weights.facts.get(f"{where.removesuffix(rest)}{field}", here)
+    if not _same(here, there):
+      key = key_of(name, drawing=any(within(one, "denoiser") for one in facts))
+      lines.append(f"init: {name} is {_said(here)} here and {_said(there)} in {weights.about}; set {key} to that, or, if the change is "
+                   f"meant, add {name!r} to --config.init.differs")
+  if lines:
+    raise ConfigError("\n".join(lines))
+
+
+def _same(a: Any, b: Any) -> bool:
+  if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
+    return len(a) == len(b) and all(map(_same, a, b))
+  if isinstance(a, float) or isinstance(b, float):
+    return isinstance(a, (int, float)) and isinstance(b, (int, float)) and math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-9)
+  return bool(a == b)
+
+
+def _said(value: Any) -> str:
+  return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+
+
+def key_of(fact: str, *, drawing: bool) -> str:
+  """The key of the config that a fact is set by; drawing: of the diffusion objective."""
+  group, _, field = fact.rpartition("/")
+  top = group.split("/")[0]
+  if fact == "text/text_len":
+    return "--config.data.text_len"
+  if fact in ("denoiser/prediction", "denoiser/schedule", "denoiser/zero_terminal_snr", "denoiser/uncond"):
+    return f"--config.objective.{field}"
+  if drawing:
+    return f"--config.objective.{'.'.join([GROUPS.get(top, top), *group.split('/')[1:]])}.{field}"
+  return f"--config.objective.model.{KEYS.get(fact, field)}"
+
+
+def check_frozen(frozen: Iterable[str], *, path: str = "", map: Mapping[str, str] = {}, parts: Mapping[str, str] = {},  # noqa: B006
+                 given: Collection[str] = (), **_: Any) -> None:
+  """Raises ConfigError if a frozen parameter starts from nothing and no entry "" of `map` says that this is meant.
+
+  frozen: the paths. given: groups whose initial values are weights already.
+  """
+  groups: dict[str, str] = {}
+  for name in frozen:
+    entry = longest(name, map)
+    meant = entry is not None and map[entry] == ""
+    if not (meant or path or longest(name, parts) or name.split("/")[0] in given):
+      groups.setdefault(name.split("/")[0], name)
+  lines = [f"freeze holds {group} ({name}, …) and nothing initialises it: the rest would be trained against random weights. Set "
+           f"--config.init.path or --config.init.parts.{group} to a run or a public checkpoint, or say that it is meant with "
+           f"--config.init.map.{group}=" for group, name in groups.items()]
+  if lines:
+    raise ConfigError("\n".join(lines))
+
+
+def initialised(state: TrainState, start: Start) -> TrainState:
+  """The fresh state with what it takes over in all of params, frozen ones, statistics and averages."""
+  def put(part: Tree, values: Mapping[str, np.ndarray]) -> Tree:
+    def placed(name: str, leaf):
+      if name not in values:
+        return leaf
+      value = np.asarray(values[name], leaf.dtype)
+      return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
+    return tree.map_with_path(placed, part)
+  params = lambda part: put(part, start.values)
+  statistics = lambda part: put(part, start.statistics)
+  each = lambda place, averages: {name: place(part) for name, part in averages.items()}
+  return state.replace(params=params(state.params), frozen=params(state.frozen), ema=each(params, state.ema),
+                       extra=statistics(state.extra), ema_extra=each(statistics, state.ema_extra))

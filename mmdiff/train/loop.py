@@ -1,6 +1,7 @@
 """The train loop. There is one: what is trained is an argument."""
 import contextlib
 import fcntl
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from mmdiff import optim, parallel
-from mmdiff.core import tree
+from mmdiff.core import signals, tree
 from mmdiff.core.errors import CannotWrite, DataError, GaveUp, Interrupted
 from mmdiff.core.objective import Objective
 from mmdiff.train.checkpoint import Checkpoints
@@ -25,27 +26,32 @@ from mmdiff.train.writer import Writer
 
 
 class Stop:
-  """Set by SIGTERM or SIGINT; a second signal leaves at once. With several processes jax.distributed's own handler hears SIGTERM, and its
-  sync point makes all of them stop at one step."""
+  """Set by the first of `signals.SIGNALS`; a second one leaves at once. With several processes jax.distributed's own handler hears SIGTERM,
+  which the others are turned into, and its sync point makes all processes stop at one step."""
 
   def __init__(self):
     self.asked = False
     self.previous = {}
 
   def __enter__(self):
-    for number in (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ():
-      try:
-        self.previous[number] = signal.signal(number, self._ask)
-      except ValueError:       # not the main thread: whoever runs the loop there handles signals
-        break
+    several = jax.process_count() > 1
+    self.previous = signals.handle(self._pass_on if several else self._ask, *([signal.SIGTERM] if several else []))
+    signals.LISTENER.patient = True
     return self
 
   def _ask(self, number, frame):
     if self.asked:
-      raise KeyboardInterrupt
+      signals.LISTENER.stop(number, frame)
     self.asked = True
 
+  def _pass_on(self, number, frame):
+    if self.asked:
+      signals.LISTENER.stop(number, frame)
+    self.asked = True
+    os.kill(os.getpid(), signal.SIGTERM)
+
   def __exit__(self, *exc):
+    signals.LISTENER.patient = False
     for number, handler in self.previous.items():
       signal.signal(number, handler)
 
@@ -101,7 +107,7 @@ def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: M
   elif initialise:
     state = initialise(state)
   first = int(state.step)
-  writer = Writer(workdir, resume_step=first, active=chief)
+  writer = Writer(workdir, resume_step=first, vouched=restored[1].get("metrics") if restored else None, active=chief)
   if not restored:
     say(f"{tree.count(state.params):,} parameters trained, {tree.count(state.frozen):,} frozen, on mesh "
         f"{dict(setup.mesh.shape)}; ready in {time.perf_counter() - started:.1f} s", active=chief)
@@ -111,7 +117,7 @@ def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: M
   def save(state: TrainState, *, wait: bool = False) -> None:
     counts = read_counts(parallel.fetch(state.counts), dataset.count_names)
     position = dict(next_index=int(state.step) * config["batch_size"], fingerprint=dataset.fingerprint(), counts=counts)
-    checkpoints.save(state, dict(data=position, versions=dict(jax=jax.__version__)), wait=wait)
+    checkpoints.save(state, dict(data=position, versions=dict(jax=jax.__version__), metrics=writer.vouch()), wait=wait)
 
   def report(step: int, metrics: Mapping, counts, steps_since: int) -> None:
     values: dict[str, Any] = {name: np.float32(value) for name, value in jax.device_get(dict(metrics)).items()}
@@ -133,7 +139,7 @@ def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: M
     jax.block_until_ready(state.step)           # steps still under way belong to training's time, not to evaluation's
     paused = time.perf_counter()
     for name in names:
-      result = evaluators[name].run(state.full(evaluators[name].params), step, extra=state.extra)
+      result = evaluators[name].run(state.full(evaluators[name].params), step, extra=state.extra_of(evaluators[name].params))
       writer.write_scalars(step, {f"{name}/{key}": value for key, value in result.scalars.items()})
       writer.write_images(step, {f"{name}_{key}" if key else name: image for key, image in result.images.items()})
       if save_result and chief:

@@ -80,8 +80,8 @@ def set_up(config, objective: Objective, example: Mapping[str, np.ndarray], *, o
   with jax.set_mesh(mesh):
     shardings = parallel.shardings(jax.eval_shape(init, key, blank), mesh, config["sharding"])
     state = jax.jit(init, out_shardings=shardings)(key, blank)
-    step = jax.jit(make_train_step(objective, tx, ema=dict(config["ema"]), microbatches=config["accumulate"]), donate_argnums=0,
-                   out_shardings=(shardings, parallel.replicated(mesh)))
+    one = make_train_step(objective, tx, ema=dict(config["ema"]), warmup=config["ema_warmup"], microbatches=config["accumulate"])
+    step = jax.jit(one, donate_argnums=0, out_shardings=(shardings, parallel.replicated(mesh)))
     shape = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
     compiled: Any = step
     if compile_step:

@@ -23,10 +23,15 @@ class TrainState(struct.PyTreeNode):
   counts: jax.Array             # uint32 [2, K]: running totals of the batch's `counts`, as (low, high) words of 2**30
   skipped: Array                # int32 [], updates refused because the loss or a gradient was not finite
   skipped_in_a_row: Array       # int32 []
+  ema_extra: Mapping[str, Tree] = struct.field(default_factory=dict)      # name -> average of `extra`, where that is statistics
 
   def full(self, ema: str = "") -> Tree:
     """All parameters, frozen ones merged in; `ema` names an average instead of the raw ones."""
     return tree.merge(self.ema[ema] if ema else self.params, self.frozen)
+
+  def extra_of(self, ema: str = "") -> Tree:
+    """What goes with `full(ema)`: the average's own statistics, where there are any."""
+    return self.ema_extra.get(ema, self.extra)
 
 
 def init_state(objective: Objective, tx: optax.GradientTransformation, freeze: Sequence[str], ema: Sequence[str], count_kinds: int,
@@ -38,7 +43,8 @@ def init_state(objective: Objective, tx: optax.GradientTransformation, freeze: S
   zero = jnp.zeros((), jnp.int32)
   return TrainState(
     step=zero, params=params, frozen=frozen, opt_state=tx.init(params), ema={name: jax.tree.map(jnp.copy, params) for name in ema},
-    extra=variables.extra, key=k_run, counts=jnp.zeros((2, count_kinds), jnp.uint32), skipped=zero, skipped_in_a_row=zero)
+    extra=variables.extra, key=k_run, counts=jnp.zeros((2, count_kinds), jnp.uint32), skipped=zero, skipped_in_a_row=zero,
+    ema_extra={name: jax.tree.map(jnp.copy, variables.extra) for name in ema} if objective.statistics else {})
 
 
 WORD = 2 ** 30

@@ -41,13 +41,21 @@ def loss_and_grad(objective: Objective, params: Tree, frozen: Tree, context: Con
   return (loss, Aux(metrics, extra)), grads
 
 
-def make_train_step(objective: Objective, tx: optax.GradientTransformation, *, ema: Mapping[str, float],
+def decay_at(updates: Array, decay: float, *, warmup: bool) -> Array | float:
+  """The decay of an average after so many updates, int32 []: with a warm-up at most (1 + t) / (10 + t), so that an early average is one of
+  what has been learned and not of the initial values (`num_updates` of TensorFlow's ExponentialMovingAverage). A decay of 1 stays."""
+  t = updates.astype(jnp.float32)
+  return jnp.minimum(decay, (1.0 + t) / (10.0 + t)) if warmup and decay < 1 else decay
+
+
+def make_train_step(objective: Objective, tx: optax.GradientTransformation, *, ema: Mapping[str, float], warmup: bool = True,
                     microbatches: int = 1) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
   """`(state, batch) -> (state, metrics)`, pure.
 
   Guard: when the loss or the gradient norm is not finite, parameters, moments, averages and `extra` stay bit for bit as they were, as if
   the update had not been asked for; the step, the data accounting and `skipped` move on.
-  Averages: `e <- decay * e + (1 - decay) * params` (Polyak & Juditsky 1992), after the update.
+  Averages: `e <- decay * e + (1 - decay) * params` (Polyak & Juditsky 1992), after the update, with the decay of `decay_at`; likewise of
+  `extra` where it is statistics.
   """
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
     batch = dict(batch)
@@ -58,15 +66,18 @@ def make_train_step(objective: Objective, tx: optax.GradientTransformation, *, e
     grad_norm = optax.tree.norm(grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    averages = {name: optax.incremental_update(params, state.ema[name], 1.0 - decay) for name, decay in ema.items()}
+    share = {name: 1.0 - decay_at(state.step - state.skipped, decay, warmup=warmup) for name, decay in ema.items()}
+    averages = {name: optax.incremental_update(params, state.ema[name], share[name]) for name in ema}
+    statistics = {name: optax.incremental_update(aux.extra, old, share[name]) for name, old in state.ema_extra.items()}
 
     good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    new = (params, opt_state, averages, aux.extra)
-    params, opt_state, averages, extra = tree.select(good, new, (state.params, state.opt_state, dict(state.ema), state.extra))
+    new = (params, opt_state, averages, aux.extra, statistics)
+    old = (state.params, state.opt_state, dict(state.ema), state.extra, dict(state.ema_extra))
+    params, opt_state, averages, extra, statistics = tree.select(good, new, old)
     bad = 1 - good.astype(jnp.int32)
     state = state.replace(
-      step=state.step + 1, params=params, opt_state=opt_state, ema=averages, extra=extra, counts=add_counts(state.counts, counts),
-      skipped=state.skipped + bad, skipped_in_a_row=(state.skipped_in_a_row + 1) * bad)
+      step=state.step + 1, params=params, opt_state=opt_state, ema=averages, extra=extra, ema_extra=statistics,
+      counts=add_counts(state.counts, counts), skipped=state.skipped + bad, skipped_in_a_row=(state.skipped_in_a_row + 1) * bad)
     metrics = dict(aux.metrics, loss=loss, grad_norm=grad_norm, update_norm=optax.tree.norm(updates), param_norm=optax.tree.norm(params),
                    skipped=state.skipped, skipped_in_a_row=state.skipped_in_a_row)
     return state, metrics

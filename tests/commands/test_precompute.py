@@ -20,6 +20,7 @@ from mmdiff.objectives import OBJECTIVES
 from tests import toy_runs
 
 FREEZE = ("autoencoder/.*", "text/.*")
+MEANT = dict(map={"autoencoder": "", "text": ""})       # the encoders stay as they are made
 
 
 ROOT = Path(__file__).parent.parent.parent
@@ -41,7 +42,7 @@ def toy():
 def config(objective=TOY, **more) -> dict:
   data = dict(source=toy_runs.SCENES, captions=dict(long=0.7, original=0.3), tokenizer=dict(name="bpe", vocab=320, sample=20),
               image_size=16, text_len=24)
-  made = toy_runs.config(REAL, data=data | more.pop("data", {}), **dict(freeze=FREEZE, mesh=dict(data=-1)) | more)
+  made = toy_runs.config(REAL, data=data | more.pop("data", {}), **dict(freeze=FREEZE, mesh=dict(data=-1), init=MEANT) | more)
   return made | dict(objective=objective)
 
 

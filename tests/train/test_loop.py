@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mmdiff.core.errors import CannotWrite, DataError, GaveUp, Interrupted
+from mmdiff.train.checkpoint import available_steps, restore_params
 from mmdiff.train.loop import lock, train
 from tests.train import toys
 
@@ -30,15 +31,15 @@ def run(workdir, data=None, objective=None, **changes):
 
 
 class Stopping(toys.Data):
-  """Sends SIGTERM to this process while a given step's batch is made."""
+  """Sends a signal to this process while a given step's batch is made."""
 
-  def __init__(self, step):
-    self.stop_at = step
+  def __init__(self, step, number=signal.SIGTERM):
+    self.stop_at, self.number = step, number
 
   def train_batches(self, *, batch_size, start_step, rows=None):
     for step, batch in enumerate(super().train_batches(batch_size=batch_size, start_step=start_step, rows=rows), start_step):
       if step == self.stop_at:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), self.number)
       yield batch
 
 
@@ -51,6 +52,17 @@ def test_stop_and_resume_is_bitwise_the_uninterrupted_run(tmp_path):
   same(straight, resumed)
   assert lines(tmp_path / "a") == lines(tmp_path / "c")
   assert lines(tmp_path / "c")[-1]["count/caption/long"] == 8 * 16 // 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_a_closed_terminal_and_the_keyboard_save_too(tmp_path, number):
+  before = signal.signal(number, signal.SIG_DFL)             # a suite in the background may be told to ignore the keyboard
+  try:
+    with pytest.raises(Interrupted, match="stopped at step ., saved") as stopped:
+      run(tmp_path, data=Stopping(3, number), steps=8)
+  finally:
+    signal.signal(number, before)
+  assert f"step {available_steps(tmp_path)[-1]}," in str(stopped.value)
 
 
 def test_a_crash_loses_only_what_came_after_the_last_save(tmp_path):
@@ -98,15 +110,18 @@ def test_evaluators_see_the_average_they_ask_for(tmp_path):
     every_steps, params = 4, "eval"
 
     def run(self, params, step, extra=()):
-      seen[step] = np.asarray(params["text"]["proj"]["kernel"])
+      seen[step] = np.asarray(params["text"]["proj"]["kernel"]), float(extra["seen"])
       return Result
 
   config, kept = toys.config(), []
-  state = train(config, tmp_path, objective=toys.regression(), dataset=toys.Data(), evaluators={"probe": Evaluator()},
+  state = train(config, tmp_path, objective=toys.regression(statistics=True), dataset=toys.Data(), evaluators={"probe": Evaluator()},
                 devices=jax.devices()[:1],
                 save_result=lambda name, step, result: kept.append((name, step)))
   assert sorted(seen) == [4, 6] and kept == [("probe", 4), ("probe", 6)]
-  np.testing.assert_array_equal(seen[6], state.ema["eval"]["text"]["proj"]["kernel"])
+  np.testing.assert_array_equal(seen[6][0], state.ema["eval"]["text"]["proj"]["kernel"])
+  assert seen[6][1] == float(state.ema_extra["eval"]["seen"]) != float(state.extra["seen"])
+  loaded = {ema: restore_params(tmp_path, ema=ema)[1]["seen"] for ema in ("", "eval")}
+  assert loaded == {"": state.extra["seen"], "eval": state.ema_extra["eval"]["seen"]}
   assert {"step": 4, "probe/kernel": 1.5} in [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
 
 

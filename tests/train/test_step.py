@@ -7,6 +7,7 @@ import pytest
 from mmdiff.core.objective import Aux, Objective, Variables
 from mmdiff.train.setup import set_up
 from mmdiff.train.state import WORD, add_counts, read_counts
+from mmdiff.train.step import decay_at
 from tests.train import toys
 
 
@@ -59,11 +60,24 @@ def test_frozen_groups_do_not_move_and_hold_no_moments():
 
 
 def test_averages_follow_the_parameters():
-  state, _, states = run(toys.regression(), steps=3)
-  average = states[0][0]
-  for params, _, _, _ in states[1:]:
-    average = jax.tree.map(lambda a, p: 0.9 * a + 0.1 * p, average, params)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), average, state.ema["eval"])
+  for warmup, decays in ((False, (0.9, 0.9, 0.9)), (True, (1 / 10, 2 / 11, 3 / 12))):
+    state, _, states = run(toys.regression(statistics=True), steps=3, ema_warmup=warmup)
+    average = (states[0][0], states[0][3])
+    for (params, _, _, extra), decay in zip(states[1:], decays):
+      average = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * p, average, (params, extra))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), average, (state.ema["eval"], state.extra_of("eval")))
+    assert state.extra_of()["seen"] == 48 and state.extra_of("eval")["seen"] < 48
+  assert run(toys.regression(), steps=1)[0].ema_extra == {}
+
+
+def test_the_decay_warms_up_to_what_was_asked_for_and_refused_updates_do_not_count():
+  at = lambda updates, decay=0.999, warmup=True: float(decay_at(jnp.int32(updates), decay, warmup=warmup))
+  assert at(0) == pytest.approx(0.1) and at(90) == pytest.approx(0.91) and at(10 ** 6) == pytest.approx(0.999)
+  assert at(0, warmup=False) == 0.999 and at(0, decay=1.0) == 1.0
+  state, _, states = run(toys.regression(lambda step: step < 2, statistics=True), steps=3)
+  jax.tree.map(lambda a, b, c: np.testing.assert_allclose(a, 0.1 * b + 0.9 * c, rtol=1e-5, atol=1e-7), state.ema["eval"], states[2][0],
+               states[3][0])
+  assert state.ema_extra["eval"]["seen"] == pytest.approx(0.9 * 16)
 
 
 def test_counts_add_up_beyond_32_bits():

@@ -8,8 +8,8 @@ from mmdiff.core.objective import Aux, Objective, Variables
 WIDTH = 8
 
 
-def regression(poison=None) -> Objective:
-  """Fits a linear map of `image` to `tokens`; `poison(step)` true makes the loss NaN."""
+def regression(poison=None, *, statistics: bool = False) -> Objective:
+  """Fits a linear map of `image` to `tokens`; `poison(step)` true makes the loss NaN. statistics: `seen` is averaged, too."""
   def init(key, batch):
     k_a, k_b = jax.random.split(key)
     return Variables({"image": {"proj": {"kernel": jax.random.normal(k_a, (WIDTH, WIDTH)) * 0.3}},
@@ -26,7 +26,7 @@ def regression(poison=None) -> Objective:
       value = jnp.where(poison(context.step), jnp.nan, value)
     return value, Aux({"mean": jnp.mean(y)}, {"seen": context.extra["seen"] + jnp.float32(batch["id"].shape[0])})
 
-  return Objective(init, loss, {})
+  return Objective(init, loss, {}, statistics=statistics)
 
 
 class Data:
@@ -58,6 +58,6 @@ class Data:
 def config(**changes) -> dict:
   """Every key of a config that the loop reads; one of the eight devices unless `mesh` says otherwise."""
   base = dict(seed=0, steps=6, batch_size=16, accumulate=1, log_every_steps=2, max_bad_steps=3, checkpoint=dict(every_steps=3, keep=3),
-              mesh=dict(data=1, fsdp=1, tensor=1), sharding="auto", freeze=(), ema=dict(eval=0.9),
+              mesh=dict(data=1, fsdp=1, tensor=1), sharding="auto", freeze=(), ema=dict(eval=0.9), ema_warmup=True,
               optim=dict(default=dict(name="adamw", lr=1e-2, warmup_steps=2, clip=1.0, weight_decay=0.01)), evals={})
   return base | changes

@@ -1,0 +1,153 @@
+"""Where a run's first weights come from: other runs and public checkpoints, with what else there is to know of them.
+
+A leaf's numbers are half of it. The other half are facts that no shape tells, such as the activation, the epsilon of the norms, the heads,
+the mean and deviation of pixels, the scale of latents, eps or v, batch statistics, and the tokenizer.
+"""
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from mmdiff.convert import exports, pipelines, public, schedulers
+from mmdiff.core import tree
+from mmdiff.core.build import build
+from mmdiff.core.errors import DataError
+from mmdiff.models import AUTOENCODERS, CAPTIONERS, DENOISERS, MODELS, TEXT_ENCODERS
+from mmdiff.train import checkpoint, run_directory
+
+# Objective -> its models: key of the config -> (table, parameter group).
+PARTS: dict[str, dict[str, tuple[Mapping[str, str], str]]] = {
+  "contrastive": {"model": (MODELS, "")},
+  "coca": {"model": (CAPTIONERS, "")},
+  "autoencoder": {"model": (AUTOENCODERS, "autoencoder")},
+  "diffusion": {"denoiser": (DENOISERS, "denoiser"), "condition": (TEXT_ENCODERS, "text"), "encode": (AUTOENCODERS, "autoencoder")},
+}
+# What a denoiser learned to do: keys of the objective.
+LEARNED = ("prediction", "schedule", "zero_terminal_snr", "uncond")
+# Fields of a model that are no facts: how it runs, how it began, and what the shapes of its parameters tell or a start may resize.
+RUNS = ("parent", "name", "dtype", "remat", "unroll", "attention", "implementation")
+BEGAN = ("scale_init", "bias_init", "position_std", "word_std", "patch_std", "embed_std", "gate_init", "open_start", "total_depth")
+SHAPED = ("image_size", "length", "text_len", "patch", "vocab", "width", "depth", "mlp_dim", "embed_dim", "widths", "latent_channels",
+          "channels", "queries", "blocks", "class_token", "projection_bias", "skip", "whole")
+# A text encoder alone, as published, does not say which of its layers is read, nor how, nor with what its texts are padded.
+NOT_SAID = ("layers", "norm", "pad")
+
+
+class Weights(NamedTuple):
+  """The leaves of a source, its batch statistics, its facts by path, and what it is."""
+  leaves: Mapping[str, np.ndarray]
+  about: str
+  public: bool = False
+  statistics: Mapping[str, np.ndarray] = {}
+  facts: Mapping[str, Any] = {}
+
+  def has(self, entry: str) -> bool:
+    return any(within(name, entry) for name in self.leaves)
+
+
+def within(path: str, entry: str) -> bool:
+  """Whether an entry is a path or the start of it."""
+  return path == entry or path.startswith(f"{entry}/")
+
+
+def leaves_of(values: Any, prefix: str = "") -> dict[str, np.ndarray]:
+  return {prefix + name: leaf for name, leaf in zip(tree.paths(values), jax.tree.leaves(values))}
+
+
+def of_module(module: Any, group: str) -> dict[str, Any]:
+  """{path/field: value} of a module and those within it; `group` is the path of its parameters. `layers` are those whose states it
+  reads."""
+  start = f"{group}/" if group else ""
+  made: dict[str, Any] = {}
+  for field in getattr(module, "__dataclass_fields__", {}):
+    value = getattr(module, field)
+    if isinstance(value, nn.Module):
+      made |= of_module(value, f"{start}{field}")
+    elif field not in (*RUNS, *BEGAN, *SHAPED) and not isinstance(value, Mapping):
+      made[f"{start}{field}"] = tuple(value) if isinstance(value, (list, tuple)) else value
+  if hasattr(module, "skip"):
+    made[f"{start}layers"] = module.depth - module.skip
+  return made
+
+
+def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The facts of a run's models, by the path of their parameters."""
+  objective, made = config["objective"], dict[str, Any]()
+  for key, (table, group) in PARTS.get(objective["name"], {}).items():
+    if objective.get(key):
+      made |= of_module(build(table, objective[key]), group)
+  if objective["name"] == "diffusion":
+    made |= {f"denoiser/{key}": objective[key] for key in LEARNED if key in objective}
+    if objective["schedule"] not in exports.BETAS:
+      made.pop("denoiser/zero_terminal_snr", None)       # of discrete schedules
+  if made.get("text/pool") == "last":                    # the embedding of a text is at the end of its padding
+    made["text/text_len"] = config["data"]["text_len"]
+  return of_pixels(made)
+
+
+def learned(pipeline: pipelines.Pipeline) -> dict[str, Any]:
+  """What a pipeline's denoiser was trained for, as far as its files say so."""
+  said = pipeline.scheduler
+  beta = {key: said.get(key) for key in ("beta_schedule", "beta_start", "beta_end")}
+  schedule = next((name for name, known in exports.BETAS.items() if known == beta), " ".join(map(str, beta.values())))
+  schedule = "cosine" if beta["beta_schedule"] == "squaredcos_cap_v2" else schedule
+  made = {"prediction": schedulers.PREDICTIONS.get(said.get("prediction_type", "epsilon")), "schedule": schedule,
+          "zero_terminal_snr": bool(said.get("rescale_betas_zero_snr")), "uncond": "zeros" if pipeline.zeros else "empty"}
+  if any("does not say what it predicts" in notice for notice in pipeline.notices):
+    made.pop("prediction")
+  return {f"denoiser/{key}": value for key, value in made.items()}
+
+
+def of_pixels(made: Mapping[str, Any]) -> dict[str, Any]:
+  """The pixels' mean and deviation, which a whole model has, as facts of its image tower."""
+  towers = any(key.startswith("image/") for key in made)
+  return {f"image/{key}" if towers and key in ("mean", "std") else key: value for key, value in made.items()}
+
+
+def weights_of(path: str, params: str = "") -> Weights:
+  """The parameters at a path. Raises DataError."""
+  quiet = jax.process_index() > 0
+  if pipelines.is_pipeline(path):
+    whole = pipelines.load(path, quiet=quiet)
+    told = {name: fact for group, part in whole.parts.items() for name, fact in of_module(part.module, group).items()}
+    return Weights({name: leaf for group, part in whole.parts.items() for name, leaf in leaves_of(part.params, f"{group}/").items()},
+                   f"{path} ({', '.join(whole.parts)})", public=True, facts=told | learned(whole))
+  if public.is_public(path):
+    one = public.load(path, quiet=quiet)
+    pixels = {key: tuple(value) for key, value in (one.config.get("model") or {}).items() if key in ("mean", "std")}
+    made = of_pixels(of_module(one.module, "") | pixels)           # an image tower alone has them beside the module
+    if one.config["objective"] is None:
+      made = {key: value for key, value in made.items() if key not in NOT_SAID}
+    elif made.get("text/pool") == "last":
+      made["text/text_len"] = one.config["data"]["text_len"]
+    return Weights(leaves_of(one.params), f"{path} ({one.format})", public=True, statistics=leaves_of(one.statistics), facts=made)
+  if not Path(path.rpartition("@")[0] or path).exists() and not Path(path).exists():
+    raise DataError(f"init: {path}: no such file or folder; give a run directory of `mmdiff train`, or a public checkpoint")
+  workdir, step = run_directory.locate(path)
+  config = run_directory.read_config(workdir)
+  average = run_directory.average(config, params or None)
+  values, extra, meta = checkpoint.restore_params(workdir, step=step, ema=average)
+  return Weights(leaves_of(values), f"{path} (step {meta['step']}, {average or run_directory.RAW} parameters)",
+                 statistics=leaves_of(extra), facts=facts_of(config))
+
+
+def text_sources(init: Mapping[str, Any]) -> Iterator[str]:
+  """The paths that a run's text tower starts from, the most particular one first."""
+  parts = init.get("parts") or {}
+  yield from (parts[entry] for entry in sorted(parts, key=len, reverse=True) if entry.split("/")[0] == "text")
+  entry = max((entry for entry in init.get("map") or {} if within("text", entry)), key=len, default=None)
+  if init.get("path") and "text" not in parts and not (entry is not None and init["map"][entry] == ""):
+    yield init["path"]
+
+
+def tokenizer_of(path: str) -> Path | None:
+  """The tokenizer that the run at `path` was trained with; None for a public checkpoint. Raises DataError."""
+  if public.is_public(path):
+    return None
+  file = run_directory.locate(path)[0] / "tokenizer.json"
+  if not file.is_file():
+    raise DataError(f"init: {file} is missing; give a run directory of `mmdiff train`")
+  return file
