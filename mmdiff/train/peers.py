@@ -145,7 +145,7 @@ def explain(error: Exception) -> None:
     return
   _, beats, coordinator = _kept
   until = time.monotonic() + (LATE_BEATS + 2) * BEAT_SECONDS
-  while time.monotonic() < until:
-    if lost := lost_ones(beats, coordinator):
-      leave(lost)
+  while not (lost := lost_ones(beats, coordinator)) and time.monotonic() < until:
     time.sleep(BEAT_SECONDS / 4)
+  if lost:
+    leave(lost)

@@ -75,9 +75,8 @@ def check(name, tmp_path, monkeypatch, ends):
   assert found == lines(tmp_path / "other") and len({row["loss"] for row in found}) == STEPS
 
 
-@pytest.mark.parametrize("name, ends", [("contrastive", [(3, "killed")]), ("diffusion", [(2, "stopped")])])
-def test_a_run_that_was_ended_and_went_on_is_the_one_that_was_not(tmp_path, monkeypatch, name, ends):
-  check(name, tmp_path, monkeypatch, ends)
+def test_a_run_that_was_killed_and_went_on_is_the_one_that_was_not(tmp_path, monkeypatch):
+  check("contrastive", tmp_path, monkeypatch, [(3, "killed")])
 
 
 @pytest.mark.long
