@@ -14,9 +14,9 @@ from mmdiff.convert import schedulers
 # Fields that are no part of what a trained model computes: how it runs, how it began, and what the shapes of its parameters tell or a load
 # may change by resizing.
 RUNS = ("parent", "name", "dtype", "remat", "unroll", "attention", "implementation")
-BEGAN = ("scale_init", "bias_init", "position_std", "word_std", "open_start", "total_depth")
-SHAPED = ("image_size", "length", "patch", "vocab", "width", "mlp_dim", "embed_dim", "widths", "latent_channels", "channels", "queries",
-          "blocks", "class_token", "projection_bias")
+BEGAN = ("scale_init", "bias_init", "position_std", "word_std", "patch_std", "embed_std", "gate_init", "open_start", "total_depth")
+SHAPED = ("image_size", "length", "text_len", "patch", "vocab", "width", "mlp_dim", "embed_dim", "widths", "latent_channels", "channels",
+          "queries", "blocks", "class_token", "projection_bias")
 # Of text encoders: layers beyond the one that is read do not matter, but for `pooled`, whose projection tells.
 LAYERS = ("depth", "skip", "whole")
 

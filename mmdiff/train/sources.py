@@ -1,7 +1,7 @@
 """Where a run's first weights come from: other runs and public checkpoints, with what else there is to know of them.
 
 A leaf's numbers are half of it. The other half are facts that no shape tells, such as the activation, the epsilon of the norms, the heads,
-the mean and deviation of pixels, the scale of latents, eps or v, batch statistics, and the tokenizer.
+the mean and deviation of pixels, the scale of latents, eps or v (`convert.facts`), batch statistics, and the tokenizer.
 """
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import linen as nn
 
-from mmdiff.convert import exports, pipelines, public, schedulers
+from mmdiff.convert import exports, facts, pipelines, public
 from mmdiff.core import tree
 from mmdiff.core.build import build
 from mmdiff.core.errors import DataError
@@ -27,11 +26,6 @@ PARTS: dict[str, dict[str, tuple[Mapping[str, str], str]]] = {
 }
 # What a denoiser learned to do: keys of the objective.
 LEARNED = ("prediction", "schedule", "zero_terminal_snr", "uncond")
-# Fields of a model that are no facts: how it runs, how it began, and what the shapes of its parameters tell or a start may resize.
-RUNS = ("parent", "name", "dtype", "remat", "unroll", "attention", "implementation")
-BEGAN = ("scale_init", "bias_init", "position_std", "word_std", "patch_std", "embed_std", "gate_init", "open_start", "total_depth")
-SHAPED = ("image_size", "length", "text_len", "patch", "vocab", "width", "depth", "mlp_dim", "embed_dim", "widths", "latent_channels",
-          "channels", "queries", "blocks", "class_token", "projection_bias", "skip", "whole")
 # A text encoder alone, as published, does not say which of its layers is read, nor how, nor with what its texts are padded.
 NOT_SAID = ("layers", "norm", "pad")
 
@@ -57,28 +51,12 @@ def leaves_of(values: Any, prefix: str = "") -> dict[str, np.ndarray]:
   return {prefix + name: leaf for name, leaf in zip(tree.paths(values), jax.tree.leaves(values))}
 
 
-def of_module(module: Any, group: str) -> dict[str, Any]:
-  """{path/field: value} of a module and those within it; `group` is the path of its parameters. `layers` are those whose states it
-  reads."""
-  start = f"{group}/" if group else ""
-  made: dict[str, Any] = {}
-  for field in getattr(module, "__dataclass_fields__", {}):
-    value = getattr(module, field)
-    if isinstance(value, nn.Module):
-      made |= of_module(value, f"{start}{field}")
-    elif field not in (*RUNS, *BEGAN, *SHAPED) and not isinstance(value, Mapping):
-      made[f"{start}{field}"] = tuple(value) if isinstance(value, (list, tuple)) else value
-  if hasattr(module, "skip"):
-    made[f"{start}layers"] = module.depth - module.skip
-  return made
-
-
 def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
   """The facts of a run's models, by the path of their parameters."""
   objective, made = config["objective"], dict[str, Any]()
   for key, (table, group) in PARTS.get(objective["name"], {}).items():
     if objective.get(key):
-      made |= of_module(build(table, objective[key]), group)
+      made |= facts.of_module(build(table, objective[key]), group)
   if objective["name"] == "diffusion":
     made |= {f"denoiser/{key}": objective[key] for key in LEARNED if key in objective}
     if objective["schedule"] not in exports.BETAS:
@@ -88,17 +66,12 @@ def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
   return of_pixels(made)
 
 
-def learned(pipeline: pipelines.Pipeline) -> dict[str, Any]:
-  """What a pipeline's denoiser was trained for, as far as its files say so."""
-  said = pipeline.scheduler
-  beta = {key: said.get(key) for key in ("beta_schedule", "beta_start", "beta_end")}
-  schedule = next((name for name, known in exports.BETAS.items() if known == beta), " ".join(map(str, beta.values())))
-  schedule = "cosine" if beta["beta_schedule"] == "squaredcos_cap_v2" else schedule
-  made = {"prediction": schedulers.PREDICTIONS.get(said.get("prediction_type", "epsilon")), "schedule": schedule,
-          "zero_terminal_snr": bool(said.get("rescale_betas_zero_snr")), "uncond": "zeros" if pipeline.zeros else "empty"}
-  if any("does not say what it predicts" in notice for notice in pipeline.notices):
-    made.pop("prediction")
-  return {f"denoiser/{key}": value for key, value in made.items()}
+def of_pipeline(pipeline: pipelines.Pipeline) -> dict[str, Any]:
+  """The facts of a pipeline's parts, and what its denoiser was trained for, as far as its files say so."""
+  made = facts.of_pipeline(pipeline)
+  silent = ("prediction",) if any("does not say what it predicts" in notice for notice in pipeline.notices) else ()
+  learned = {f"denoiser/{key}": made[key] for key in LEARNED if key in made and key not in silent}
+  return {name: fact for name, fact in made.items() if "/" in name} | learned
 
 
 def of_pixels(made: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,13 +85,11 @@ def weights_of(path: str, params: str = "") -> Weights:
   quiet = jax.process_index() > 0
   if pipelines.is_pipeline(path):
     whole = pipelines.load(path, quiet=quiet)
-    told = {name: fact for group, part in whole.parts.items() for name, fact in of_module(part.module, group).items()}
     return Weights({name: leaf for group, part in whole.parts.items() for name, leaf in leaves_of(part.params, f"{group}/").items()},
-                   f"{path} ({', '.join(whole.parts)})", public=True, facts=told | learned(whole))
+                   f"{path} ({', '.join(whole.parts)})", public=True, facts=of_pipeline(whole))
   if public.is_public(path):
     one = public.load(path, quiet=quiet)
-    pixels = {key: tuple(value) for key, value in (one.config.get("model") or {}).items() if key in ("mean", "std")}
-    made = of_pixels(of_module(one.module, "") | pixels)           # an image tower alone has them beside the module
+    made = of_pixels(facts.of_loaded(one))
     if one.config["objective"] is None:
       made = {key: value for key, value in made.items() if key not in NOT_SAID}
     elif made.get("text/pool") == "last":

@@ -68,4 +68,4 @@ def test_a_single_file_does_not_say_eps_or_v_by_itself(tmp_path):
   assert sources.weights_of(str(file)).facts["denoiser/prediction"] == "eps"        # a Stable Diffusion 1
   whole = toy_pipelines.make(tmp_path / "tokens")
   silent = whole._replace(notices=("model.safetensors does not say what it predicts: took eps; …",))
-  assert "denoiser/prediction" in sources.learned(whole) and "denoiser/prediction" not in sources.learned(silent)
+  assert "denoiser/prediction" in sources.of_pipeline(whole) and "denoiser/prediction" not in sources.of_pipeline(silent)
