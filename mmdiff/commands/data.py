@@ -34,7 +34,7 @@ FLAGS = {
   "source": dict(help="a SOURCE as above, or the name of one with --source.KEY=VALUE (all but build)"),
   "config": dict(help="take data.source of this config instead (all but build)"),
   "out": dict(help="where results go: a folder, or a file for validate and tokenizer"),
-  "format": dict(type="str,", default=("webdataset",), help="webdataset, array_record or both (build, shard)"),
+  "format": dict(type="str,", help="webdataset, array_record or both; by default both of emoji, else webdataset (build, shard)"),
   "per_shard": dict(type="int", default=10_000, help="records per tar (build, shard)"),
   "dataset_name": dict(default="", help="name of the TFDS set; by default that of the source (build, shard)"),
   "splits": dict(type="str,", default=(), help="which splits; by default all (build)"),
@@ -48,6 +48,7 @@ FLAGS = {
   "threads": dict(type="int", default=4, help="reading threads (validate)"),
   "max_bad_fraction": dict(type="float", default=0.1, help="exit 65 beyond it (validate)"),
   "max_pixels": dict(type="int", default=89_478_485, help="a larger picture is bad (validate)"),
+  "max_decode_bytes": dict(type="int", default=1_073_741_824, help="a picture that takes more memory to decode is bad (validate)"),
   "vocab": dict(type="int", default=512, help="tokens (tokenizer)"),
   "sample": dict(type="int", default=100_000, help="records whose captions are read, spread over the source (tokenizer)"),
   "parts": dict(type="str,", default=(), help="latents, texts or both; by default those whose encoder the config freezes (precompute)"),
@@ -58,7 +59,7 @@ FLAGS = {
 TAKES = {
   "build": ("out", "format", "per_shard", "dataset_name", "splits", "tier", "count", "size", "font", "table"),
   "inspect": ("source", "config", "out", "examples"),
-  "validate": ("source", "config", "out", "limit", "threads", "max_bad_fraction", "max_pixels"),
+  "validate": ("source", "config", "out", "limit", "threads", "max_bad_fraction", "max_pixels", "max_decode_bytes"),
   "shard": ("source", "config", "out", "format", "per_shard", "dataset_name"),
   "index": ("source", "config"),
   "tokenizer": ("source", "config", "out", "vocab", "sample"),
@@ -116,13 +117,14 @@ def _source_problems(rest: Sequence[str], overrides: Sequence[tuple[str, str | N
 
 def _bad_numbers(given: Mapping[str, Any]) -> list[str]:
   least = {"per_shard": 1, "per_unit": 1, "batch_size": 1,
-           "examples": 1, "threads": 1, "limit": 0, "count": 0, "size": 0, "vocab": 1, "sample": 1, "max_pixels": 1}
+           "examples": 1, "threads": 1, "limit": 0, "count": 0, "size": 0, "vocab": 1, "sample": 1, "max_pixels": 1,
+           "max_decode_bytes": 1}
   return [f"--{name}: expected at least {low}, found {given[name]}" for name, low in least.items() if name in given and given[name] < low]
 
 
 def _bad_formats(given: Mapping[str, Any]) -> list[str]:
   known = lambda name: nearest(name, FORMATS) or " or ".join(FORMATS)
-  return [f"--format: unknown format {name!r}; did you mean {known(name)}?" for name in given.get("format", ()) if name not in FORMATS]
+  return [f"--format: unknown format {name!r}; did you mean {known(name)}?" for name in given.get("format") or () if name not in FORMATS]
 
 
 def source_config(given: Mapping[str, Any], overrides: Sequence[tuple[str, str | None]]) -> tuple[dict[str, Any], list[str]]:
@@ -205,6 +207,7 @@ def _build(given: dict[str, Any], argv: list[str], overrides: Sequence) -> int:
     from mmdiff.data.emoji import emoji
     configs = {split: {"split": split, "size": given["size"], "font": given["font"], "table": given["table"]} for split in splits}
     sources = {split: emoji(**config) for split, config in configs.items()}
+  given = given | dict(format=given["format"] or (FORMATS if what == "emoji" else ()))
   name = given["dataset_name"] or (what if what == "emoji" else f"scenes_{given['tier'].lower()}")
   about = {"argv": ["data", *argv], "source": configs, "versions": versions()}
   return _write(sources, given, name, about, folders=True)
@@ -218,14 +221,15 @@ def _write(sources: Mapping[str, Any], given: Mapping[str, Any], name: str, abou
   """Writes the formats asked for; with `folders`, each split's shards go to a folder of its name."""
   from mmdiff.data import array_records, shards
   results: dict[str, Any] = {}
-  if "webdataset" in given["format"]:
+  formats = given["format"] or FORMATS[:1]
+  if "webdataset" in formats:
     for split, source in sources.items():
       progress = Progress(f"{split}:")
       out = os.path.join(given["out"], split) if folders else given["out"]
       results.setdefault("webdataset", {})[split] = done = shards.write(source, out, per_shard=given["per_shard"], tell=progress)
       progress.close()
       print(f"{out}: {done['count']:,} records in {done['shards']} shards ({done['kept_shards']} were there), bad {done['bad'] or 'none'}")
-  if "array_record" in given["format"]:
+  if "array_record" in formats:
     progress = Progress("array_record:")
     results["array_record"] = done = array_records.write(sources, given["out"], name=name, tell=progress)
     progress.close()
@@ -279,7 +283,8 @@ def _validate(source: Any, given: dict[str, Any], about: dict[str, Any]) -> int:
   from mmdiff.data import survey
   progress = Progress("records")
   start = time.monotonic()
-  found = survey.validate(source, max_pixels=given["max_pixels"], threads=given["threads"], limit=given["limit"], tell=progress)
+  found = survey.validate(source, max_pixels=given["max_pixels"], max_bytes=given["max_decode_bytes"], threads=given["threads"],
+                          limit=given["limit"], tell=progress)
   progress.close()
   found |= {"records_per_second": round(found["records"] / max(time.monotonic() - start, 1e-9), 1)}
   if given["out"]:

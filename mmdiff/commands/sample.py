@@ -9,16 +9,17 @@ a column `prompt`, `caption` or `text`. Picture IIIII_JJ.png is copy J of prompt
 own seed + J); it depends on its prompt, its seed and the settings alone. --out gets the pictures, metadata.jsonl (which `mmdiff evaluate
 --images` reads), grid.png, index.html and sample.json. Stopped half-way, the same command draws what is missing.
 """
-import csv
-import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmdiff.core.errors import CannotWrite, ConfigError, DataError
 from mmdiff.core.files import versions, write_json
+from mmdiff.data import tables
+from mmdiff.data.quarantine import BadRecord
 
 FLAGS = {
   "model": dict(type="str", required=True, help="run directory, DIR@STEP for one of its steps; or a public text-to-image model"),
@@ -87,16 +88,19 @@ def read_prompts(prompts: str) -> list[dict[str, Any]]:
   except (OSError, ValueError) as error:
     raise DataError(f"--prompts={prompts}: cannot be read: {error}") from None
   if file.suffix.lower() == ".txt":
-    rows: list[Any] = [dict(prompt=line.strip()) for line in text.splitlines() if line.strip()]
+    rows: list[Any] = [dict(prompt=line.strip()) for line in tables.LINE_END.split(text) if line.strip()]
   elif file.suffix.lower() == ".jsonl":
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
       try:
         rows += [json.loads(line)] if line.strip() else []
-      except ValueError as error:
+      except (ValueError, RecursionError) as error:
         raise DataError(f"{file}:{number}: not valid JSON: {error}") from None
   else:
-    rows = list(csv.DictReader(io.StringIO(text), delimiter="\t" if file.suffix.lower() == ".tsv" else ","))
+    rows, _ = tables.read(str(file))
+    bad = [row for row in rows if isinstance(row, BadRecord)]
+    if bad:
+      raise DataError(f"--prompts={prompts}: {len(bad)} of {len(rows)} rows are no prompts, the first one: {bad[0].detail}")
   found = [_row(row, f"{file}, prompt {number}") for number, row in enumerate(rows, 1)]
   if not found:
     raise DataError(f"--prompts={prompts}: the file has no prompts")
@@ -111,7 +115,7 @@ def _row(row: Any, where: str) -> dict[str, Any]:
   seed = named.get("seed")
   if prompt is None or not isinstance(named.get("negative") or "", str):
     raise DataError(f"{where}: expected a text under {', '.join(COLUMNS)}, found {row!r:.80}")
-  if seed not in (None, "") and not str(seed).isdigit():
+  if seed not in (None, "") and not re.fullmatch(r"[0-9]{1,20}", str(seed)):
     raise DataError(f"{where}: seed: expected a whole number, found {seed!r}")
   return dict(prompt=prompt, negative=named.get("negative") or "") | ({} if seed in (None, "") else dict(seed=int(seed)))
 

@@ -9,7 +9,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,22 +38,18 @@ def write(splits: Mapping[str, Any], out: str, *, name: str, description: str = 
     raise DataError(f"{target} holds records of another source; choose another folder or version, or remove it")
   if target.exists():
     raise DataError(f"{target} exists and was not finished by this command; remove it or choose another folder")
-  kinds = sorted({kind for source in splits.values() for i in range(min(64, len(source))) for kind in _captions(source, i)})
+  kinds = sorted({kind for source in splits.values() for i in range(len(source)) for kind in _captions(source, i)})
   if not kinds:
-    raise DataError("no captions in the first records of the source; an array_record set needs some")
+    raise DataError("no captions in the source; an array_record set needs some")
   total = sum(len(source) for source in splits.values())
   bad: collections.Counter[str] = collections.Counter()
-  text = tensorflow_datasets.features.Text()
-
   class Written(tensorflow_datasets.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tensorflow_datasets.core.Version(version)
     code_path = None                                                      # there is no package of checksums to look for
 
     def _info(self):
-      features = tensorflow_datasets.features
-      return tensorflow_datasets.core.DatasetInfo(builder=self, description=description or f"Written by mmdiff from {name}.", features=(
-        features.FeaturesDict({"key": text, "image": features.Image(shape=(None, None, 3)), "extras": text,
-                               "captions": {kind: features.Sequence(text) for kind in kinds}})))
+      return tensorflow_datasets.core.DatasetInfo(builder=self, description=description or f"Written by mmdiff from {name}.",
+                                                  features=features_of(kinds))
 
     def _split_generators(self, _):
       return {split: self._generate_examples(split) for split in splits}
@@ -67,9 +63,7 @@ def write(splits: Mapping[str, Any], out: str, *, name: str, description: str = 
           if record["key"] in seen:
             raise DataError(f"{name}: key {record['key']!r} comes twice; the records of a set need different keys")
           seen.add(record["key"])
-          data, _ = shards.encoded(record["image"])
-          yield record["key"], {"key": record["key"], "image": data, "captions": {kind: _texts(record, kind) for kind in kinds},
-                                "extras": json.dumps(plain(records.extras_of(record)))}
+          yield record["key"], example_of(record, kinds)
         except BadRecord as fault:
           bad[fault.kind] += 1
         tell(before + i + 1, total)
@@ -88,6 +82,23 @@ def write(splits: Mapping[str, Any], out: str, *, name: str, description: str = 
   done = {"count": sum(counts.values()), "splits": counts, "bad": dict(bad), "path": str(target), "kept": False, "fingerprint": identity}
   write_json(note, done)
   return done
+
+
+def features_of(kinds: Sequence[str]) -> Any:
+  """The TFDS features of records with captions of these kinds."""
+  from tensorflow_datasets import features
+  text = features.Text()
+  return features.FeaturesDict({"key": text, "image": features.Image(shape=(None, None, 3)), "extras": text,
+                                "captions": {kind: features.Sequence(text) for kind in kinds}})
+
+
+def example_of(record: Mapping, kinds: Sequence[str]) -> dict[str, Any]:
+  """A record as those features take it. BadRecord for a picture of no known format, or a kind that the set has no place for."""
+  data, _ = shards.encoded(record["image"])
+  if other := set(record["captions"]) - set(kinds):
+    raise BadRecord("bad_type", f"captions of kind {', '.join(sorted(other))}, which the set has no place for", record["key"])
+  return {"key": record["key"], "image": data, "captions": {kind: _texts(record, kind) for kind in kinds},
+          "extras": json.dumps(plain(records.extras_of(record)))}
 
 
 def _captions(source: Any, i: int) -> Mapping[str, Any]:

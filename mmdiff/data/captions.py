@@ -126,7 +126,7 @@ def parse_line(line: bytes, where: str) -> tuple[str, dict]:
   """(key, captions by kind) of one side-car line. Raises DataError that names the line."""
   try:
     entry = json.loads(line)
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise DataError(f"{where}: not a JSON object: {error}") from None
   if not isinstance(entry, dict) or not isinstance(entry.get("key"), str):
     raise DataError(f'{where}: expected {{"key": …, kind: caption, …}}, found {line[:80]!r}')

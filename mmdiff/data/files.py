@@ -2,17 +2,15 @@
 
 Nothing outside the folder is ever opened: `..`, absolute paths and links that lead elsewhere make a BadRecord("unreadable").
 """
-import csv
+import collections
 import hashlib
-import io
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from mmdiff.core.errors import DataError
-from mmdiff.data import records
+from mmdiff.data import records, tables
 from mmdiff.data.quarantine import BadRecord
 
 TABLES = ("metadata.jsonl", "metadata.csv", "captions.jsonl", "captions.csv", "captions.json", "metadata.json")
@@ -21,10 +19,12 @@ KEY_COLUMNS = ("key", "id")
 
 
 class Folder:
-  """Pictures under `root`, one per row. A row is {"key", "file", "captions", …} or the BadRecord to raise for it."""
+  """Pictures under `root`, one per row. A row is {"key", "file", "captions", …} or the BadRecord to raise for it. `skipped` counts what was
+  found and belongs to no row, by reason."""
 
-  def __init__(self, root: str, rows: Sequence[Mapping[str, Any] | BadRecord], *, identity: str, labels: tuple[str, ...] = ()):
-    self.root, self._rows, self._identity, self.labels = os.path.realpath(root), rows, identity, labels
+  def __init__(self, root: str, rows: Sequence[Mapping[str, Any] | BadRecord], *, identity: str, labels: tuple[str, ...] = (),
+               skipped: Mapping[str, int] = {}):               # noqa: B006
+    self.root, self._rows, self._identity, self.labels, self.skipped = os.path.realpath(root), rows, identity, labels, dict(skipped)
     if not any(isinstance(row, Mapping) and _inside(self.root, row["file"]) for row in rows):
       first = next((f"{row.kind}: {row.detail}" if isinstance(row, BadRecord) else repr(row["file"]) for row in rows), "no rows")
       raise DataError(f"{root}: none of {len(rows)} records has its picture in this folder (first: {first}); picture paths must be "
@@ -73,62 +73,13 @@ def _text_bytes(root: str, name: str) -> bytes:
   return data
 
 
-def read_table(path: str) -> tuple[list[dict[str, Any] | BadRecord], str]:
-  """The rows of a CSV, TSV, JSONL or JSON-list file and a digest of its bytes.
-
-  A line that can't be read becomes BadRecord("unreadable"); bytes that are not UTF-8 survive as lone surrogates, so that only the
-  field that holds them is faulty.
-  """
-  data = Path(path).read_bytes()
-  content, digest = data.decode("utf-8-sig", "surrogateescape"), hashlib.blake2b(data, digest_size=16).hexdigest()
-  suffix = Path(path).suffix.lower()
-  rows: list[dict[str, Any] | BadRecord] = []
-  if suffix in (".csv", ".tsv"):
-    previous = csv.field_size_limit(records.MAX_TEXT_BYTES)
-    try:
-      reader = csv.DictReader(io.StringIO(content, newline=""), delimiter="\t" if suffix == ".tsv" else ",", restkey="")
-      for row in reader:
-        rows.append({name: value or None for name, value in row.items() if name})
-    except csv.Error as error:
-      raise DataError(f"{path}: line {reader.line_num}: {error}; expected a CSV with a header row") from None
-    finally:
-      csv.field_size_limit(previous)
-  elif suffix in (".jsonl", ".json"):
-    items = content.split("\n") if suffix == ".jsonl" else _json(path, content)
-    if not isinstance(items, list):
-      raise DataError(f"{path}: found a JSON {type(items).__name__}, expected a list of objects with a picture and a caption "
-                      "(for COCO annotation files use the source `coco`)")
-    for number, item in enumerate(items, 1):
-      if isinstance(item, str) and suffix == ".jsonl":
-        if not item.strip():
-          continue
-        try:
-          item = json.loads(item)
-        except (ValueError, RecursionError) as error:
-          rows.append(BadRecord("unreadable", f"{path} line {number}: {error}"))
-          continue
-      rows.append(item if isinstance(item, dict) else BadRecord("unreadable", f"{path} item {number}: not an object"))
-  else:
-    raise DataError(f"{path}: unknown kind of table {suffix!r}; expected .csv, .tsv, .jsonl or .json")
-  if not rows:
-    raise DataError(f"{path}: no rows; expected a header and one line per picture")
-  return rows, digest
-
-
-def _json(path: str, content: str) -> Any:
-  try:
-    return json.loads(content)
-  except (ValueError, RecursionError) as error:
-    raise DataError(f"{path}: not JSON ({error}); write it anew") from None
-
-
 def _stem(name: str) -> str:
   folder, file = os.path.split(name)
   return os.path.join(folder, file.rpartition(".")[0] or file)
 
 
 def _from_table(root: str, table: str, image_column: str, columns: Mapping[str, str], captionless: bool) -> Folder:
-  rows, digest = read_table(table)
+  rows, digest = tables.read(table)
   names = list(dict.fromkeys(name for row in rows[:100] if isinstance(row, dict) for name in row))
   image = image_column or next((name for name in IMAGE_COLUMNS if name in names), "")
   wanted = [image, *columns.values()]
@@ -154,6 +105,10 @@ def _from_table(root: str, table: str, image_column: str, columns: Mapping[str, 
       merged[key] = {"key": key, "file": file, "captions": captions} | records.extras_of(row)
       out.append(merged[key])
     elif merged[key]["file"] == file:                                     # several captions of one picture, a row each
+      other = [name for name, value in records.extras_of(row).items() if merged[key].get(name) != value]
+      if other:
+        raise DataError(f"{table} row {number}: {file!r} has the {other[0]} {row[other[0]]!r} here and {merged[key].get(other[0])!r} "
+                        "before; give the table a `key` column if these are two records")
       merged[key]["captions"] = {kind: _join(merged[key]["captions"].get(kind), captions.get(kind))
                                  for kind in dict.fromkeys([*merged[key]["captions"], *captions])}
     else:
@@ -170,40 +125,49 @@ def _join(a: str | list[str] | None, b: str | list[str] | None) -> str | list[st
   return both if len(both) > 1 else both[0] if both else []
 
 
-def _walk(root: str) -> tuple[list[str], set[str]]:
-  pictures, texts = [], set()
+def _walk(root: str) -> tuple[list[str], list[str], collections.Counter[str]]:
+  """(pictures, texts, what else there is by reason), names relative to the folder, in order."""
+  pictures, texts, others = [], [], collections.Counter[str]()
   for folder, folders, files in os.walk(root):
+    linked = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+    others["linked_folder"] += len(linked)
+    others["hidden"] += sum(name.startswith(".") for name in (*folders, *files))
     folders[:] = sorted(name for name in folders if not name.startswith("."))
-    for name in sorted(files):
-      relative = os.path.relpath(os.path.join(folder, name), root)
+    for name in sorted(name for name in files if not name.startswith(".")):
       suffix = name.rpartition(".")[2].lower()
-      if suffix in records.PICTURES and not name.startswith("."):
-        pictures.append(relative)
-      elif suffix == "txt":
-        texts.add(relative)
-  return pictures, texts
+      if suffix in records.PICTURES or suffix == "txt":
+        (texts if suffix == "txt" else pictures).append(os.path.relpath(os.path.join(folder, name), root))
+      else:
+        others["other_file"] += 1
+  return pictures, texts, others
 
 
 def _from_pictures(root: str, layout: str, captionless: bool) -> Folder:
-  pictures, texts = _walk(root)
+  pictures, texts, skipped = _walk(root)
   if not pictures:
     raise DataError(f"{root}: no pictures (*.{{{','.join(records.PICTURES)}}}) and no table ({', '.join(TABLES)}); "
                     f"found {sorted(os.listdir(root))[:5] or 'nothing'}; point `path` at the folder that holds them")
   stems = [_stem(name) for name in pictures]
   keys = stems if len(set(stems)) == len(stems) else pictures
-  beside: dict[str, dict[str, str]] = {}
+  beside = collections.defaultdict[str, dict[str, str]](dict)
+  known = set(stems)
   for name in texts:
-    folder, file = os.path.split(name)
-    stem, _, suffix = file.partition(".")
-    beside.setdefault(os.path.join(folder, stem), {})["original" if suffix.lower() == "txt" else suffix[:-4]] = name
-    beside.setdefault(_stem(name), {}).setdefault("original", name)
-  if layout == "text" or (layout == "auto" and any(stem in beside for stem in stems)):
-    if not any(stem in beside for stem in stems):
+    stem = records.owner(name, known)
+    kind = name[len(stem) + 1:-4] or "original"
+    if not stem or kind in beside[stem]:
+      skipped["second_text" if stem else "text_without_picture"] += 1
+    else:
+      beside[stem][kind] = name
+  told = any(beside.values())
+  if layout == "text" or (layout == "auto" and told):
+    if not told:
       raise DataError(f"{root}: {len(pictures)} pictures but no text beside them; expected {stems[0]}.txt and so on")
     rows = [{"key": key, "file": file, "captions": {}, "texts": beside.get(stem, {})} for key, file, stem in zip(keys, pictures, stems)]
-    return Folder(root, rows, identity=repr([(row["key"], row["texts"]) for row in rows]))
+    return Folder(root, rows, identity=repr([(row["key"], row["texts"]) for row in rows]), skipped=+skipped)
+  skipped["text"] += len(texts)
   if captionless:
-    return Folder(root, [{"key": key, "file": file, "captions": {}} for key, file in zip(keys, pictures)], identity=repr(keys))
+    rows = [{"key": key, "file": file, "captions": {}} for key, file in zip(keys, pictures)]
+    return Folder(root, rows, identity=repr(keys), skipped=+skipped)
   classes = tuple(sorted({os.path.dirname(name).split(os.sep)[0] for name in pictures}))
   if "" in classes or (layout == "auto" and len(classes) < 2):
     raise DataError(f"{root}: {len(pictures)} pictures but no captions; expected one of {', '.join(TABLES)}, a .txt beside each picture "
@@ -212,7 +176,7 @@ def _from_pictures(root: str, layout: str, captionless: bool) -> Folder:
   code = {name: i for i, name in enumerate(classes)}
   rows = [{"key": key, "file": file, "label": code[file.split(os.sep)[0]],
            "captions": {"original": file.split(os.sep)[0].replace("_", " ")}} for key, file in zip(keys, pictures)]
-  return Folder(root, rows, identity=repr(keys), labels=tuple(name.replace("_", " ") for name in classes))
+  return Folder(root, rows, identity=repr(keys), labels=tuple(name.replace("_", " ") for name in classes), skipped=+skipped)
 
 
 def _directory(path: str, what: str) -> str:
@@ -263,16 +227,29 @@ def coco(*, images: str, annotations: str, split: str = "") -> Folder:
   if not os.path.isfile(path):
     raise DataError(f"{annotations}: no such file; expected COCO's captions_val2014.json or Karpathy's dataset_coco.json")
   data = Path(path).read_bytes()
-  content = _json(path, data.decode("utf-8-sig", "surrogateescape"))
+  content = tables.parsed(path, data.decode("utf-8-sig", "surrogateescape"))
   try:
-    rows = _coco_rows(root, path, content, split)
+    pairs, skipped = _coco_pairs(root, path, content, split)
   except (KeyError, TypeError, AttributeError) as error:
     raise DataError(f"{annotations}: not a caption file of COCO ({type(error).__name__}: {error}); expected images[] with annotations[] "
                     "of image_id and caption, or images[] with sentences[] (Karpathy)") from None
-  return Folder(root, rows, identity=hashlib.blake2b(data).hexdigest()[:32] + split)
+  plain = [_stem(os.path.basename(file)) for file, _ in pairs]
+  keys = plain if len(set(plain)) == len(plain) else [_stem(file) for file, _ in pairs]
+  twice = [key for key, count in collections.Counter(keys).items() if count > 1]
+  if twice:
+    raise DataError(f"{annotations}: {len(twice)} pictures are in it more than once, first {twice[0]!r}; captions and results are joined "
+                    "by the picture's name, so list each once")
+  rows: list[dict[str, Any] | BadRecord] = []
+  for key, (file, captions) in zip(keys, pairs):
+    try:
+      rows.append({"key": key, "file": file, "captions": {"original": records.caption(captions)} if captions else {}})
+    except BadRecord as fault:
+      rows.append(BadRecord(fault.kind, fault.detail, key))
+  return Folder(root, rows, identity=hashlib.blake2b(data).hexdigest()[:32] + split, skipped=+skipped)
 
 
-def _coco_rows(root: str, path: str, content: Mapping, split: str) -> list[dict[str, Any] | BadRecord]:
+def _coco_pairs(root: str, path: str, content: Mapping, split: str) -> tuple[list[tuple[str, list[Any]]], collections.Counter[str]]:
+  """((picture, captions) of every picture, what has none)."""
   pairs: list[tuple[str, list[Any]]] = []
   if "annotations" in content:
     if split:
@@ -280,22 +257,19 @@ def _coco_rows(root: str, path: str, content: Mapping, split: str) -> list[dict[
     by_image: dict[Any, list[Any]] = {}
     for note in content["annotations"]:
       by_image.setdefault(note["image_id"], []).append(note["caption"])
-    pairs = [(image["file_name"], by_image.get(image["id"], [])) for image in content["images"]]
-  else:
-    known = sorted({image["split"] for image in content["images"]})
-    wanted = split.split("+") if split else known
-    if set(wanted) - set(known):
-      raise DataError(f"{path}: unknown split {split!r}; it has {', '.join(known)}, several are joined by +")
-    for image in content["images"]:
-      if image["split"] in wanted:
-        nested = os.path.join(image.get("filepath", ""), image["filename"])
-        name = nested if os.path.exists(os.path.join(root, nested)) else image["filename"]
-        pairs.append((name, [sentence["raw"] for sentence in image["sentences"]]))
-  rows: list[dict[str, Any] | BadRecord] = []
-  for file, captions in pairs:
-    try:
-      found = {"original": records.caption(captions)} if captions else {}
-      rows.append({"key": _stem(os.path.basename(file)), "file": file, "captions": found})
-    except BadRecord as fault:
-      rows.append(fault)
-  return rows
+    names = {image["id"]: image["file_name"] for image in content["images"]}
+    if len(names) < len(content["images"]):
+      raise DataError(f"{path}: {len(content['images']):,} images share {len(names):,} ids, so their captions can't be told apart; "
+                      "write it anew with an id for each")
+    pairs = [(name, by_image.pop(number, [])) for number, name in names.items()]
+    return pairs, collections.Counter(caption_without_image=sum(map(len, by_image.values())))
+  known = sorted({image["split"] for image in content["images"]})
+  wanted = split.split("+") if split else known
+  if set(wanted) - set(known):
+    raise DataError(f"{path}: unknown split {split!r}; it has {', '.join(known)}, several are joined by +")
+  for image in content["images"]:
+    if image["split"] in wanted:
+      nested = os.path.join(image.get("filepath", ""), image["filename"])
+      name = nested if os.path.exists(os.path.join(root, nested)) else image["filename"]
+      pairs.append((name, [sentence["raw"] for sentence in image["sentences"]]))
+  return pairs, collections.Counter()

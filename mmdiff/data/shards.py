@@ -16,7 +16,7 @@ from PIL import Image
 
 from mmdiff.core.errors import DataError
 from mmdiff.core.files import plain, write_atomically, write_json
-from mmdiff.data import records
+from mmdiff.data import records, tar_index
 from mmdiff.data.quarantine import BadRecord
 
 SIGNATURES = {b"\xff\xd8\xff": "jpg", b"\x89PNG\r\n\x1a\n": "png", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tif", b"MM\0*": "tif"}
@@ -64,6 +64,7 @@ def write(source: Any, out: str, *, per_shard: int = 10_000, tell: Callable[[int
       write_json(about, stats | {"bytes": path.stat().st_size})
     else:
       kept += 1
+      seen.update(tar_index.prefix_of(member.name) for member in tar_index.members(str(path)))
       tell(rows.stop, total)
     count += stats["successes"]
     bad.update(stats["bad"])

@@ -4,6 +4,7 @@ A side-car is one such file, a folder of them, or the folder of a finished `mmdi
 """
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,10 @@ from pathlib import Path
 from mmdiff.core.errors import DataError
 from mmdiff.data import indexes, jobs, key_index, records
 from mmdiff.data.captions import parse_line
+from mmdiff.data.quarantine import BadRecord
+
+LOG = logging.getLogger(__name__)
+LOOKED_AT = 8                        # records that tell whether a side-car is that of a source
 
 
 def _hash(key: str) -> int:
@@ -20,8 +25,9 @@ def _hash(key: str) -> int:
 class Sidecar:
   """Random access by key; the text stays on disk, and of a large one the index too.
 
-  Every line is checked once, when the index is made. When a key appears again the later line wins, as in a file that a resumed captioner
-  appended to; `duplicates` counts the lines that lost. Threads and pickled copies share nothing but the files.
+  Every line is checked once, when the index is made. When a key appears again a later line's kinds win, as in a file that a resumed
+  captioner appended to, and kinds that it lacks stay; `duplicates` counts the lines that have a later one. Threads and pickled copies share
+  nothing but the files.
   """
 
   def __init__(self, path: str | os.PathLike):
@@ -32,6 +38,8 @@ class Sidecar:
     self._table = key_index.cached(index, key_index.stamp(self._names), self._make)
     self.kinds: dict[str, int] = dict(self._table.facts["kinds"])       # kind -> lines that have it
     self.duplicates: int = len(self._table) - self._table.facts["distinct"]
+    if self.duplicates:
+      LOG.warning("data.sidecar: %s: %d lines have the key of a later one, whose kinds replace theirs", self.path, self.duplicates)
 
   def _make(self, builder: key_index.Builder) -> dict:
     kinds: dict[str, int] = {}
@@ -59,12 +67,12 @@ class Sidecar:
 
   def get(self, key: str) -> dict:
     """The captions of a record by kind, {} if it has none here."""
-    for offset, where in self._table.find(_hash(key)):
+    captions: dict = {}
+    for offset, where in self._table.find(_hash(key)):                  # the last line first
       file, length = where >> 32, where & 0xFFFFFFFF
-      line_key, captions = parse_line(self._files.read(file, offset, length), self._names[file])
-      if line_key == key:
-        return captions
-    return {}
+      line_key, told = parse_line(self._files.read(file, offset, length), self._names[file])
+      captions = told | captions if line_key == key else captions
+    return captions
 
   def keys(self) -> Iterator[str]:
     """The keys in the order of the lines, those of lines that lost too. Reads everything."""
@@ -112,6 +120,12 @@ class Joined:
     more = self.sidecar.get(record["key"]) if isinstance(record, dict) and isinstance(record.get("key"), str) else {}
     return record | {"captions": dict(record.get("captions") or {}) | more} if more else record
 
+  @property
+  def skipped(self) -> dict[str, int]:
+    """What the source left out, and the side-car's lines that a later one replaced."""
+    lost = {"sidecar_line_replaced": self.sidecar.duplicates} if self.sidecar.duplicates else {}
+    return dict(getattr(self.source, "skipped", {})) | lost
+
   def __getattr__(self, name: str):
     if name.startswith("_") or name in ("source", "sidecar"):
       raise AttributeError(name)
@@ -125,5 +139,20 @@ def join(source, paths: str):
   """`source` with the side-car at `paths`, or with several between commas, of which a later one replaces an earlier one's kinds; "" is
   none."""
   for path in [paths] if os.path.exists(paths) else paths.split(","):
-    source = Joined(source, Sidecar(path)) if path else source
+    if path:
+      source = Joined(source, Sidecar(path))
+      _look(source)
   return source
+
+
+def _look(joined: Joined) -> None:
+  """Says so when none of a few records, spread over the source, has a line in the side-car: their keys may be written otherwise."""
+  count, found = min(LOOKED_AT, len(joined)), []
+  for n in range(count):
+    try:
+      found.append(records.without_image(joined.source, n * len(joined) // count)["key"])
+    except (BadRecord, KeyError, TypeError):
+      continue
+  if found and not any(isinstance(key, str) and joined.sidecar.get(key) for key in found):
+    LOG.warning("data.sidecar: %s has no captions for any of the %d records looked at, such as %r; its keys are such as %r",
+                joined.sidecar.path, len(found), found[0], next(joined.sidecar.keys(), ""))

@@ -54,7 +54,7 @@ def _pax(body: bytes, path: str, at: int) -> dict[str, bytes]:
   found = {}
   while body:
     length, _, _ = body.partition(b" ")
-    if not length.isdigit() or not 4 < int(length) <= len(body):
+    if not length.isdigit() or len(length) > 8 or not 4 < int(length) <= len(body):
       raise DataError(f"{path}: damaged pax header at byte {at}; get the file again")
     key, _, value = body[len(length) + 1:int(length) - 1].partition(b"=")
     found[key.decode("utf-8", "replace")] = value

@@ -169,12 +169,17 @@ class Tfds:
     record: dict[str, Any] = {"image": _at(example, self._steps[self._image])}
     for kind, names in self._names.items():
       label = int(found[kind])
+      if label >= len(names):
+        raise BadRecord("bad_type", f"{self._name} {self._split} {i}: class {label} of {len(names)}")
       found[kind] = names[label] if label >= 0 else []                    # TFDS writes -1 where a label is withheld
       record["label"] = label
     captions = {kind: _plain(value, kind) for kind, value in found.items()}
     record["key"] = str(_plain(_at(example, self._steps[self._key]), "key")) if self._key else f"{self._split}/{i:09d}"
     if self._extras:
-      record |= json.loads(_plain(example["extras"], "extras") or "{}")
+      try:
+        record |= json.loads(_plain(example["extras"], "extras") or "{}")
+      except (ValueError, RecursionError, TypeError) as error:
+        raise BadRecord("unreadable", f"{self._name} {self._split} {i}: extras: {error}", record["key"]) from None
     return record | {"captions": {kind: records.caption(value, what=kind) for kind, value in captions.items() if value != []}}
 
 

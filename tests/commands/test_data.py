@@ -82,7 +82,7 @@ def test_build_scenes(tmp_path, capsys):
 
 def test_build_emoji_or_how_to_get_the_font(tmp_path, capsys):
   there = any(map(os.path.isfile, emoji.FONTS)) and any(map(os.path.isfile, emoji.TABLES))
-  code = run("build", "emoji", "--splits=val", "--size=32", f"--out={tmp_path}", "--format=webdataset,array_record")
+  code = run("build", "emoji", "--splits=val", "--size=32", f"--out={tmp_path}")
   if not there:
     assert code == 65 and "apt-get install" in capsys.readouterr().err
     return

@@ -57,6 +57,18 @@ def test_a_text_is_one_prompt_and_a_wrong_file_is_named(tmp_path):
       sample.read_prompts(str(tmp_path / "p.jsonl"))
 
 
+def test_no_prompt_is_merged_with_its_neighbours_or_cut(tmp_path):
+  (tmp_path / "p.tsv").write_text('prompt\tn\n"quoth the raven\t1\na 5" nail\t2\nthe\u2028end\t3\n')
+  assert [row["prompt"] for row in sample.read_prompts(str(tmp_path / "p.tsv"))] == ['"quoth the raven', 'a 5" nail', "the\u2028end"]
+  (tmp_path / "p.txt").write_text("one\u2028line\r\nanother\x0cone\n")
+  assert [row["prompt"] for row in sample.read_prompts(str(tmp_path / "p.txt"))] == ["one\u2028line", "another\x0cone"]
+  for text, said in (("prompt\na cat, blue\n", "1 of 1 rows are no prompts, the first one: .*line 2: 2 cells, the header has 1"),
+                     ('prompt,n\n"a cat,1\n', "line 2: unexpected end of data")):
+    (tmp_path / "p.csv").write_text(text)
+    with pytest.raises(DataError, match=said):
+      sample.read_prompts(str(tmp_path / "p.csv"))
+
+
 def test_jobs_have_names_and_seeds_by_position():
   rows = [dict(prompt="a"), dict(prompt="b", seed=2 ** 32 - 1, negative="dark")]
   jobs = sample.jobs_of(rows, seed=10, per_prompt=2, negative="ugly")

@@ -33,6 +33,21 @@ def test_what_comes_back_is_what_went_in(tmp_path):
   assert sorted(path.name for path in tmp_path.iterdir()) == ["toy"]
 
 
+def test_kinds_that_come_late_are_kept(tmp_path):
+  late = [*rows(70), rows(1, 70)[0] | {"captions": {"dense": "the only dense one"}}]
+  for record in late[:70]:
+    record["captions"].pop("long", None)
+  array_records.write({"train": Rows(late)}, str(tmp_path), name="toy")
+  source = tfds(dataset="toy", split="train", data_dir=str(tmp_path))
+  back = {record["key"]: record["captions"] for record in (source[i] for i in range(len(source)))}
+  assert back == {record["key"]: record["captions"] for record in late}
+
+
+def test_a_record_that_turns_out_otherwise_is_counted():
+  with pytest.raises(BadRecord, match="captions of kind long, which the set has no place for"):
+    array_records.example_of(rows(2)[1], ["original"])
+
+
 def test_a_finished_set_is_kept_and_a_foreign_one_left_alone(tmp_path):
   first = array_records.write({"train": Rows(rows(2))}, str(tmp_path), name="toy")
   again = array_records.write({"train": Rows(rows(2))}, str(tmp_path), name="toy")

@@ -98,6 +98,29 @@ def test_texts_beside_the_pictures(pictures):
   assert source[2]["captions"] == {}
 
 
+def test_a_text_is_of_the_picture_that_it_names(tmp_path):
+  for i, name in enumerate(["22.png", "22.05.png", "22.06.png"]):
+    (tmp_path / name).write_bytes(picture(i))
+  for name in ("22.txt", "22.05.txt", "22.05.long.txt", "gone.txt", ".hidden.txt", "notes.md"):
+    (tmp_path / name).write_text(name)
+  source = folder(path=str(tmp_path))
+  assert {source[i]["key"]: source[i]["captions"] for i in range(len(source))} == {
+    "22": {"original": "22.txt"}, "22.05": {"original": "22.05.txt", "long": "22.05.long.txt"}, "22.06": {}}
+  assert source.skipped == {"text_without_picture": 1, "hidden": 1, "other_file": 1}
+
+
+def test_what_a_folder_leaves_out_is_counted(pictures, tmp_path):
+  (tmp_path / "far").mkdir()
+  (tmp_path / "far" / "z.png").write_bytes(picture(5))
+  (pictures / "linked").symlink_to(tmp_path / "far")
+  assert folder(path=str(pictures), captionless=True).skipped == {"linked_folder": 1}
+
+
+def test_rows_of_one_picture_that_differ_otherwise_are_refused(pictures):
+  with pytest.raises(DataError, match="row 2: 'a.png' has the label 2 here and 1 before"):
+    table(pictures, [{"image": "a.png", "caption": "x", "label": 1}, {"image": "a.png", "caption": "y", "label": 2}])
+
+
 def test_class_folders(tmp_path):
   for i, name in enumerate(["tabby_cat", "dog"]):
     (tmp_path / name / "deep").mkdir(parents=True)
@@ -170,6 +193,20 @@ def test_coco(pictures):
   assert fault(source, 2) == "unreadable"
   with pytest.raises(DataError, match="has no splits"):
     coco(images=str(pictures), annotations=str(pictures / "captions.json"), split="val")
+
+
+def test_coco_loses_and_merges_nothing(pictures):
+  path = str(pictures / "captions.json")
+  write = lambda **more: (pictures / "captions.json").write_text(json.dumps(COCO | more))
+  write(annotations=[*COCO["annotations"], {"image_id": 99, "id": 4, "caption": "of no picture"}])
+  assert coco(images=str(pictures), annotations=path).skipped == {"caption_without_image": 1}
+  write(images=[*COCO["images"], {"id": 12, "file_name": "sub/a.png"}])
+  assert coco(images=str(pictures), annotations=path).key(3) == "sub/a"
+  for again, said in (({"id": 12, "file_name": "a.png"}, "more than once, first 'a'"),
+                      ({"id": 7, "file_name": "z.png"}, "4 images share 3 ids")):
+    write(images=[*COCO["images"], again])
+    with pytest.raises(DataError, match=said):
+      coco(images=str(pictures), annotations=path)
 
 
 @pytest.mark.parametrize("split, keys", [("", ["c", "a", "b"]), ("train+restval", ["c", "a"]), ("test", ["b"])])

@@ -65,6 +65,14 @@ def test_names_that_tar_readers_would_split_or_refuse(tmp_path):
     shards.write(Rows([row(0) | {"key": key} for key in ("a.b", "a_b")]), str(tmp_path / "twice"))
 
 
+def test_a_key_that_comes_again_in_a_later_shard_is_found_after_a_stop_too(tmp_path):
+  rows = [row(0), row(1), row(2), row(0)]
+  with pytest.raises(KeyboardInterrupt):
+    shards.write(Stopped(rows), str(tmp_path), per_shard=2)
+  with pytest.raises(DataError, match="key 'k0' .* comes twice"):
+    shards.write(Rows(rows), str(tmp_path), per_shard=2)
+
+
 class Stopped(Rows):
   """Breaks off before the last record."""
 

@@ -31,6 +31,29 @@ def test_counts_of_a_half_captioned_set(tmp_path):
   assert counts["caption/dense"] == counts["caption/original"] == counts["missing/dense"] == 50
 
 
+def test_kinds_of_several_lines_come_together(tmp_path, caplog):
+  for name, kind in (("1.jsonl", "long"), ("2.jsonl", "short"), ("3.jsonl", "long")):
+    write(tmp_path / name, [{"key": "k0", kind: f"{kind} of {name}"}])
+  joined = join(World(4), str(tmp_path))
+  assert joined[0]["captions"] == {"long": "long of 3.jsonl", "short": "short of 2.jsonl", "original": "original caption of picture 0"}
+  assert joined.skipped == {"sidecar_line_replaced": 2}
+  assert [record.getMessage().partition(": ")[2].partition(": ")[2] for record in caplog.records] == [
+    "2 lines have the key of a later one, whose kinds replace theirs"]
+
+
+def test_a_sidecar_of_other_keys_is_said(tmp_path, caplog):
+  join(World(40), write(tmp_path / "a.jsonl", [{"key": "k39", "dense": "x"}, {"key": "k0", "dense": "x"}]))
+  assert not caplog.records
+  join(World(40), write(tmp_path / "b.jsonl", [{"key": f"images/k{i}.png", "dense": "x"} for i in range(40)]))
+  assert "has no captions for any of the 8 records looked at, such as 'k0'; its keys are such as 'images/k0.png'" in caplog.text
+
+
+def test_a_line_too_deep_or_too_long_a_number_names_itself(tmp_path):
+  for line in ("[" * 100_000, '{"key": "a", "long": ' + "9" * 5000 + "}"):
+    with pytest.raises(DataError, match="c.jsonl, line 2: not a JSON object"):
+      Sidecar(write(tmp_path / "c.jsonl", [{"key": "b", "long": "x"}, line]))
+
+
 def test_the_last_of_several_lines_wins_and_they_are_counted(tmp_path):
   lines = [{"key": "a", "long": "first"}, {"key": "b", "long": ["x", "y"]}, "\n", {"key": "a", "long": "second"}]
   path = write(tmp_path / "c.jsonl", lines)

@@ -96,7 +96,7 @@ def test_two_pictures_are_never_one_sample(tmp_path, names):
     tar_index.build(path)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(names=st.lists(st.from_regex(r"[ab](\.[12])?(\.[xy])?\.(png|jpg|txt|json)", fullmatch=True), unique=True, max_size=8))
 def test_every_picture_is_a_sample_or_counted_or_refused(tmp_path_factory, names):
   path = write_tar(tmp_path_factory.mktemp("tar") / "a.tar", [(name, b"x") for name in sorted(names)])
