@@ -7,6 +7,7 @@ import ast
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -94,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   """
   if argv is None:
     signals.hold()
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")      # on broken metadata: of no use in a training log
     if sys.argv[1:2] and sys.argv[1] in COMPUTING:
       ask_for_huge_pages()
     signals.LISTENER.listen(f"mmdiff {sys.argv[1]}" if sys.argv[1:2] and sys.argv[1] in COMMANDS else "mmdiff")

@@ -176,8 +176,9 @@ class Prompted(Model):
       print(f"{len(lost)} of {len(texts)} prompts are longer than {length} tokens and were cut; the first lost {more}: "
             f"{self.tokenizer.decode(ids[length - 1:])!r:.80}; long_prompts=\"chunks\" encodes all of it", file=sys.stderr)
 
-  def _pixels(self, images, prompts: str | Sequence[str], options: dict[str, Any]) -> tuple[np.ndarray, list[str]]:
-    """(uint8 [B H W 3], prompts [B]) of one size; takes height and width out of the options."""
+  def _pixels(self, images, prompts: str | Sequence[str], options: dict[str, Any]) -> tuple[np.ndarray, list[str], list[tuple[int, int]]]:
+    """(uint8 [B H W 3], prompts [B]) of one size, and the (height, width) that the pictures had; takes height and width out of the
+    options."""
     prompts, found = _texts(prompts), _pictures([images] if getattr(images, "ndim", None) == 3 or hasattr(images, "convert") else images)
     if not found or not prompts:
       raise ConfigError(f"images and prompts: expected at least one of each, found {len(found)} and {len(prompts)}")
@@ -185,6 +186,7 @@ class Prompted(Model):
     height, width = options.pop("height", None), options.pop("width", None)
     if "decode" not in self.services.predict:
       height, width = height or own, width or own
+    before = [image.shape[:2] for image in found]
     if height or width:
       found = [transforms.cover(image, height=height or own, width=width or own)[0] for image in found]
     sizes = {image.shape[:2] for image in found}
@@ -194,7 +196,8 @@ class Prompted(Model):
     count = max(len(found), len(prompts))
     if {len(found), len(prompts)} - {1, count}:
       raise ConfigError(f"images and prompts: expected as many of both, or one of either, found {len(found)} and {len(prompts)}")
-    return np.stack(found * count if len(found) == 1 else found), prompts * count if len(prompts) == 1 else prompts
+    whole = lambda items: items * count if len(items) == 1 else items
+    return np.stack(whole(found)), whole(prompts), whole(before)
 
 
 class Draws(Prompted):
@@ -255,7 +258,7 @@ class Edits(Draws):
       strength: share of the steps that are taken, above 0, up to 1, where little of the picture is left.
       **as_generate: other arguments of `generate`; `latents` is the noise that is added.
     """
-    pixels, prompts = self._pixels(images, prompts, as_generate)
+    pixels, prompts, _ = self._pixels(images, prompts, as_generate)
     return self._edit(pixels, prompts, negative_prompts, {}, strength=float(strength), **as_generate)
 
   def inpaint(self, images, masks, prompts: str | Sequence[str], negative_prompts: str | Sequence[str] | None = None, *,
@@ -264,18 +267,21 @@ class Edits(Draws):
 
     Args:
       images, strength, **as_generate: as of `img2img`; a strength of 1 knows nothing of what was within the mask.
-      masks: one for each image, or one for all: bool [H W], true where the picture is drawn anew; or a picture, white there.
+      masks: one for each image, or one for all: bool [H W], true where the picture is drawn anew; or a picture, white there, of the image's
+        own size (or shape); height and width scale and crop it as the image. What is transparent is not mask.
       feather: pixels within the mask over which the new part fades in.
     """
     if feather < 0:
       raise ConfigError(f"feather: expected 0 pixels or more, found {feather}")
-    pixels, prompts = self._pixels(images, prompts, as_generate)
-    several = isinstance(masks, (list, tuple)) or (isinstance(masks, np.ndarray) and masks.ndim == 3)
+    pixels, prompts, before = self._pixels(images, prompts, as_generate)
+    layered = isinstance(masks, np.ndarray) and masks.ndim > 2 and masks.shape[-1] <= 4          # channels come last
+    several = isinstance(masks, (list, tuple)) or (isinstance(masks, np.ndarray) and masks.ndim == (4 if layered else 3))
     given = list(masks) if several else [masks]
     given = given * len(pixels) if len(given) == 1 else given
     if len(given) != len(pixels):
       raise ConfigError(f"masks: expected one, or one for each of the {len(pixels)} images, found {len(given)}")
-    where = np.stack([masking.read(mask, height=pixels.shape[1], width=pixels.shape[2], where=f"mask {i}") for i, mask in enumerate(given)])
+    where = np.stack([masking.covered(masking.read(mask, height=high, width=wide, where=f"mask {i}"), height=pixels.shape[1],
+                                      width=pixels.shape[2]) for i, (mask, (high, wide)) in enumerate(zip(given, before))])
     rows = dict(where=where.astype(np.float32), fresh=np.full(len(pixels), strength == 1.0))
     made = self._edit(pixels, prompts, negative_prompts, rows, strength=float(strength), **as_generate)
     output = as_generate.get("output", "uint8")
@@ -309,7 +315,7 @@ class Enlarges(Prompted):
       small_noise: float32 [B H W 3] of unit normal noise for that, instead of the seeds'.
       Other arguments as of `generate`.
     """
-    pixels, prompts = self._pixels(images, prompts, {})
+    pixels, prompts, _ = self._pixels(images, prompts, {})
     alpha, sigma = self.services.predict["small_noise"](noise_level)
     rows = dict(small=pixels, level=np.full(len(pixels), noise_level, np.int32),
                 noised=np.asarray([[alpha, sigma]] * len(pixels), np.float32))

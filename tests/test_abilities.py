@@ -110,6 +110,15 @@ def test_masks_of_every_kind(sd):
   shown = Image.fromarray(mask.astype(np.uint8) * 255)
   for same in (mask[None], [mask], mask.astype(np.float32), mask.astype(np.uint8), shown, shown.convert("RGB"), [shown.convert("RGB")]):
     np.testing.assert_array_equal(sd.inpaint(image, same, "a", steps=2), wanted)
+  layer = np.full((16, 16, 4), 255, np.uint8)
+  layer[..., 3] = 255 * mask
+  for strokes in (layer, layer[None], Image.fromarray(layer)):       # white on an empty layer
+    np.testing.assert_array_equal(sd.inpaint(image, strokes, "a", steps=2), wanted)
+  half = sd.inpaint(image, mask, "a", steps=2, height=16, width=8)[0]         # the mask is cropped as the picture is
+  np.testing.assert_array_equal(half[~mask[:, 4:12]], image[0, :, 4:12][~mask[:, 4:12]])
+  assert (half[mask[:, 4:12]] != image[0, :, 4:12][mask[:, 4:12]]).any()
+  with pytest.raises(DataError, match="mask 0: 8x16 pixels, its picture has 16x16"):
+    sd.inpaint(image, mask[:, :8], "a")
   with pytest.raises(DataError, match="mask 0: expected .H W. of bool"):
     sd.inpaint(image, np.zeros((2, 3, 4, 5)), "a")
   with pytest.raises(ConfigError, match="at least one of each, found 0 and 1"):

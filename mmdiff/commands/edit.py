@@ -6,10 +6,11 @@
 
 --images and --masks are one picture or a folder of them, by name in the same order; a mask is white where the picture is drawn anew, and
 every pixel that is not comes back bit for bit. Pictures, masks and prompts (a text or a file, as of `mmdiff sample`) are as many, or one
-for all. Pictures keep their size, but for upscale, which needs a model made for it. A model trained for inpainting (9 channels) fills
-masks, and so does any other. --out gets what `mmdiff sample` writes; stopped half-way, the same command draws what is missing.
+for all. A mask has its picture's size; what is transparent in it is not mask. Pictures keep their size, but for upscale, which needs a
+model made for it. A model trained for inpainting (9 channels) fills masks, and so does any other. --out gets what `mmdiff sample` writes;
+stopped half-way, the same command draws what is missing.
 """
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mmdiff.commands.sample import Job, check_numbers, jobs_of, read_prompts, run
@@ -57,13 +58,14 @@ def main(argv: list[str]) -> int:
   jobs = paired(read_prompts(given["prompts"]), images, masks, given)
   options = {name: given[name] for name in ("height", "width", "rescale", "long_prompts", "strength") if given.get(name)}
   options |= {name: given[name] for name in ("feather", "noise_level") if name in given}
-  read = lambda names: [open_picture(name) for name in names]
 
   def inputs(rows: Sequence[Job]) -> tuple:
-    shown = (read(job.image for job in rows),)
-    return (*shown, read(job.mask for job in rows)) if method == "inpaint" else shown
+    shown = ([open_picture(job.image) for job in rows],)
+    return (*shown, [open_picture(job.mask, over="black") for job in rows]) if method == "inpaint" else shown
   if not (given.get("height") and given.get("width")):
     check_sizes(images)
+  if method == "inpaint":
+    check_masks({(job.image, job.mask): None for job in jobs})
   run(given, jobs, options, argv=["edit", *argv], method=method, inputs=inputs)
   return 0
 
@@ -89,12 +91,12 @@ def paired(rows: Sequence[Mapping], images: Sequence[str], masks: Sequence[str],
   return [job._replace(image=image, mask=mask) for job, (image, mask) in zip(jobs, shown)]
 
 
-def open_picture(name: str):
-  """uint8 [H W 3]. Raises DataError."""
+def open_picture(name: str, *, over: str = "white"):
+  """uint8 [H W 3], what is transparent over a colour. Raises DataError."""
   from mmdiff.data import decode
   from mmdiff.data.quarantine import BadRecord
   try:
-    return decode.pixels(Path(name).read_bytes())
+    return decode.decode(Path(name).read_bytes(), over=over)
   except (BadRecord, OSError) as error:
     raise DataError(f"{name}: cannot be read: {error}") from None
 
@@ -105,3 +107,12 @@ def check_sizes(images: Sequence[str]) -> None:
   found = {tuple(sizes.size_of(Path(name).read_bytes())) for name in images}
   if len(found) > 1:
     raise ConfigError(f"--images: {len(found)} sizes; give --height and --width, to which all are scaled and cropped")
+
+
+def check_masks(pairs: Iterable[tuple[str, str]]) -> None:
+  """Raises DataError for a mask that does not fit its picture or says nothing, before a model is opened for it."""
+  from mmdiff.data import masking, sizes
+  for image, name in pairs:
+    height, width = sizes.size_of(Path(image).read_bytes())
+    if height:                                           # else the picture is refused when it is read
+      masking.read(open_picture(name, over="black"), height=height, width=width, where=name)

@@ -12,7 +12,7 @@ RANGES = (
   (r"seed", 0, 2 ** 32 - 1),
   (r"steps|batch_size|accumulate|log_every_steps|max_bad_steps|checkpoint\.(every_steps|keep)", 1, INF),
   (r"evals\.\w+\.(every_steps|steps|count|prompts|limit|batch_size)", 1, INF),
-  (r"data\.(image_size|text_len|max_pixels|threads)", 1, INF),
+  (r"data\.(image_size|text_len|max_pixels|max_decode_bytes|threads)", 1, INF),
   (r"data\.workers", 0, INF),
   (r"data\.max_bad_fraction", 0, 1),
   (r"data\.captions\.\w+", 0, 1),

@@ -38,6 +38,7 @@ class Data:
                                         # `mmdiff caption`; several with commas between
   features: str = ""                    # folder of `mmdiff data precompute`: latents and text states in place of pictures
   max_pixels: int = 89_478_485          # a larger picture is refused from its header
+  max_decode_bytes: int = 1_073_741_824  # of memory; a picture that would take more while it is decoded is refused likewise
   max_bad_fraction: float = 0.1         # of the records seen so far; beyond it training stops (exit 65)
   threads: int = 2                      # reading threads per process
   workers: int = 0                      # reading processes per process

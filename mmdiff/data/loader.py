@@ -4,9 +4,11 @@ Row r of step s is position g = s * batch_size + r of an endless sequence: epoch
 that (seed, epoch) name. So any step can be made alone, by any host, with any number of workers.
 """
 import atexit
+import collections
 import dataclasses
 import functools
 import hashlib
+import logging
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -19,6 +21,7 @@ from mmdiff.data import decode, draws, latents, pipelines, quarantine, records, 
 from mmdiff.data import sizes as header_sizes
 from mmdiff.data.quarantine import BadRecord, Offence
 
+LOG = logging.getLogger(__name__)
 CHUNK = 64            # rows that one thread makes at a time
 LACKING = 1000        # records tried in a row for `on_missing="replace"`
 PROBES = 8
@@ -26,8 +29,9 @@ PROBES = 8
 
 def dataset(source, tokenizer, *, captions: Mapping[str, float], image_size: int, text_len: int, on_missing: str = "any",
             resize: str = "crop", interpolation: str = "bicubic", augment: Mapping | None = None, sidecar: str = "",
-            buckets: Sequence[str] = (), features: str = "", max_pixels: int = decode.MAX_PIXELS, max_bad_fraction: float = 0.1,
-            threads: int = 2, workers: int = 0, seed: int = 0, sizes: bool = False) -> "Dataset":
+            buckets: Sequence[str] = (), features: str = "", max_pixels: int = decode.MAX_PIXELS,
+            max_decode_bytes: int = decode.MAX_BYTES, max_bad_fraction: float = 0.1, threads: int = 2, workers: int = 0, seed: int = 0,
+            sizes: bool = False) -> "Dataset":
   """The data of a run; the keys are those of `config.data`. sizes: rows say how their pictures were scaled and cropped, see
   `transforms.cover`; in buckets they always do.
 
@@ -38,13 +42,14 @@ def dataset(source, tokenizer, *, captions: Mapping[str, float], image_size: int
   augment = augment or {}
   crop, flip, position = tuple(augment.get("crop") or ()), bool(augment.get("flip")), augment.get("position") or "centre"
   problems = [f"data.{name}: expected at least {least}, found {value}" for name, value, least in (
-    ("text_len", text_len, 2), ("max_pixels", max_pixels, 1), ("threads", threads, 0), ("workers", workers, 0)) if value < least]
+    ("text_len", text_len, 2), ("max_pixels", max_pixels, 1), ("max_decode_bytes", max_decode_bytes, 1),
+    ("threads", threads, 0), ("workers", workers, 0)) if value < least]
   if not 0 <= max_bad_fraction <= 1:
     problems.append(f"data.max_bad_fraction: expected a number from 0 to 1, found {max_bad_fraction}")
   if problems:
     raise ConfigError("\n".join(problems))
   shapes = aspects.parse(buckets, image_size=image_size)
-  check_augment(augment, bucketed=bool(shapes), has_latents=False)
+  transforms.check_augment(augment, bucketed=bool(shapes), has_latents=False)
   transforms.check(image_size=image_size, resize=resize, interpolation=interpolation, crop=crop)
   mix = caption_mixing.mix(captions, on_missing=on_missing)
   if len(source) == 0:
@@ -53,8 +58,8 @@ def dataset(source, tokenizer, *, captions: Mapping[str, float], image_size: int
   stored = latents.Features(features) if features else None
   if stored and augment.get("sentences"):
     raise ConfigError("data.augment.sentences: precomputed features are of the captions as they stand; leave one of the two out")
-  check_augment(augment, bucketed=bool(shapes), has_latents=bool(stored and stored.has_latents))
-  recipe = pipelines.Recipe(mix, image_size, resize, interpolation, crop, flip, position, max_pixels,
+  transforms.check_augment(augment, bucketed=bool(shapes), has_latents=bool(stored and stored.has_latents))
+  recipe = pipelines.Recipe(mix, image_size, resize, interpolation, crop, flip, position, max_pixels, max_decode_bytes,
                             bool(getattr(source, "allow_empty_captions", False)), sizes or bool(shapes), bool(augment.get("sentences")))
   made = Dataset(source, None, recipe, text_len, seed, threads, workers, max_bad_fraction, shapes, features=stored)
   made.probe()
@@ -70,19 +75,6 @@ def dataset(source, tokenizer, *, captions: Mapping[str, float], image_size: int
 
 
 join = sidecar.join
-
-
-def check_augment(augment: Mapping, *, bucketed: bool, has_latents: bool) -> None:
-  """Raises ConfigError for augmentation that buckets or precomputed latents rule out."""
-  drawn = [name for name, off in (("crop", ()), ("flip", False), ("position", "centre")) if (augment.get(name) or off) != off]
-  if has_latents and drawn:
-    raise ConfigError(f"data.augment.{drawn[0]}: precomputed latents are those of one fixed crop of each picture; leave augmentation out, "
-                      "or leave data.features out and encode pictures as they are trained on")
-  if bucketed and "crop" in drawn:
-    raise ConfigError("data.augment.crop: in data.buckets a picture keeps its shape; leave the crop out, or set "
-                      "data.augment.position=random")
-  if not bucketed and "position" in drawn:
-    raise ConfigError("data.augment.position: only for data.buckets; without them data.augment.crop draws a part of the picture")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,20 +251,25 @@ class Dataset:
     """The records in source order, once, without augmentation; the first `limit` of them if given.
 
     Beside the arrays of `train_batches`: `valid` bool [B], false for the rows that fill up the last batch (zeros there); and for the
-    valid rows, as lists, `keys` (str) and `records` (the record without its image). Bad records are left out and remembered in
-    `offenders`. A record without any captions gets the empty text, so that a set for classification can be read.
+    valid rows, as lists, `keys` (str) and `records` (the record without its image). `caption_kind`: see `pipelines.plain`. Bad records, and
+    those that lack the kind asked for, are left out, remembered in `offenders`, and their number is said at the end.
     """
     count = len(self) if limit is None else min(limit, len(self))
     held: list[tuple] = []
-    with _ahead(_Plain(self, count, caption_kind or ""), threads=self.threads, workers=0, buffer=2 * self.threads) as stream:
+    left: collections.Counter[str] = collections.Counter()
+    with _ahead(_Plain(self, count, caption_kind), threads=self.threads, workers=0, buffer=2 * self.threads) as stream:
       for examples, offences in stream:
         self._remember(offences)
+        left.update(offence.kind for offence in offences)
         held += examples
         while len(held) >= batch_size:
           yield self._padded(held[:batch_size], batch_size)
           held = held[batch_size:]
     if held:
       yield self._padded(held, batch_size)
+    if left:
+      LOG.warning("evaluation: %d of %d records were left out: %s", left.total(), count,
+                  ", ".join(f"{kind} {number}" for kind, number in sorted(left.items())))
 
   def _padded(self, rows: list[tuple], batch_size: int) -> dict:
     arrays = self.arrays([example for example, _ in rows], [self._kind_columns(example) for example, _ in rows])
@@ -281,7 +278,7 @@ class Dataset:
     batch["valid"] = np.arange(batch_size) < len(rows)
     return batch | {"keys": [example.key for example, _ in rows], "records": [record for _, record in rows]}
 
-  def plain_at(self, index: int, kind: str = "") -> tuple[pipelines.Example, dict]:
+  def plain_at(self, index: int, kind: str | None = None) -> tuple[pipelines.Example, dict]:
     """The example for evaluation at an index of the source, and its record without the image. Raises BadRecord."""
     record = self.source[index]
     try:
@@ -361,7 +358,7 @@ class _Plain:
   """Runs of examples for evaluation, as a random-access source for Grain."""
   dataset: Dataset
   count: int
-  kind: str
+  kind: str | None
 
   def __len__(self) -> int:
     return -(-self.count // CHUNK)

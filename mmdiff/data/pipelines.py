@@ -7,6 +7,9 @@ import numpy as np
 from mmdiff.data import buckets, captions, decode, draws, sizes, transforms
 from mmdiff.data.quarantine import BadRecord
 
+# Kinds of caption that evaluation may ask for, beside those that records name.
+NO_CAPTION, OWN_CAPTION = "", "*"
+
 
 class Recipe(NamedTuple):
   """How a record becomes an example."""
@@ -18,6 +21,7 @@ class Recipe(NamedTuple):
   flip: bool = False
   position: str = "centre"             # of the crop to a bucket: centre or random
   max_pixels: int = decode.MAX_PIXELS
+  max_bytes: int = decode.MAX_BYTES    # of memory for decoding
   allow_empty: bool = False            # "" is a caption in this source
   sizes: bool = False                  # say how each picture was scaled and cropped, as buckets always do
   sentences: bool = False              # those after a caption's first in another order every epoch
@@ -62,18 +66,40 @@ def image_text(record: Mapping, recipe: Recipe, *, seed: int, epoch: int, kind: 
   return Example(key, image, text, used, identity, "" if used == wanted else wanted, more)
 
 
-def plain(record: Mapping, recipe: Recipe, *, seed: int, kind: str = "") -> Example:
-  """The example for evaluation: no augmentation, the first of several captions, and "" for a record that has no captions at all."""
-  key = key_of({"captions": {}} | dict(record))
-  wanted, texts = kind or captions.draw(recipe.mix, seed=seed, epoch=0, key=key), record.get("captions") or {}
-  used, text = "", ""
-  if texts:
+def plain(record: Mapping, recipe: Recipe, *, seed: int, kind: str | None = None) -> Example:
+  """The example for evaluation: no augmentation, and the first of several captions.
+
+  kind: None draws it as training does, and takes "" for a record that has no captions at all; NO_CAPTION needs none and takes "";
+  OWN_CAPTION is `original` where the record has it, else its first kind; a name is that kind and no other. Raises BadRecord, and what
+  `captions.choose` raises.
+  """
+  if not isinstance(record, Mapping):
+    key_of(record)
+  texts = record.get("captions") or {}
+  key = key_of(dict(record, captions=texts))
+  used = wanted = _wanted(kind, texts, recipe, seed=seed, key=key)
+  text = ""
+  if kind is None and texts:
     used = captions.choose(texts, wanted, mix=recipe.mix, key=key)
+  if used and used not in texts and kind:
+    raise BadRecord("missing_caption", f"no caption of kind {used!r} among: {', '.join(texts) or 'none'}", key)
+  if used in texts:
     text = captions.text_of(texts[used], key=key, allow_empty=recipe.allow_empty)
+  else:
+    used = ""
   recipe = recipe._replace(crop=(), flip=False, sentences=False)
   image, size = picture_and_size(record, recipe, key=key, seed=seed, epoch=0)
   more = {"size": np.array(size, np.int32)} if size else {}
-  return Example(key, image, text, used, draws.record_id(key), "" if used == wanted or not texts else wanted, more)
+  missing = wanted if kind is None and texts and used != wanted else ""
+  return Example(key, image, text, used, draws.record_id(key), missing, more)
+
+
+def _wanted(kind: str | None, texts: Mapping, recipe: Recipe, *, seed: int, key: str) -> str:
+  if kind is None:
+    return captions.draw(recipe.mix, seed=seed, epoch=0, key=key)
+  if kind == OWN_CAPTION:
+    return "original" if "original" in texts else next(iter(texts), "original")
+  return kind
 
 
 def key_of(record: Mapping) -> str:
@@ -109,7 +135,7 @@ def picture_and_size(record: Mapping, recipe: Recipe, *, key: str, seed: int, ep
   # that the header says: they are a condition of the model.
   at_least = 0 if bucket else int(2 * recipe.image_size / (recipe.crop[0] ** 0.5 * 0.75 if recipe.crop else 1.0))
   try:
-    image = decode.pixels(record["image"], max_pixels=recipe.max_pixels, at_least=at_least)
+    image = decode.pixels(record["image"], max_pixels=recipe.max_pixels, max_bytes=recipe.max_bytes, at_least=at_least)
   except BadRecord as fault:
     raise BadRecord(fault.kind, fault.detail, key) from None
   augmented = recipe.crop or recipe.flip or (bucket and recipe.position == "random")

@@ -10,7 +10,7 @@ from mmdiff.data import draws
 
 KINDS = {
   "undecodable": "the image bytes are no picture that can be decoded",
-  "oversized": "the picture's header announces more pixels, or a longer side, than allowed",
+  "oversized": "the picture's header announces more pixels, a longer side, or more memory to decode, than allowed",
   "unreadable": "the source found the record but could not read it",
   "missing_key": "a part that every record needs is absent",
   "bad_type": "a part has the wrong type, dtype or shape",

@@ -1,5 +1,4 @@
 """How large the pictures of a source are, from their headers: nothing is decoded, and it is looked up once per source."""
-import io
 import logging
 import os
 import time
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from mmdiff.core.files import write_atomically
 from mmdiff.data import decode
@@ -26,9 +24,9 @@ def size_of(image: Any) -> tuple[int, int]:
   if isinstance(image, np.ndarray):
     return image.shape[:2] if image.ndim >= 2 else (0, 0)
   try:
-    opened = Image.open(io.BytesIO(image), formats=decode.FORMATS)
+    opened = decode.header(image)
     width, height = opened.size
-    return (width, height) if decode.orientation(opened) in SIDEWAYS else (height, width)
+    return (width, height) if decode.told_orientation(opened, image) in SIDEWAYS else (height, width)
   except decode.FAULTS:
     return 0, 0
 

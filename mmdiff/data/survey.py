@@ -29,7 +29,7 @@ class Seen(NamedTuple):
   words: dict[str, list[int]]        # caption kind -> words of each text
 
 
-def look(source: Any, i: int, *, max_pixels: int = decode.MAX_PIXELS) -> Seen:
+def look(source: Any, i: int, *, max_pixels: int = decode.MAX_PIXELS, max_bytes: int = decode.MAX_BYTES) -> Seen:
   """Reads record `i` to the last pixel and caption."""
   key = f"#{i}"
   allow_empty = getattr(source, "allow_empty_captions", False)
@@ -40,7 +40,7 @@ def look(source: Any, i: int, *, max_pixels: int = decode.MAX_PIXELS) -> Seen:
     if not isinstance(texts, Mapping):
       raise BadRecord("bad_type", f"captions must be a mapping of kind to text, found {type(texts).__name__}")
     kind = "array" if isinstance(record["image"], np.ndarray) else shards.encoded(record["image"])[1]
-    height, width = decode.pixels(record["image"], max_pixels=max_pixels).shape[:2]
+    height, width = decode.pixels(record["image"], max_pixels=max_pixels, max_bytes=max_bytes).shape[:2]
     words = {}
     for name, value in texts.items():
       items = value if isinstance(value, (list, tuple)) else [value]
@@ -58,7 +58,7 @@ def _spread(values: Iterable[int]) -> dict[str, int]:
   return dict(zip(("min", "p5", "median", "p95", "max"), levels))
 
 
-def validate(source: Any, *, max_pixels: int = decode.MAX_PIXELS, threads: int = 4, limit: int = 0,
+def validate(source: Any, *, max_pixels: int = decode.MAX_PIXELS, max_bytes: int = decode.MAX_BYTES, threads: int = 4, limit: int = 0,
              tell: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
   """Reads everything (or the first `limit` records) and counts: good and bad records by kind, duplicate keys, sizes, caption lengths."""
   total = min(limit or len(source), len(source))
@@ -70,7 +70,7 @@ def validate(source: Any, *, max_pixels: int = decode.MAX_PIXELS, threads: int =
   with ThreadPoolExecutor(threads) as pool:
     for start in range(0, total, BLOCK):
       rows = range(start, min(total, start + BLOCK))
-      for i, seen in zip(rows, pool.map(lambda i: look(source, i, max_pixels=max_pixels), rows)):
+      for i, seen in zip(rows, pool.map(lambda i: look(source, i, max_pixels=max_pixels, max_bytes=max_bytes), rows)):
         if seen.fault is None and seen.key in keys:
           twice.append(seen.key)
         keys.add(seen.key)

@@ -1,5 +1,6 @@
 """Pictures to the training size: uint8 [H W 3] -> uint8 [S S 3]. A picture that has the size already passes bit-exactly."""
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from PIL import Image
@@ -25,6 +26,19 @@ def check(*, image_size: int, resize: str, interpolation: str, crop: tuple[float
     problems.append(f"data.augment.crop: expected (min area, max area) with 0 < min <= max <= 1, or (), found {tuple(crop)}")
   if problems:
     raise ConfigError("\n".join(problems))
+
+
+def check_augment(augment: Mapping, *, bucketed: bool, has_latents: bool) -> None:
+  """Raises ConfigError for augmentation that buckets or precomputed latents rule out."""
+  drawn = [name for name, off in (("crop", ()), ("flip", False), ("position", "centre")) if (augment.get(name) or off) != off]
+  if has_latents and drawn:
+    raise ConfigError(f"data.augment.{drawn[0]}: precomputed latents are those of one fixed crop of each picture; leave augmentation out, "
+                      "or leave data.features out and encode pictures as they are trained on")
+  if bucketed and "crop" in drawn:
+    raise ConfigError("data.augment.crop: in data.buckets a picture keeps its shape; leave the crop out, or set "
+                      "data.augment.position=random")
+  if not bucketed and "position" in drawn:
+    raise ConfigError("data.augment.position: only for data.buckets; without them data.augment.crop draws a part of the picture")
 
 
 def fit(image: np.ndarray, *, size: int, resize: str = "crop", interpolation: str = "bicubic") -> np.ndarray:

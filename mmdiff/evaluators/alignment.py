@@ -13,6 +13,9 @@ import numpy as np
 from mmdiff.core.build import Built
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.data import sidecar as sidecars
+from mmdiff.data.pipelines import NO_CAPTION
+from mmdiff.data.quarantine import BadRecord
+from mmdiff.data.records import without_image
 from mmdiff.data.scenes.judge import judge
 from mmdiff.data.scenes.source import Scenes
 from mmdiff.evaluators.base import Evaluator, Result, Services, captions_of, draw, fitting, grid, records, require, to_uint8
@@ -99,9 +102,12 @@ def read_prompts(source: Sequence[Mapping], kinds: Sequence[str], count: int) ->
   """The captions of each kind of the first `count` records. Raises DataError for a kind that none of them has."""
   found: dict[str, list[Prompt]] = {kind: [] for kind in kinds}
   for number in range(count):
-    record = source[number]
+    try:
+      record = without_image(source, number)
+    except BadRecord:                                             # the table `protocol` says how many prompts there are
+      continue
     for kind in kinds:
-      if kind in (record.get("captions") or {}):
+      if (record.get("captions") or {}).get(kind):
         facts = (record.get("facts") or {}).get(kind, [])
         found[kind].append(Prompt(number, captions_of(record, kind)[0], facts))
   lacking = [kind for kind, prompts in found.items() if not prompts]
@@ -113,7 +119,7 @@ def read_prompts(source: Sequence[Mapping], kinds: Sequence[str], count: int) ->
 def true_score(clip: Any, dataset, prompts: Sequence[Prompt], texts: np.ndarray, *, limit: int = 256) -> float:
   """The CLIP score of the records' own pictures, the first `limit`: what a model that draws them perfectly would reach."""
   few = prompts[:limit]
-  pictures = np.stack([dataset.plain_at(prompt.number)[0].image for prompt in few])
+  pictures = np.stack([dataset.plain_at(prompt.number, NO_CAPTION)[0].image for prompt in few])
   return float(100 * cosines(clip.embed_image(pictures), texts[:len(few)]).mean())
 
 

@@ -198,6 +198,13 @@ def records(dataset, limit: int | None) -> int:
   return min(len(dataset), limit or len(dataset))
 
 
+def left_out(dataset, limit: int | None, used: int) -> dict[str, float]:
+  """The scalar `left_out`, the records that an evaluation of the first `limit` could not use: bad ones, and those without the caption that
+  it needs. {} where there are none."""
+  count = records(dataset, limit) - used
+  return {"left_out": float(count)} if count else {}
+
+
 def to_uint8(images: np.ndarray) -> np.ndarray:
   """[-1, 1] -> uint8, rounded to nearest."""
   return np.clip(np.rint((np.asarray(images, np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)

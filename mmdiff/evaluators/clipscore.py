@@ -8,7 +8,8 @@ import numpy as np
 
 from mmdiff.core.build import Built
 from mmdiff.core.errors import ConfigError, DataError
-from mmdiff.evaluators.base import Evaluator, Result, Services, captions_of, embed_images, embed_texts, records, require
+from mmdiff.data.pipelines import OWN_CAPTION
+from mmdiff.evaluators.base import Evaluator, Result, Services, captions_of, embed_images, embed_texts, left_out, records, require
 
 WEIGHT = 2.5
 PREFIX = "A photo depicts "
@@ -33,7 +34,7 @@ def clipscore(services: Services, *, source: Built["mmdiff.data:SOURCES"], every
 
   def run(params, step, extra=()):
     images, texts, keys = [], [], []
-    batches = dataset.eval_batches(batch_size=services.batch_size, limit=limit, caption_kind=caption or None)
+    batches = dataset.eval_batches(batch_size=services.batch_size, limit=limit, caption_kind=caption or OWN_CAPTION)
     for batch, made in embed_images(services, params, batches, extra=extra, total=records(dataset, limit)):
       images.append(made)
       texts += [captions_of(record, caption)[0] for record in batch["records"]]
@@ -44,6 +45,7 @@ def clipscore(services: Services, *, source: Built["mmdiff.data:SOURCES"], every
     prefixed, bare = (embed_texts(services, params, *dataset.tokenize([start + text for text in texts]), extra=extra)
                       for start in (prefix, ""))
     rows, scalars = score(image, prefixed, bare)
+    scalars |= left_out(dataset, limit, len(rows))
     if candidates:
       scalars["r_precision"] = r_precision(image, bare, candidates=candidates, seed=seed)
     protocol = dict(scorer=str(services.workdir), step=step, params=params_name, prefix=prefix, weight=WEIGHT, candidates=candidates,

@@ -7,7 +7,8 @@ import numpy as np
 
 from mmdiff.core.build import Built
 from mmdiff.core.errors import DataError, GaveUp
-from mmdiff.evaluators.base import Evaluator, Result, Services, captions_of, embed_images, embed_texts, records, require
+from mmdiff.data.pipelines import OWN_CAPTION
+from mmdiff.evaluators.base import Evaluator, Result, Services, captions_of, embed_images, embed_texts, left_out, records, require
 
 
 def collapse(services: Services, *, source: Built["mmdiff.data:SOURCES"], every_steps: int, params: str = "", limit: int = 256,
@@ -28,7 +29,7 @@ def collapse(services: Services, *, source: Built["mmdiff.data:SOURCES"], every_
 
   def run(params, step, extra=()):
     images, texts = [], []
-    batches = dataset.eval_batches(batch_size=services.batch_size, limit=limit, caption_kind=caption or None)
+    batches = dataset.eval_batches(batch_size=services.batch_size, limit=limit, caption_kind=caption or OWN_CAPTION)
     for batch, made in embed_images(services, params, batches, extra=extra, total=records(dataset, limit)):
       images.append(made)
       texts += [captions_of(record, caption)[0] for record in batch["records"]]
@@ -43,7 +44,7 @@ def collapse(services: Services, *, source: Built["mmdiff.data:SOURCES"], every_
       raise GaveUp(f"step {step}: the embeddings of different records are alike (mean cosine of {', '.join(gone)}, the limit is "
                    f"{stop_at}): the model has collapsed. Go back to an earlier step with a lower learning rate, a larger batch or a "
                    "locked tower; evals.….stop_at=1 goes on")
-    return Result(scalars)
+    return Result(scalars | left_out(dataset, limit, len(texts)))
 
   return Evaluator(every_steps, params, run)
 

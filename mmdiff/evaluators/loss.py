@@ -4,7 +4,7 @@ import numpy as np
 
 from mmdiff.core.build import Built
 from mmdiff.core.errors import DataError
-from mmdiff.evaluators.base import Evaluator, Result, Services, records, require, streamed, ways
+from mmdiff.evaluators.base import Evaluator, Result, Services, left_out, records, require, streamed, ways
 
 NAMES = ("image", "tokens", "mask", "id", "valid")
 
@@ -41,6 +41,7 @@ def loss(services: Services, *, source: Built["mmdiff.data:SOURCES"], every_step
         totals[name] = totals.get(name, 0.0) + rows * np.float64(value)
     if not count:
       raise DataError(f"loss: the source gave fewer than {size if contrastive else 1} records")
-    return Result({name: float(total / count) for name, total in totals.items()} | {"records": float(count)})
+    means = {name: float(total / count) for name, total in totals.items()}
+    return Result(means | {"records": float(count)} | left_out(dataset, limit, count))
 
   return Evaluator(every_steps, params, run)

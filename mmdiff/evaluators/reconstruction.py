@@ -5,7 +5,8 @@ import numpy as np
 
 from mmdiff.core.build import Built
 from mmdiff.core.errors import ConfigError, DataError
-from mmdiff.evaluators.base import Evaluator, Result, Services, grid, records, require, streamed, to_uint8
+from mmdiff.data.pipelines import NO_CAPTION
+from mmdiff.evaluators.base import Evaluator, Result, Services, grid, left_out, records, require, streamed, to_uint8
 from mmdiff.losses import reconstruction as losses
 
 
@@ -40,7 +41,7 @@ def reconstruction(services: Services, *, source: Built["mmdiff.data:SOURCES"], 
 
   def run(values, step, extra=()):
     parts, before, after = [], [], []
-    batches = dataset.eval_batches(batch_size=services.batch_size, limit=limit)
+    batches = dataset.eval_batches(batch_size=services.batch_size, limit=limit, caption_kind=NO_CAPTION)
     for batch, (found, made) in streamed(services, lambda arrays: measure(values, extra, arrays["image"]), batches, ["image"],
                                          total=records(dataset, limit)):
       keep = batch["valid"]
@@ -56,6 +57,7 @@ def reconstruction(services: Services, *, source: Built["mmdiff.data:SOURCES"], 
     scalars = {name: float(value) for name, value in means.items()} | {
       "latent_mean": float(first.mean()), "latent_std": float(np.sqrt(max(variance, 0.0))),
       "latent_used": float((second - first**2 > noise).sum()), "records": float(sum(len(part["psnr"]) for part in parts))}
+    scalars |= left_out(dataset, limit, int(scalars["records"]))
     return Result(scalars, images={"": pairs(np.concatenate(before)[:count], np.concatenate(after)[:count], columns)})
 
   return Evaluator(every_steps, params, run)

@@ -4,13 +4,12 @@ The protocol of COCO and Flickr30k (Karpathy & Fei-Fei 2015, https://arxiv.org/a
 captions is among the first k; a caption finds its image if that one is. Ties count against the model: everything wrong that scores as
 high as the right answer comes before it, so that a collapsed model has recall 0, not 1.
 """
-from collections.abc import Mapping
-
 import numpy as np
 
 from mmdiff.core.build import Built
 from mmdiff.core.errors import DataError
-from mmdiff.evaluators.base import Evaluator, Result, Services, captions_of, embed_images, embed_texts, records, require
+from mmdiff.data.pipelines import OWN_CAPTION
+from mmdiff.evaluators.base import Evaluator, Result, Services, captions_of, embed_images, embed_texts, left_out, records, require
 
 KS = (1, 5, 10)
 ROWS = 512             # queries scored at a time: rows of the similarity matrix that exist at once
@@ -30,7 +29,7 @@ def retrieval(services: Services, *, source: Built["mmdiff.data:SOURCES"], every
 
   def run(params, step, extra=()):
     images, texts = [], []
-    batches = dataset.eval_batches(batch_size=services.batch_size, limit=limit, caption_kind=caption or None)
+    batches = dataset.eval_batches(batch_size=services.batch_size, limit=limit, caption_kind=caption or OWN_CAPTION)
     for batch, made in embed_images(services, params, batches, extra=extra, total=records(dataset, limit)):
       images.append(made)
       texts += [captions_of(record, caption)[:captions_per_image] for record in batch["records"]]
@@ -40,12 +39,12 @@ def retrieval(services: Services, *, source: Built["mmdiff.data:SOURCES"], every
     owner = np.repeat(np.arange(len(texts)), [len(found) for found in texts])
     tokens, mask = dataset.tokenize([text for found in texts for text in found])
     text = embed_texts(services, params, tokens, mask, extra=extra)
-    return Result(scores(image, text, owner))
+    return Result(scores(image, text, owner) | left_out(dataset, limit, len(image)))
 
   return Evaluator(every_steps, params, run)
 
 
-def scores(image: np.ndarray, text: np.ndarray, owner: np.ndarray) -> Mapping[str, float]:
+def scores(image: np.ndarray, text: np.ndarray, owner: np.ndarray) -> dict[str, float]:
   """Recalls (0–1) and median ranks (1 is best) of embeddings image [N D] and text [M D], where text j belongs to image `owner[j]` [M]."""
   found = {}
   for name, rank in (("image_to_text", ranks(image, text, np.arange(len(image)), owner)),

@@ -3,6 +3,7 @@ import numpy as np
 
 from mmdiff.core.build import Built
 from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.data.pipelines import OWN_CAPTION
 from mmdiff.evaluators.base import Evaluator, Result, Services, captions_of, draw, grid, require, to_uint8
 
 
@@ -27,7 +28,7 @@ def samples(services: Services, *, source: Built["mmdiff.data:SOURCES"], every_s
   dataset = services.dataset(source)
   shown: list[tuple[str, str]] = [("", prompts[i % len(prompts)]) for i in range(count)] if prompts else []
   if not prompts:
-    for batch in dataset.eval_batches(batch_size=count, limit=count, caption_kind=caption or None):
+    for batch in dataset.eval_batches(batch_size=count, limit=count, caption_kind=caption or OWN_CAPTION):
       shown += [(record["key"], captions_of(record, caption)[0]) for record in batch["records"]]
   if not shown:
     raise DataError("samples: the source gave no records")

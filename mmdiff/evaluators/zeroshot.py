@@ -13,7 +13,8 @@ import numpy as np
 from mmdiff.core.build import Built
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.spelling import nearest
-from mmdiff.evaluators.base import Evaluator, Result, Services, embed_images, embed_texts, records, require
+from mmdiff.data.pipelines import NO_CAPTION
+from mmdiff.evaluators.base import Evaluator, Result, Services, embed_images, embed_texts, left_out, records, require
 from mmdiff.evaluators.retrieval import ranks
 
 # The 80 of the paper's ImageNet ensemble are 38 phrases with either article and four of their own (openai/CLIP, data/prompts.md).
@@ -57,13 +58,14 @@ def zeroshot(services: Services, *, source: Built["mmdiff.data:SOURCES"], every_
   def run(params, step, extra=()):
     weights = class_weights(lambda texts: embed_texts(services, params, *dataset.tokenize(texts), extra=extra), names, phrases)
     images, labels = [], []
-    batches = dataset.eval_batches(batch_size=services.batch_size, limit=limit)
+    batches = dataset.eval_batches(batch_size=services.batch_size, limit=limit, caption_kind=NO_CAPTION)
     for batch, made in embed_images(services, params, batches, extra=extra, total=records(dataset, limit)):
       images.append(made)
       labels += [label_of(record, names) for record in batch["records"]]
     if not images:
       raise DataError("zeroshot: the source gave no records")
-    return score(np.concatenate(images), weights, np.asarray(labels), names)
+    found = score(np.concatenate(images), weights, np.asarray(labels), names)
+    return found._replace(scalars=found.scalars | left_out(dataset, limit, len(labels)))
 
   return Evaluator(every_steps, params, run)
 
@@ -88,7 +90,7 @@ def class_names(classes: Sequence[str], class_file: str, labels: Sequence[str]) 
       text = Path(class_file).read_text(encoding="utf-8")
       listed = json.loads(text) if text.lstrip().startswith("[") else [line.strip() for line in text.splitlines()]
       names = tuple(filter(None, listed))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
       raise DataError(f"class_file: cannot read {class_file}: {error}") from None
   names = names or tuple(labels)
   if not names:

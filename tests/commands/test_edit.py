@@ -30,7 +30,8 @@ def pictures(tmp_path):
     Image.fromarray(rng.integers(0, 256, (16, 24, 3), np.uint8)).save(tmp_path / "images" / f"{i}.png")
     mask = np.zeros((16, 24), np.uint8)
     mask[4:9, 5 + i:15] = 255
-    Image.fromarray(mask).save(tmp_path / "masks" / f"{i}.png")
+    layer = Image.merge("LA", (Image.new("L", (24, 16), 255), Image.fromarray(mask)))        # strokes on an empty layer
+    (layer if i else Image.fromarray(mask)).save(tmp_path / "masks" / f"{i}.png")
   return tmp_path
 
 
@@ -45,6 +46,7 @@ def test_inpainting_keeps_what_is_outside_the_mask(sd, pictures, capsys):
   assert [row["file_name"] for row in rows] == ["00000_00.png", "00000_01.png", "00001_00.png", "00001_01.png"]
   for row in rows:
     old, new, mask = (np.asarray(Image.open(file)) for file in (row["image"], out / row["file_name"], row["mask"]))
+    mask = mask[..., -1] if mask.ndim == 3 else mask
     np.testing.assert_array_equal(new[mask == 0], old[mask == 0])
     assert (new[mask > 0] != old[mask > 0]).any()
   assert json.loads((out / "sample.json").read_text())["settings"]["method"] == "inpaint"
@@ -74,6 +76,13 @@ def test_upscaling(tmp_path, pictures):
 
 def test_what_does_not_fit_is_said_first(sd, pictures):
   out = pictures / "out"
+  masked = lambda: run("inpaint", "nowhere", pictures, f"--masks={pictures / 'mask.png'}", "--prompts=a cat")
+  for mask, said in ((np.full((24, 16), 255, np.uint8), "mask.png: 16x24 pixels, its picture has 24x16"),
+                     (np.zeros((16, 24), np.uint8), "mask.png: nothing in it is to be drawn"),
+                     (np.full((16, 24, 4), (255, 255, 255, 0), np.uint8), "mask.png: nothing in it is to be drawn")):
+    Image.fromarray(mask).save(pictures / "mask.png")
+    with pytest.raises(DataError, match=said):
+      masked()
   with pytest.raises(ConfigError, match="unknown command 'inpant'; did you mean inpaint"):
     edit.main(["inpant", f"--model={sd}", "--images=a", "--prompts=a", f"--out={out}"])
   with pytest.raises(ConfigError, match="--masks: required"):

@@ -1,14 +1,18 @@
+import io
 import random
 import struct
+import subprocess
+import sys
 import time
 import tracemalloc
 import warnings
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, PngImagePlugin
 
-from mmdiff.data import decode
+from mmdiff.data import decode, sizes
 from mmdiff.data.quarantine import BadRecord
 from tests.data.worlds import encode, noise, png_header
 
@@ -75,7 +79,7 @@ def test_exif_orientation_is_applied(format, orientation):
 def test_a_broken_exif_block_does_not_break_the_picture():
   data = encode(PICTURE, "JPEG", exif=b"Exif\x00\x00MM\x00\x2a\xff\xff\xff\xff")
   with warnings.catch_warnings():
-    warnings.simplefilter("ignore", UserWarning)       # as importing `decode` sets it; pytest sets its own filters
+    warnings.simplefilter("ignore", UserWarning)       # as the command line sets it; pytest sets its own filters
     assert decode.decode(data).shape == (24, 32, 3)
 
 
@@ -158,9 +162,121 @@ def test_the_limit_is_the_config_s():
   assert decode.decode(data, max_pixels=32 * 24).shape == (24, 32, 3)
 
 
-def test_more_than_pillow_s_own_bound_can_be_allowed(monkeypatch):
+def test_pillow_s_own_bound_is_neither_used_nor_changed(monkeypatch):
+  """What a process allows itself elsewhere, and how it takes Pillow's warning, is its own."""
   monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-  assert decode.decode(encode(PICTURE, "PNG"), max_pixels=1000).shape == (24, 32, 3)
+  for format in ("PNG", "JPEG", "BMP", "PPM"):            # Pillow's readers of WEBP and TIFF look at it themselves
+    assert decode.decode(encode(PICTURE, format), max_pixels=1000).shape == (24, 32, 3)
+  assert Image.MAX_IMAGE_PIXELS == 100
+  code = ("import numpy, warnings; from PIL import Image; before = list(warnings.filters), Image.MAX_IMAGE_PIXELS; "
+          "from mmdiff.data import decode; decode.decode(b'P6 1 1 255 abc'); "
+          "assert before == (list(warnings.filters), Image.MAX_IMAGE_PIXELS)")
+  subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def chunk(tag: bytes, body: bytes) -> bytes:
+  return struct.pack(">I", len(body)) + tag + body + struct.pack(">I", zlib.crc32(tag + body))
+
+
+def with_chunks(data: bytes, *chunks: bytes, late: bool = False) -> bytes:
+  """A PNG with further chunks after its header, or before its end."""
+  at = data.index(b"IEND") - 4 if late else 33
+  return data[:at] + b"".join(chunks) + data[at:]
+
+
+MEGABYTES = bytes(3 * 2**20)
+TEXTS = {
+  "profile": chunk(b"iCCP", b"icc\0\0" + zlib.compress(MEGABYTES)), "zTXt": chunk(b"zTXt", b"Comment\0\0" + zlib.compress(MEGABYTES)),
+  "iTXt": chunk(b"iTXt", b"Comment\0\1\0en\0\0" + zlib.compress(MEGABYTES)),
+  "xmp": chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(MEGABYTES)),
+  "exif as text": chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(MEGABYTES)),
+  "65 MB of them": b"".join(chunk(b"tEXt", b"Comment\0" + b"x" * 2**19) for _ in range(130)),
+}
+
+
+@pytest.mark.parametrize("what", TEXTS)
+@pytest.mark.parametrize("late", [False, True])
+def test_large_profiles_and_texts_do_not_make_a_sound_png_bad(what, late):
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  for options in ({}, {"exif": exif}):
+    plain = encode(PICTURE, "PNG", **options)
+    data = with_chunks(plain, TEXTS[what], late=late)
+    assert (decode.decode(data) == decode.decode(plain)).all()
+    if not late:
+      assert sizes.size_of(data) == decode.decode(plain).shape[:2]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_size_is_read_without_decoding(late, monkeypatch):
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  turned = chunk(b"eXIf", exif.tobytes()[6:])
+  data = with_chunks(encode(PICTURE, "PNG"), turned, late=late)
+  assert decode.decode(data).shape == (32, 24, 3)
+  monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: pytest.fail("decoded"))
+  assert sizes.size_of(data) == (32, 24) and sizes.size_of(encode(PICTURE, "PNG")) == (24, 32)
+  with pytest.raises(BadRecord, match="oversized"):
+    decode.decode(data, max_bytes=1000)
+
+
+def test_a_short_text_that_turns_the_picture_still_does():
+  xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+  turned = chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)
+  plain = encode(PICTURE, "PNG")
+  assert decode.decode(with_chunks(plain, turned)).shape == (32, 24, 3)
+  assert decode.decode(with_chunks(plain, turned, TEXTS["zTXt"])).shape == (32, 24, 3)
+
+
+def test_a_bad_png_stays_bad_without_its_texts():
+  whole = with_chunks(encode(PICTURE, "PNG"), TEXTS["zTXt"])
+  data = whole.index(b"IDAT") + 50
+  for damaged in (whole[:-30], whole[:data] + bytes(20) + whole[data + 20:]):
+    with pytest.raises(BadRecord, match="undecodable"):
+      decode.decode(damaged)
+
+
+LARGE = Image.new("RGBA", (1500, 1400), (10, 20, 30, 128))      # two strips
+LARGE.paste((200, 100, 50, 255), (300, 700, 1400, 1399))
+
+
+@pytest.mark.parametrize("format, mode, options", [
+  ("PNG", "RGBA", {}), ("PNG", "LA", {}), ("PNG", "P", {"transparency": 3}), ("PNG", "RGB", {"transparency": (200, 100, 50)}),
+  ("JPEG", "CMYK", {}), ("JPEG", "RGB", {"progressive": True}), ("GIF", "P", {}), ("TIFF", "RGBA", {}), ("PNG", "1", {})])
+def test_large_pictures_are_converted_in_strips_alike(format, mode, options):
+  data = encode(LARGE.convert(mode), format, **options)
+  whole = np.asarray(decode.to_rgb(Image.open(io.BytesIO(data))))
+  assert (decode.decode(data) == whole).all()
+
+
+@pytest.mark.parametrize("format, mode, options, at_least", [
+  ("PNG", "RGBA", {}, 7), ("PNG", "P", {}, 4), ("PNG", "I;16", {}, 5), ("JPEG", "RGB", {"progressive": True}, 13), ("JPEG", "RGB", {}, 7),
+  ("JPEG", "CMYK", {"progressive": True}, 15), ("WEBP", "RGBA", {}, 20), ("TIFF", "RGB", {}, 10), ("GIF", "P", {}, 4),
+  ("BMP", "RGB", {}, 10)])
+def test_the_memory_of_decoding_is_bounded_by_the_header(format, mode, options, at_least):
+  picture = Image.fromarray(np.zeros((24, 32), np.uint16)) if mode == "I;16" else PICTURE.convert(mode)
+  data, pixels = encode(picture, format, **options), 32 * 24
+  cost = decode.bytes_to_decode(decode.header(data))
+  assert at_least * pixels <= cost <= (at_least + 30) * pixels
+  assert decode.decode(data, max_bytes=cost).shape == (24, 32, 3)
+  with pytest.raises(BadRecord, match=f"oversized: {format} 32x24 .*: {cost:,} bytes of memory to decode, more than {cost - 1:,}"):
+    decode.decode(data, max_bytes=cost - 1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("format, mode, options", [
+  ("PNG", "RGBA", {"compress_level": 1}), ("JPEG", "RGB", {"progressive": True, "subsampling": 0}), ("WEBP", "RGBA", {"method": 0}),
+  ("TIFF", "RGBA", {"compression": "tiff_lzw"}), ("GIF", "P", {}), ("BMP", "RGB", {}), ("PNG", "LA", {"compress_level": 1})])
+def test_decoding_takes_no_more_memory_than_it_says(tmp_path, format, mode, options):
+  side = 4000
+  picture = Image.fromarray(np.tile(np.arange(side, dtype=np.uint8)[None, :, None], (side, 1, 4))).convert(mode)
+  (tmp_path / "picture").write_bytes(encode(picture, format, **options))
+  code = ("import resource, sys; from mmdiff.data import decode; peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+          "data = open(sys.argv[1], 'rb').read(); said = decode.bytes_to_decode(decode.header(data)); before = peak()\n"
+          "decode.decode(data); print(peak() - before, said)")
+  made = subprocess.run([sys.executable, "-c", code, str(tmp_path / "picture")], check=True, capture_output=True, text=True)
+  taken, said = map(int, made.stdout.split())
+  assert 0.2 * said < taken < said
 
 
 @pytest.mark.parametrize("data", [b"", b"\0", b"<html><body>404</body></html>", b"\xff\xd8\xff", b"GIF89a", b"%!PS-Adobe-3.0 EPSF-3.0\n",

@@ -1,3 +1,4 @@
+import collections
 import itertools
 import pickle
 
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmdiff.core.errors import ConfigError, DataError
-from mmdiff.data import draws, tokenizers
+from mmdiff.data import captions, draws, pipelines, tokenizers
 from mmdiff.data.loader import dataset
 from mmdiff.data.quarantine import BadRecord
 from tests.data.worlds import Failing, Holed, Listed, World, tokenizer
@@ -115,6 +116,32 @@ class Mixed(World):
     return record | {"captions": record["captions"] | ({"short": f"short caption of picture {i}"} if i % 2 == 0 else {})}
 
 
+@pytest.mark.parametrize("policy", ["any", "original", "replace"])
+@pytest.mark.parametrize("batch_size", [3, 64])           # 64 rows of 10 records: six epochs in a batch
+def test_the_counts_are_those_of_the_draws(policy, batch_size):
+  """Record by record, from the published rules: which kind was drawn, which was there, what was used."""
+  source = Listed([Mixed()[i] if i != 4 else BadRecord("unreadable", "a hole") for i in range(10)])
+  ds = make(source, captions={"short": 0.5, "long": 0.3, "original": 0.2}, on_missing=policy, max_bad_fraction=1.0)
+  steps = -(-192 // batch_size)
+  totals = sum(batch["counts"].sum(0) for batch in take(ds, steps, batch_size=batch_size))
+  found = {name: int(count) for name, count in zip(ds.count_names, totals) if count}
+  expected = collections.Counter()
+  for g in range(steps * batch_size):
+    epoch, index = ds.index_at(g)
+    if index == 4:
+      expected.update({"bad/unreadable": 1, "replaced": 1})
+      continue
+    drawn = captions.draw(ds.recipe.mix, seed=3, epoch=epoch, key=f"k{index}")
+    lacks = drawn == "short" and index % 2
+    expected.update([f"caption/{drawn if not lacks or policy == 'replace' else 'long' if policy == 'any' else 'original'}"])
+    expected.update([f"missing/{drawn}"] * bool(lacks) + ["replaced"] * bool(lacks and policy == "replace"))
+  stood_in = expected["bad/unreadable"]
+  assert sum(count for name, count in found.items() if name.startswith("caption/")) == steps * batch_size
+  for name in found | expected:
+    more = found.get(name, 0) - expected[name]            # a stand-in for a bad record draws a kind of its own, and may lack it too
+    assert 0 <= more <= stood_in if name.startswith(("caption/", "missing/")) else more == 0
+
+
 def test_randomness_belongs_to_the_record_not_to_its_position():
   """Two orders of the same epoch number, by sources of other lengths: a record keeps its caption kind."""
   kinds = []
@@ -185,6 +212,19 @@ def test_evaluation_leaves_bad_records_out_and_reads_sets_without_captions():
   bare = make(Listed([{"key": "a", "image": np.zeros((8, 8, 3), np.uint8), "label": 2}]))
   batch = next(iter(bare.eval_batches(batch_size=2)))
   assert batch["records"][0]["label"] == 2 and bare.tokenizer.decode(batch["tokens"][0]) == ""
+
+
+@pytest.mark.parametrize("policy", ["error", "replace", "original", "any"])
+def test_evaluation_leaves_out_what_lacks_the_caption_it_needs_and_nothing_else(policy, caplog):
+  """Of 6 records half lack training's kind, one has no caption."""
+  records = [World(6, kinds=("long", "short") if i % 2 else ("short",) if i else ())[i] for i in range(6)]
+  ds = make(Listed(records), captions={"long": 1.0}, on_missing=policy)
+  keys = lambda kind: sum((batch["keys"] for batch in ds.eval_batches(batch_size=4, caption_kind=kind)), [])
+  assert keys(pipelines.NO_CAPTION) == [f"k{i}" for i in range(6)] and not caplog.records
+  assert keys(pipelines.OWN_CAPTION) == keys("short") == [f"k{i}" for i in range(1, 6)]
+  assert keys("long") == ["k1", "k3", "k5"]
+  assert [record.getMessage() for record in caplog.records] == [
+    *["evaluation: 1 of 6 records were left out: missing_caption 1"] * 2, "evaluation: 3 of 6 records were left out: missing_caption 3"]
 
 
 def test_evaluation_may_ask_for_a_kind_that_training_does_not_know():

@@ -1,11 +1,12 @@
 """Batches of several picture sizes: one bucket a step, the same on every host, resumed exactly, with SDXL's conditions."""
+import collections
 import itertools
 
 import numpy as np
 import pytest
 
 from mmdiff.core.errors import ConfigError
-from mmdiff.data import draws
+from mmdiff.data import captions, draws
 from mmdiff.data.loader import dataset
 from mmdiff.data.quarantine import BadRecord
 from tests.data.worlds import World, tokenizer
@@ -99,6 +100,18 @@ def test_a_bad_record_is_replaced_by_one_of_its_bucket():
     counted += int(batch["counts"][:, ds.count_names.index("replaced")].sum())
   order = ds.order(4)
   assert counted == sum(order.place(step, row).index in (1, 5, 9) for step in range(20) for row in range(4)) and 4 <= counted <= 8
+
+
+def test_the_counts_of_buckets_are_those_of_the_draws():
+  mix = {"long": 0.75, "original": 0.25}
+  ds = make(captions=mix)
+  for batch_size in (4, 30):
+    order, expected = ds.order(batch_size), collections.Counter()
+    for step, row in itertools.product(range(7), range(batch_size)):
+      place = order.place(step, row)
+      expected.update([f"caption/{captions.draw(ds.recipe.mix, seed=3, epoch=place.epoch, key=f'k{place.index}')}"])
+    totals = sum(batch["counts"].sum(0) for batch in take(ds, 7, batch_size=batch_size))
+    assert {name: int(count) for name, count in zip(ds.count_names, totals) if count} == expected
 
 
 def test_one_row_of_every_shape():

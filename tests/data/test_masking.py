@@ -16,12 +16,67 @@ def test_every_form():
   for form in (MASK, bytes_, MASK.astype(np.uint8), MASK.astype(np.float32), MASK[..., None], Image.fromarray(bytes_),
                Image.fromarray(bytes_).convert("RGB"), np.where(MASK, 200, 90).astype(np.uint8)):
     np.testing.assert_array_equal(read(form), MASK)
-  assert not read(np.zeros((9, 12))).any()
   twice = masking.read(np.kron(MASK, np.ones((2, 2), bool)), height=9, width=12)
   np.testing.assert_array_equal(twice, MASK)
-  for wrong in (np.zeros(3), np.zeros((2, 3, 4)), np.zeros((0, 4)), np.asarray([["a"]])):
+  for wrong in (np.zeros(3), np.zeros((9, 12, 5)), np.zeros((0, 4)), np.asarray([["a"]])):
     with pytest.raises(DataError, match="expected .H W. of bool"):
       read(wrong)
+  for wrong in (bytes_.astype(np.float32), MASK * np.nan, bytes_.astype(np.uint16) * 257, -MASK.astype(np.float32)):
+    with pytest.raises(DataError, match="expected bool, whole numbers from 0 to 255 or floats from 0 to 1, found"):
+      read(wrong)
+
+
+@pytest.mark.parametrize("form", ["RGBA", "LA", "P", "RGB", "array RGBA", "array LA", "float RGBA", "bool RGBA"])
+def test_what_is_transparent_is_not_mask(form):
+  """White strokes on an empty layer, whose hidden colour is white too, as painting programs leave it."""
+  layer = np.full((9, 12, 4), 255, np.uint8)
+  layer[..., 3] = MASK * 255
+  picture = Image.fromarray(layer)
+  given = {"RGBA": picture, "LA": picture.convert("LA"), "array RGBA": layer, "array LA": layer[..., 2:], "float RGBA": layer / 255,
+           "bool RGBA": layer > 0}.get(form)
+  if form in ("P", "RGB"):
+    flat = Image.fromarray(np.where(MASK, 0, 1).astype(np.uint8)).convert("P")
+    flat.putpalette([255, 255, 255, 254, 254, 254])
+    flat.info["transparency"] = 1
+    given = flat
+    if form == "RGB":
+      given = flat.convert("RGB")
+      given.info["transparency"] = (254, 254, 254)
+  np.testing.assert_array_equal(masking.read(given, height=9, width=12), MASK)
+
+
+def test_half_transparent_strokes_count_from_one_half():
+  layer = np.full((1, 4, 4), 255, np.uint8)
+  layer[0, :, 3] = 0, 100, 160, 255
+  assert masking.read(layer, height=1, width=4).tolist() == [[False, False, True, True]]
+  assert masking.read(Image.fromarray(layer), height=1, width=4).tolist() == [[False, False, True, True]]
+
+
+def test_colour_counts_by_its_light_in_every_form():
+  colours = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [255, 0, 255]]], np.uint8)
+  expected = [[False, True, False, True, False]]
+  for form in (colours, Image.fromarray(colours), colours / 255):
+    assert masking.read(form, height=1, width=5).tolist() == expected
+
+
+@pytest.mark.parametrize("shape", [(12, 9), (9, 13), (10, 12), (9, 9)])
+def test_a_mask_of_another_shape_is_refused_with_both_sizes(shape):
+  with pytest.raises(DataError, match=f"mask 3: {shape[1]}x{shape[0]} pixels, its picture has 12x9"):
+    masking.read(np.ones(shape, bool), height=9, width=12, where="mask 3")
+
+
+@pytest.mark.parametrize("mask", [np.zeros((9, 12), bool), np.full((9, 12), 90, np.uint8), Image.new("RGBA", (12, 9), (255, 255, 255, 0)),
+                                  Image.new("RGBA", (12, 9), "black")])
+def test_a_mask_that_says_nothing_is_refused(mask):
+  with pytest.raises(DataError, match="nothing in it is to be drawn"):
+    masking.read(mask, height=9, width=12)
+
+
+def test_a_mask_is_cropped_as_its_picture():
+  found = masking.covered(MASK, height=9, width=9)
+  np.testing.assert_array_equal(found, MASK[:, 2:11])
+  np.testing.assert_array_equal(masking.covered(MASK, height=9, width=12), MASK)
+  assert masking.covered(MASK, height=18, width=24).sum() == 4 * MASK.sum()
 
 
 def test_feathers_lie_within_the_mask():

@@ -35,10 +35,24 @@ def test_evaluation_takes_the_first_caption_of_the_kind_asked_for():
   recipe = RECIPE._replace(crop=(0.1, 0.2), flip=True)
   example = pipelines.plain(RECORD, recipe, seed=0, kind="long")
   assert (example.text, example.kind, example.missing) == ("a", "long", "") and (example.image == RECORD["image"]).all()
-  fallback = pipelines.plain(RECORD, recipe, seed=0, kind="dense")
-  assert fallback.missing == "dense" and fallback.kind in ("long", "original")
+  with pytest.raises(BadRecord, match="missing_caption: no caption of kind 'dense' among: long, original"):
+    pipelines.plain(RECORD, recipe, seed=0, kind="dense")
   bare = pipelines.plain({"key": "k", "image": RECORD["image"]}, recipe, seed=0)
   assert (bare.text, bare.kind, bare.missing) == ("", "", "")
+
+
+def test_evaluation_needs_no_more_of_a_record_than_it_asks_for():
+  """Training's kind is `long`, and its rule for missing ones error, replace or original: none of that is evaluation's business."""
+  odd = RECORD | {"captions": {"tags": "t", "dense": "d"}}
+  for policy in ("error", "replace", "original"):
+    recipe = RECIPE._replace(mix=captions.mix({"long": 1.0}, on_missing=policy))
+    found = [pipelines.plain(odd, recipe, seed=0, kind=kind) for kind in (pipelines.NO_CAPTION, pipelines.OWN_CAPTION, "dense")]
+    assert [(example.kind, example.text) for example in found] == [("", ""), ("tags", "t"), ("dense", "d")]
+    for none in ({}, None):
+      assert pipelines.plain(RECORD | {"captions": none}, recipe, seed=0, kind=pipelines.NO_CAPTION).text == ""
+      with pytest.raises(BadRecord, match="missing_caption"):
+        pipelines.plain(RECORD | {"captions": none}, recipe, seed=0, kind=pipelines.OWN_CAPTION)
+  assert pipelines.plain(RECORD, RECIPE, seed=0, kind=pipelines.OWN_CAPTION).kind == "original"
 
 
 def test_faults_carry_the_record_s_key():
@@ -61,12 +75,12 @@ def test_a_large_jpeg_is_reduced_no_further_than_the_crop_allows():
   reduced = pipelines.image_text(RECORD | {"image": data}, RECIPE._replace(image_size=32), seed=0, epoch=0).image
   assert np.abs(full.astype(int) - reduced).mean() < 4
   cropped = pipelines.image_text(RECORD | {"image": data}, RECIPE._replace(image_size=32, crop=(0.01, 0.02)), seed=0, epoch=0).image
-  assert cropped.shape == (32, 32, 3) and cropped.max() > 230 or cropped.min() < 25
+  assert cropped.shape == (32, 32, 3) and (cropped.max() > 230 or cropped.min() < 25)      # of one or two fields of the board
 
 
 def test_the_order_of_sentences_changes_with_the_epoch_and_never_in_evaluation():
   record = dict(key="a", image=np.zeros((8, 8, 3), np.uint8), captions=dict(long="one. two. three. four."))
   recipe = RECIPE._replace(mix=captions.mix({"long": 1.0}, on_missing="any"), sentences=True)
   texts = {pipelines.image_text(record, recipe, seed=0, epoch=epoch).text for epoch in range(20)}
-  assert len(texts) > 2 and all(sorted(text.split()) == ["four.", "one.", "three.", "two."] and text.startswith("one.") for text in texts)
+  assert len(texts) == 6 and all(sorted(text.split()) == ["four.", "one.", "three.", "two."] and text.startswith("one.") for text in texts)
   assert pipelines.plain(record, recipe, seed=0).text == "one. two. three. four."

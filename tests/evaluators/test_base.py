@@ -4,7 +4,7 @@ import pytest
 
 from mmdiff import parallel
 from mmdiff.core.errors import ConfigError, DataError
-from mmdiff.evaluators import base
+from mmdiff.evaluators import base, clipscore, collapse, retrieval, zeroshot
 from tests.evaluators import toys
 
 
@@ -103,3 +103,17 @@ def test_captions_of_a_kind():
   assert base.captions_of(record, "long") == ["a white square 3", "3 white"]
   with pytest.raises(DataError, match="'r3' has no caption of kind 'short' .it has long, original."):
     base.captions_of(record, "short")
+
+
+@pytest.mark.parametrize("policy", ["original", "replace", "error"])
+def test_evaluators_read_what_they_need_and_say_what_they_left_out(policy):
+  """Training reads long captions. Of 15 records, 3 have no caption and 4 more have no long one."""
+  services = toys.services(toys.CLIP, data=toys.dataset(15, source=toys.Sparse, on_missing=policy))
+  scored = lambda evaluator, **kw: evaluator(services, source={}, every_steps=1, **kw).run(toys.PARAMS, 0).scalars
+  assert scored(zeroshot.zeroshot)["records"] == 15
+  for evaluator, name in ((retrieval.retrieval, "images"), (clipscore.clipscore, "records")):
+    for kind, used in (("", 12), ("original", 12), ("long", 8)):
+      found = scored(evaluator, caption=kind)
+      assert (found[name], found["left_out"]) == (used, 15 - used)
+  assert scored(collapse.collapse, stop_at=1.0)["left_out"] == 3
+  assert "left_out" not in scored(zeroshot.zeroshot)

@@ -32,7 +32,7 @@ def test_two_evaluations_are_bitwise_equal():
 def test_a_contrastive_loss_is_that_of_whole_batches():
   predict = dict(loss=toys.loss, embed_text=toys.embed_text)
   run = lambda **kw: loss(toys.services(predict, data=toys.dataset(11), batch_size=4), source={}, every_steps=1, seed=7, **kw).run({}, 1)
-  assert run().scalars == {"loss": pytest.approx(np.mean(by_hand(11)[:8]), rel=1e-6), "records": 8}
+  assert run().scalars == {"loss": pytest.approx(np.mean(by_hand(11)[:8]), rel=1e-6), "records": 8, "left_out": 3}
   assert run(limit=3).scalars["records"] == 3
 
 

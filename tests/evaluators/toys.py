@@ -34,9 +34,18 @@ class Colors:
     return f"colors-{self.size}"
 
 
-def dataset(size: int = 21) -> loader.Dataset:
+class Sparse(Colors):
+  """Every third record has no long captions, every fifth one has none at all."""
+
+  def __getitem__(self, i):
+    record = super().__getitem__(i)
+    captions = {kind: text for kind, text in record["captions"].items() if i % 5 and (kind != "long" or i % 3)}
+    return record | {"captions": captions}
+
+
+def dataset(size: int = 21, *, source: type[Colors] = Colors, on_missing: str = "any") -> loader.Dataset:
   tokenizer = tokenizers.train((text for i in range(60) for text in Colors(60)[i]["captions"]["long"]), vocab=300)
-  return loader.dataset(Colors(size), tokenizer, captions={"long": 1.0}, image_size=SIZE, text_len=LENGTH)
+  return loader.dataset(source(size), tokenizer, captions={"long": 1.0}, image_size=SIZE, text_len=LENGTH, on_missing=on_missing)
 
 
 def unit(x):
