@@ -69,9 +69,10 @@ def make_dataset(config: Mapping, workdir: Path):
   starts from another one's weights starts with its tokenizer."""
   from mmdiff.data import SOURCES, TOKENIZERS, loader
   kept = workdir / "tokenizer.json"
-  if not kept.exists():
-    kept = given_tokenizer(config) or kept
-  tokenizer = build(TOKENIZERS, dict(name="file", path=str(kept)) if kept.exists() else config["data"]["tokenizer"])
+  if kept.exists():
+    tokenizer = build(TOKENIZERS, dict(name="file", path=str(kept)))
+  else:
+    tokenizer = given_tokenizer(config) or build(TOKENIZERS, config["data"]["tokenizer"])
   for notice in getattr(tokenizer, "notices", ()):
     print(f"data.tokenizer: {notice}", file=sys.stderr)
   return loader.dataset(build(SOURCES, config["data"]["source"]), tokenizer, seed=config["seed"], **data_options(config))
@@ -83,18 +84,18 @@ def starts_from(config: Mapping) -> Mapping:
   return init if init.get("path") or init.get("parts") else {}
 
 
-def given_tokenizer(config: Mapping) -> Path | None:
-  """The tokenizer of the runs that the text tower starts from, if it starts from any; a line on stderr says so. Raises ConfigError for two
+def given_tokenizer(config: Mapping):
+  """The tokenizer of the weights that the text tower starts from, if they have one; a line on stderr says so. Raises ConfigError for two
   that differ."""
   if not starts_from(config):
     return None
   from mmdiff.train import sources
-  files = {path: file for path in sources.text_sources(config["init"]) if (file := sources.tokenizer_of(path))}
-  if len({file.read_bytes() for file in files.values()}) > 1:
-    raise ConfigError(f"init: {' and '.join(files)} read texts with different tokenizers, and a run has one")
-  for path, file in files.items():
+  found = {path: made for path in sources.text_sources(config["init"]) if (made := sources.tokenizer_of(path))}
+  if len({made.fingerprint() for made in found.values()}) > 1:
+    raise ConfigError(f"init: {' and '.join(found)} read texts with different tokenizers, and a run has one")
+  for path, made in found.items():
     print(f"init: texts are read with the tokenizer of {path}, not with data.tokenizer", file=sys.stderr)
-    return file
+    return made
   return None
 
 

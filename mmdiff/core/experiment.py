@@ -45,7 +45,7 @@ class Data:
 
 
 class Init:
-  path: str = ""                        # run directory, DIR or DIR@STEP, whose tokenizer is used too; or a public checkpoint; "" = none
+  path: str = ""                        # run directory, DIR or DIR@STEP, or a public checkpoint; its tokenizer is used, too; "" = none
   params: str = ""                      # raw, or an average; "" = eval where there is one, else raw
   map: Mapping[str, str] = {}           # path here -> path there, by their beginnings; "" starts fresh. See `train.init`
   parts: Mapping[str, str] = {}         # path here -> run or public checkpoint of its own, e.g. dict(text="sd/text_encoder")

@@ -14,6 +14,7 @@ from mmdiff.convert import exports, facts, pipelines, public
 from mmdiff.core import tree
 from mmdiff.core.build import build
 from mmdiff.core.errors import DataError
+from mmdiff.data import tokenizers
 from mmdiff.models import AUTOENCODERS, CAPTIONERS, DENOISERS, MODELS, TEXT_ENCODERS
 from mmdiff.train import checkpoint, run_directory
 
@@ -114,11 +115,19 @@ def text_sources(init: Mapping[str, Any]) -> Iterator[str]:
     yield init["path"]
 
 
-def tokenizer_of(path: str) -> Path | None:
-  """The tokenizer that the run at `path` was trained with; None for a public checkpoint. Raises DataError."""
+def tokenizer_of(path: str) -> tokenizers.Tokenizer | None:
+  """The tokenizer that the run at `path` was trained with, or that lies beside public weights; None where there is none. Raises
+  DataError."""
+  if pipelines.is_pipeline(path):
+    where = Path(path)
+    folders = [where.parent] if where.is_file() else [where / "tokenizer", where / "tokenizer_2"]
+    folder = next((one for one in map(public.tokenizer_folder, folders) if one), None)
+    return tokenizers.of_folder(folder) if folder else None
   if public.is_public(path):
-    return None
+    _, source, reading = public.read(path)
+    folder = public.tokenizer_folder(source.folder)
+    return tokenizers.of_folder(folder, reading.like) if folder else None
   file = run_directory.locate(path)[0] / "tokenizer.json"
   if not file.is_file():
     raise DataError(f"init: {file} is missing; give a run directory of `mmdiff train`")
-  return file
+  return tokenizers.file(path=str(file))

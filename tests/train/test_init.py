@@ -116,7 +116,7 @@ def test_a_whole_run_may_be_a_public_checkpoint(vae):
   folder, params = vae
   made = start(state_of(jax.tree.map(jnp.zeros_like, params)), path=str(folder))
   assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(made.params), jax.tree.leaves(params)))
-  assert sources.tokenizer_of(str(folder)) is None
+  assert sources.tokenizer_of(str(folder)) is None          # an autoencoder has none
 
 
 def test_a_whole_stable_diffusion_is_one_source(vae, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@ import pytest
 
 from mmdiff.commands import train
 from mmdiff.core.errors import ConfigError
+from mmdiff.data import tokenizers
 from mmdiff.train import init, sources
 from tests import toy_pipelines, toy_runs
 
@@ -32,18 +33,16 @@ def test_the_facts_of_a_latent_run():
 
 
 def test_what_the_text_tower_starts_from_brings_its_tokenizer(source, tmp_path, capsys):
-  clip = toy_runs.clip()
+  clip, own = toy_runs.clip(), tokenizers.file(path=str(source / "tokenizer.json")).fingerprint()
   given = lambda **init_block: train.given_tokenizer(clip | dict(init=dict(path="", map={}, parts={}) | init_block))
-  assert given(parts={"text": str(source)}) == source / "tokenizer.json"
+  assert given(parts={"text": str(source)}).fingerprint() == own
   assert f"init: texts are read with the tokenizer of {source}, not with data.tokenizer" in capsys.readouterr().err
-  assert given(path=str(source)) == source / "tokenizer.json"
+  assert given(path=str(source)).fingerprint() == own
   assert given(path=str(source), map={"text": ""}) is given(parts={"image": str(source)}) is given() is None
-  other = tmp_path / "other"
-  other.mkdir()
-  (other / "config.json").write_text("{}")
-  (other / "tokenizer.json").write_text("{}")
+  folder = toy_pipelines.folder(tmp_path / "sd")
+  assert given(path=str(folder)).vocab_size == len(toy_pipelines.WORDS) and given(parts={"text": str(folder / "text_encoder")}) is None
   with pytest.raises(ConfigError, match="read texts with different tokenizers"):
-    given(parts={"text/first": str(source), "text/second": str(other)})
+    given(parts={"text/first": str(source), "text/second": str(folder)})
 
 
 def test_a_pipeline_says_what_its_parts_were_trained_for(tmp_path):
