@@ -68,7 +68,8 @@ def network(x, t):
   return 0.6 * np.tanh(1.3 * x) + 0.2 * np.sin(t / 90) + 0.1 * x
 
 
-def theirs(name, config, steps, start, noise, monkeypatch):
+def theirs(name, config, steps, start, noise, monkeypatch, *, strength=1.0, clean=None):
+  """x after every step; with `clean`, of img2img's loop, as its pipeline begins one."""
   import diffusers
   import torch
   scheduler = getattr(diffusers, f"{name}Scheduler").from_config(config)
@@ -77,9 +78,14 @@ def theirs(name, config, steps, start, noise, monkeypatch):
   if hasattr(module, "randn_tensor"):
     monkeypatch.setattr(module, "randn_tensor", lambda *args, **kwargs: torch.from_numpy(next(draws)))
   scheduler.set_timesteps(steps)
-  x = torch.from_numpy(start) * scheduler.init_noise_sigma
-  trail = []
-  for t in scheduler.timesteps:
+  x, timesteps, trail = torch.from_numpy(start) * scheduler.init_noise_sigma, scheduler.timesteps, []
+  if clean is not None:
+    begin = (steps - min(int(steps * strength), steps)) * scheduler.order
+    timesteps = timesteps[begin:]
+    if hasattr(scheduler, "set_begin_index"):
+      scheduler.set_begin_index(begin)
+    x = scheduler.add_noise(torch.from_numpy(clean), torch.from_numpy(start), timesteps[:1])
+  for t in timesteps:
     seen = scheduler.scale_model_input(x, t).numpy()
     x = scheduler.step(torch.from_numpy(network(seen, float(t)).astype(np.float32)), t, x).prev_sample
     trail.append(x.numpy())
@@ -94,12 +100,14 @@ def picture(prediction, x, made, alpha, sigma):
   return alpha * x - sigma * made if prediction == "v" else made
 
 
-def ours(config, steps, start, noise, known):
+def ours(config, steps, start, noise, known, *, strength=1.0, clean=None):
   """Every step from where theirs (`known`) ended the one before: float32 rounding at a sigma of 4096 stays in the step that makes it."""
-  found, scaled = plan_of(config, steps=steps), facts(config)["kind"] == "edm"
+  found, scaled = plan_of(config, steps=steps, strength=strength), facts(config)["kind"] == "edm"
   plan, draws = found.plan, iter(noise)
   x, memory, trail = start * np.float64(plan.start_scale), [0.0] * MEMORY, []
   rows = np.asarray(plan.table[:plan.rows], np.float64)
+  if clean is not None:
+    x = rows[0, COLUMN["alpha"]] * clean + rows[0, COLUMN["sigma"]] * start
   # Some of theirs keep x / alpha.
   divides = CLASSES.get(config["_class_name"], ("", "sigma"))[1] == "sigma"
   alphas = [*(rows[1:, COLUMN["alpha"]] if divides else np.ones(len(rows) - 1)), 1.0]
@@ -135,6 +143,21 @@ def test_every_step_is_diffusers(name, options, steps, monkeypatch):
     # Heun's correction multiplies what float32 rounds by half its step's ratio of sigmas, up to 250 in a loop of two.
     bound = max(1e-5, 5e-6 * largest) if name == "HeunDiscrete" else 1e-5
     assert worst <= bound, f"step {step}: {worst:.2g} of the largest value before and after it"
+
+
+@pytest.mark.parametrize("strength", [0.02, 0.1, 0.5, 0.8, 0.98, 1.0])
+@pytest.mark.parametrize("name", [name for name in DISCRETE if name != "LMSDiscrete"])
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_img2img_is_diffusers(name, strength, spacing, monkeypatch):
+  """From the same step, at the same noise, to the same end. (LMS there takes the coefficients of evaluations that it has not made.)"""
+  config = SD | dict(_class_name=f"{name}Scheduler", timestep_spacing=spacing, skip_prk_steps=True)
+  rng = np.random.default_rng(0)
+  start, clean = rng.normal(size=(2, 2, 3, 4, 4)).astype(np.float32)
+  noise = rng.normal(size=(50, 2, 3, 4, 4)).astype(np.float32)
+  wanted = theirs(name, config, 50, start, noise, monkeypatch, strength=strength, clean=clean)
+  found = ours(config, 50, start, noise, wanted, strength=strength, clean=clean)
+  for step, (a, b) in enumerate(zip(found, wanted, strict=True)):
+    assert np.abs(a - b).max() <= 2e-5 * max(1, np.abs(b).max(), np.abs(wanted[step - 1]).max() if step else 15), step
 
 
 @pytest.mark.parametrize("name", MODULES)
