@@ -13,7 +13,7 @@ from jaxtyping import Float, Key, UInt
 from mmdiff.core.errors import ConfigError
 from mmdiff.core.sharding import BATCH, pin
 from mmdiff.core.types import Array
-from mmdiff.nn.attention import Attention, resolve
+from mmdiff.nn.attention import Attention
 from mmdiff.nn.conv import Downsample, GroupNorm, ResBlock, Upsample, conv
 
 LOG_VARIANCE = (-30.0, 20.0)          # clamped, distributions.py
@@ -40,11 +40,8 @@ class AttentionBlock(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """[B H W C] -> [B H W C]."""
-    chosen = resolve(self.implementation, dtype=self.dtype)
-    if chosen == "cudnn" and self.implementation == "auto":
-      chosen = "xla"                      # cuDNN's flash attention has no head as wide as 512
     flat = GroupNorm(self.groups, dtype=self.dtype, name="norm")(x).reshape(x.shape[0], -1, x.shape[-1])
-    return x + Attention(1, implementation=chosen, dtype=self.dtype, name="attention")(flat).reshape(x.shape)
+    return x + Attention(1, implementation=self.implementation, dtype=self.dtype, name="attention")(flat).reshape(x.shape)
 
 
 class Half(nn.Module):

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax._src import lib as jax_lib
 
 from mmdiff.core.errors import ConfigError
 from mmdiff.core.types import Array, Params
@@ -21,16 +22,55 @@ class KeysValues(NamedTuple):
   v: Array
 
 
-def resolve(name: str, *, dtype: Any = jnp.float32) -> str:
-  """The implementation that `name` means on this process's devices: "auto" is the fastest one that can take `dtype`."""
-  if name == "auto":
-    backend = jax.default_backend()
-    if backend == "cpu":
-      return "cpu"
-    return "cudnn" if backend == "gpu" and dtype == jnp.bfloat16 else "xla"
-  if name not in IMPLEMENTATIONS:
+class Device(NamedTuple):
+  """What decides which kernels there are."""
+  backend: str                           # "cpu", "gpu", "tpu"
+  capability: tuple[int, int] = (0, 0)   # of the least CUDA GPU of this process; (0, 0): not CUDA
+  cudnn: int = 0                         # version, e.g. 91002; 0: none
+
+
+def this_device() -> Device:
+  """The facts of this process's devices."""
+  backend = jax.default_backend()
+  devices = jax.local_devices(backend=backend) if backend == "gpu" else []
+  capabilities = [tuple(int(part) for part in str(getattr(device, "compute_capability", "")).split(".") if part.isdigit())
+                  for device in devices]
+  if not capabilities or any(len(found) != 2 for found in capabilities):              # ROCm's are names
+    return Device(backend)
+  versions = getattr(jax_lib, "cuda_versions", None)             # JAX's own attention asks the same; there is no public way
+  return Device(backend, min(capabilities), versions.cudnn_get_version() if versions else 0)
+
+
+def cudnn_refuses(device: Device, *, width: int, dtype: Any) -> str:
+  """Why cuDNN's flash attention, forward and backward, cannot take heads of this width and dtype on that device; "" if it can.
+
+  The widths are those of cuDNN's support matrix (docs.nvidia.com/cudnn, "Attention", 9.18) where the gradient works too: 256 on Hopper,
+  128 before and after it. Lengths, causality and masks decide nothing: `cudnn_attention` brings them into a form that it takes.
+  """
+  widest = 256 if device.capability[0] == 9 else 128
+  if device.backend != "gpu" or not device.cudnn or device.capability == (0, 0):
+    return f"a CUDA GPU with cuDNN is needed, found {device.backend}" + (" without cuDNN" if device.backend == "gpu" else "")
+  major, minor = device.capability
+  if device.capability < (8, 0):
+    return f"a GPU of compute capability 8.0 (Ampere) or newer is needed, found {major}.{minor}"
+  if device.capability == (10, 3) and device.cudnn < 91_100:
+    return f"compute capability 10.3 needs cuDNN 9.11 or newer, found {device.cudnn}"
+  if dtype != jnp.bfloat16:
+    return f"bfloat16 is needed, found {jnp.dtype(dtype).name} (the model's dtype)"
+  if width % 8 or width > widest:
+    return f"heads are {width} wide; a multiple of 8, at most {widest} on compute capability {major}.{minor}, is needed"
+  return ""
+
+
+def resolve(name: str, *, width: int, dtype: Any = jnp.float32, device: Device | None = None) -> str:
+  """The implementation that `name` means: "auto" is the fastest one that can take heads of `width` in `dtype` on `device`, by default
+  this process's. Raises ConfigError for an unknown name."""
+  if name not in ("auto", *IMPLEMENTATIONS):
     raise ConfigError(f"unknown attention implementation {name!r} (known: auto, {', '.join(IMPLEMENTATIONS)})")
-  return name
+  if name != "auto":
+    return name
+  device = device or this_device()
+  return "cpu" if device.backend == "cpu" else "xla" if cudnn_refuses(device, width=width, dtype=dtype) else "cudnn"
 
 
 def attention(q: Array, k: Array, v: Array, *, lengths: Array | None = None, causal: bool = False, mask: Array | None = None,
@@ -49,7 +89,7 @@ def attention(q: Array, k: Array, v: Array, *, lengths: Array | None = None, cau
   Returns:
     [B L N Dh] in the dtype of `v`. All implementations agree to rounding.
   """
-  return IMPLEMENTATIONS[resolve(implementation, dtype=q.dtype)](q, k, v, lengths, causal, mask)
+  return IMPLEMENTATIONS[resolve(implementation, width=q.shape[-1], dtype=q.dtype)](q, k, v, lengths, causal, mask)
 
 
 def step_attention(q: Array, kv: KeysValues, position: Array | None) -> Array:
@@ -79,14 +119,13 @@ def xla_attention(q, k, v, lengths, causal, mask=None):
 
 
 def cudnn_attention(q, k, v, lengths, causal, mask=None):
-  """cuDNN's flash attention: bfloat16, head width a multiple of 8.
+  """cuDNN's flash attention. Raises ConfigError for what `cudnn_refuses`.
 
   Its gradient is refused for odd lengths, so both sides are padded to even ones and the padding is hidden by lengths: masks would
   be materialised as a bias. A `mask` that is given pays that price.
   """
-  if q.dtype != jnp.bfloat16 or q.shape[-1] % 8:
-    raise ConfigError("attention='cudnn' takes bfloat16 and head widths that are multiples of 8, found "
-                      f"{q.dtype} and {q.shape[-1]}; set dtype='bfloat16' or attention='xla'")
+  if refusal := cudnn_refuses(this_device(), width=q.shape[-1], dtype=q.dtype):
+    raise ConfigError(f"attention='cudnn' cannot be had: {refusal}; attention='auto' takes the fastest form that can")
   (q, queries), (k, keys), (v, _) = pad_even(q), pad_even(k), pad_even(v)
   if mask is not None:
     mask = jnp.pad(mask, ((0, 0), (0, 0), (0, q.shape[1] - queries), (0, k.shape[1] - keys)))

@@ -9,7 +9,7 @@ from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 from mmdiff.core.errors import ConfigError
 from mmdiff.nn import attention as module
-from mmdiff.nn.attention import Attention, attention
+from mmdiff.nn.attention import Attention, Device, attention
 
 
 def qkv(queries, keys, *, heads=2, head_dim=8, batch=3, seed=0):
@@ -45,15 +45,55 @@ def test_hidden_keys_have_no_influence():
     assert jnp.all(jnp.abs(jnp.where(hidden[..., None, None], 1, grad)).sum((2, 3)) > 0)
 
 
-def test_auto_is_resolved_from_the_backend(monkeypatch):
-  assert module.resolve("auto") == "cpu"
-  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  assert module.resolve("auto", dtype=jnp.bfloat16) == "cudnn"
-  assert module.resolve("auto", dtype=jnp.float32) == "xla"       # cuDNN's flash attention has no float32
-  monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-  assert module.resolve("auto", dtype=jnp.bfloat16) == "xla"
+T4, A100, L4, RTX4090 = (Device("gpu", capability, 91_800) for capability in ((7, 5), (8, 0), (8, 9), (8, 9)))
+H100, B200 = Device("gpu", (9, 0), 91_800), Device("gpu", (10, 0), 91_800)
+B300, ROCM, TPU = Device("gpu", (10, 3), 91_000), Device("gpu"), Device("tpu")
+
+
+@pytest.mark.parametrize("device,widths", [
+  (A100, {40: "cudnn", 64: "cudnn", 80: "cudnn", 88: "cudnn", 104: "cudnn", 128: "cudnn", 160: "xla", 176: "xla", 256: "xla", 512: "xla"}),
+  (L4, {64: "cudnn", 160: "xla", 176: "xla"}), (RTX4090, {64: "cudnn", 160: "xla", 176: "xla"}),
+  (H100, {40: "cudnn", 72: "cudnn", 160: "cudnn", 176: "cudnn", 256: "cudnn", 264: "xla", 512: "xla", 12: "xla", 100: "xla"}),
+  (B200, {64: "cudnn", 128: "cudnn", 160: "xla"}), (B300, {64: "xla"}), (T4, {64: "xla"}), (ROCM, {64: "xla"}), (TPU, {64: "xla"}),
+  (Device("gpu", (9, 0), 0), {64: "xla"}), (Device("cpu"), {64: "cpu", 160: "cpu"})])
+def test_auto_takes_cudnn_only_where_it_works(device, widths):
+  """SD 1's innermost heads are 160 wide, those of CoCa 2.1B 176: not on A100, L4 and 4090."""
+  for width, expected in widths.items():
+    assert module.resolve("auto", width=width, dtype=jnp.bfloat16, device=device) == expected, width
+    assert module.resolve("auto", width=width, dtype=jnp.float32, device=device) == ("cpu" if device.backend == "cpu" else "xla")
+
+
+def test_names_are_taken_as_they_are_and_unknown_ones_refused():
+  assert module.resolve("auto", width=64) == "cpu"
+  assert all(module.resolve(name, width=160, device=A100) == name for name in module.IMPLEMENTATIONS)
   with pytest.raises(ConfigError, match="flashy.*known: auto, xla"):
-    module.resolve("flashy")
+    module.resolve("flashy", width=64)
+
+
+@pytest.mark.parametrize("device,width,dtype,said", [
+  (A100, 160, jnp.bfloat16, "heads are 160 wide; a multiple of 8, at most 128 on compute capability 8.0"),
+  (H100, 12, jnp.bfloat16, "heads are 12"),
+  (H100, 64, jnp.float32, "bfloat16 is needed, found float32"), (T4, 64, jnp.bfloat16, "8.0 .Ampere. or newer is needed, found 7.5"),
+  (B300, 64, jnp.bfloat16, "needs cuDNN 9.11"), (TPU, 64, jnp.bfloat16, "a CUDA GPU with cuDNN is needed, found tpu")])
+def test_cudnn_by_name_says_why_it_cannot_be_had(device, width, dtype, said, monkeypatch):
+  monkeypatch.setattr(module, "this_device", lambda: device)
+  x = jnp.zeros((1, 4, 2, width), dtype)
+  with pytest.raises(ConfigError, match=f"attention='cudnn' cannot be had: .*{said}"):
+    attention(x, x, x, implementation="cudnn")
+  if device.backend != "cpu":                     # nobody who left the key alone meets it
+    assert attention(x, x, x).shape == x.shape
+
+
+def test_the_limits_are_not_wider_than_jax_takes(monkeypatch):
+  """JAX's own check, asked with the same facts, takes all that `cudnn_refuses` lets through."""
+  for device in (A100, L4, H100, B200):
+    at_least = lambda text: device.capability >= tuple(map(int, text.split(".")))              # noqa: B023
+    monkeypatch.setattr(cudnn, "check_compute_capability", at_least)
+    monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", lambda text: at_least(text) and text == "10.3")     # noqa: B023
+    for width in range(4, 300, 4):
+      if not module.cudnn_refuses(device, width=width, dtype=jnp.bfloat16):
+        x = jax.ShapeDtypeStruct((2, 8, 2, width), jnp.bfloat16)
+        cudnn.check_is_flash_attention(x, x, x, cudnn.AttentionLayout.BTNH.value, device.cudnn, False, True)
 
 
 @pytest.mark.parametrize("length,causal,masked", [(50, False, False), (77, True, False), (77, False, True)])
@@ -61,6 +101,7 @@ def test_cudnn_form_lowers_for_cuda_with_its_gradient(length, causal, masked, mo
   """Odd lengths are the trap: JAX refuses their gradient, so they are padded. No score tensor may remain."""
   monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91_000)
   monkeypatch.setattr(cudnn, "check_compute_capability", lambda capability: True)
+  monkeypatch.setattr(module, "this_device", lambda: H100)
   shape = jax.ShapeDtypeStruct((2, length, 4, 64), jnp.bfloat16)
   lengths = jnp.array([3, length]) if masked else None
 
@@ -74,11 +115,6 @@ def test_cudnn_form_lowers_for_cuda_with_its_gradient(length, causal, masked, mo
   assert "__cudnn$fmhaSoftmax" in text and "__cudnn$fmhaSoftmaxBackward" in text
   even = length + length % 2
   assert not re.search(rf"tensor<2x4x{even}x{even}x", text)
-
-
-def test_cudnn_form_refuses_what_the_kernel_would():
-  with pytest.raises(ConfigError, match="bfloat16"):
-    attention(*qkv(4, 4), implementation="cudnn")
 
 
 def test_padding_to_even_lengths_changes_nothing():
