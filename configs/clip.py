@@ -1,6 +1,7 @@
 r"""CLIP (https://arxiv.org/abs/2103.00020) at every published size, on image-text pairs in webdataset tars.
 
-The paper's recipe: 32,768 pairs a step, 400 M pairs, 32 epochs, cosine decay, AdamW with weight decay 0.2.
+The paper's recipe: 32,768 pairs a step, 400 M pairs, 32 epochs, cosine decay, AdamW with weight decay 0.2 (times the learning rate) on all
+that is neither gain nor bias: as OpenCLIP reads it, whatever has two dimensions, so token and position embeddings too.
 
   mmdiff train --config=configs/clip.py:variant=ViT-B/32 --workdir=DIR --config.data.source.urls='tars/{00000..41455}.tar' \
       --config.data.tokenizer.path=clip_tokenizer/
@@ -32,7 +33,8 @@ def get_config(arg=""):
     captions=dict(original=1.0), tokenizer=dict(name="clip", path="data/clip_tokenizer"), augment=dict(crop=(0.9, 1.0), flip=False),
     threads=16, workers=8)
   b2, eps = (0.999, 1e-8) if arg.variant.startswith("RN") else (0.98, 1e-6)
-  config.optim = dict(default=common.adamw(lr=RATES.get(arg.variant, 5e-4), warmup_steps=2_000, weight_decay=0.2, b2=b2, eps=eps))
+  config.optim = dict(default=common.adamw(lr=RATES.get(arg.variant, 5e-4), warmup_steps=2_000, weight_decay=0.2, b2=b2, eps=eps,
+                                           decayed=(".*kernel", ".*embedding", ".*position")))
   config.evals = dict(
     coco=dict(name="retrieval", every_steps=10_000, params="",
               source=dict(name="tfds", dataset="coco_captions", split="val", captions=dict(original="captions/text"))),

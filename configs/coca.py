@@ -1,6 +1,7 @@
 r"""CoCa (https://arxiv.org/abs/2205.01917): a captioner and a CLIP in one, at the paper's three sizes and open_clip's two.
 
-The paper's recipe: 65,536 pairs a step, 500,000 steps, Adafactor at 8e-4 after 2 % of warm-up, decayed to zero, weight decay 0.01.
+The paper's recipe: 65,536 pairs a step, 500,000 steps, Adafactor at 8e-4 after 2 % of warm-up, decayed to zero, weight decay 0.01: in
+the convention of Lingvo and Praxis, whose Adafactor it is, times the learning rate; it clips updates to a root mean square of 1.
 
   mmdiff train --config=configs/coca.py:variant=Base --workdir=DIR --config.data.source.urls='tars/{00000..41455}.tar' \
       --config.data.tokenizer.path=tokenizer.json
@@ -35,7 +36,7 @@ def get_config(arg=""):
     tokenizer=dict(name="clip", path="data/clip_tokenizer", pad="zero") if open_clip else dict(name="file", path="data/tokenizer.json"),
     threads=16, workers=8)
   config.optim = dict(default=dict(name="adafactor", lr=8e-4, warmup_steps=10_000, decay="linear", b1=0.9, b2_cap=0.999, weight_decay=0.01,
-                                   clip=1.0))
+                                   decay_times="lr", clip=1.0, update_clip=1.0))
   config.evals = dict(
     coco=dict(name="retrieval", every_steps=10_000, params="",
               source=dict(name="tfds", dataset="coco_captions", split="val", captions=dict(original="captions/text"))))

@@ -1,5 +1,9 @@
 r"""SigLIP (https://arxiv.org/abs/2303.15343): CLIP with a sigmoid loss, pooled image tokens and no causal mask.
 
+The paper's recipe: Adafactor at 1e-3 and weight decay 1e-4 in big_vision's convention: of kernels alone, times the schedule and not times
+the learning rate, so that a step takes 1e-4 off at the peak (PyTorch's AdamW would write 0.1: `tiny` does). big_vision's Adafactor clips no
+updates and keeps second moments by rows and columns from 32 on.
+
   mmdiff train --config=configs/siglip.py:variant=SigLIP-B/16 --workdir=DIR --config.data.source.urls='tars/{00000..41455}.tar' \
       --config.data.tokenizer.path=siglip_tokenizer/
       B/16 at 224 px on WebLI: 76.0 % zero-shot on ImageNet (open_clip's evaluation of the released weights).
@@ -25,7 +29,7 @@ def get_config(arg=""):
     model = dict(name="clip", variant="siglip-tiny", image_size=32, vocab=512, text_len=64, dtype="float32", remat="none", attention="auto")
     config.data = common.data(common.scenes("T32"), image_size=32, text_len=64, captions=dict(long=0.95, original=0.05),
                               tokenizer=common.bpe(512))
-    config.optim = dict(default=common.adamw(lr=1e-3, warmup_steps=50, weight_decay=1e-4, b2=0.95, clip=1.0))
+    config.optim = dict(default=common.adamw(lr=1e-3, warmup_steps=50, weight_decay=0.1, b2=0.95, clip=1.0))
     config.evals = dict(retrieval=dict(name="retrieval", source=common.scenes("T32", "val_iid"), caption="long", limit=500, every_steps=150,
                                        params=""))
   else:
@@ -37,7 +41,7 @@ def get_config(arg=""):
       dict(name="webdataset", urls="data/{00000..41455}.tar"), image_size=size, text_len=length, captions=dict(original=1.0),
       tokenizer=dict(name="siglip", path="data/siglip_tokenizer"), resize="squash", threads=16, workers=8)
     config.optim = dict(default=dict(name="adafactor", lr=1e-3, warmup_steps=20_000, decay="rsqrt", b1=0.9, b2_cap=0.95, weight_decay=1e-4,
-                                     clip=1.0))
+                                     decay_times="schedule", decayed=(".*kernel",), clip=1.0, update_clip=0.0, min_factored=32))
     config.evals = dict(coco=dict(name="retrieval", every_steps=10_000, params="",
                                   source=dict(name="tfds", dataset="coco_captions", split="val", captions=dict(original="captions/text"))))
   config.objective = dict(name="contrastive", loss="sigmoid", chunk=0 if arg.tiny else 2_048, model=model)

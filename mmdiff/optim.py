@@ -2,6 +2,14 @@
 
 `config.optim = dict(default=dict(name="adamw", lr=1e-3, …), image=dict(…))`: a group named after a top-level parameter group (`image`,
 `text`, `denoiser`, …) takes that group's parameters, `default` takes the rest.
+
+Weight decay is decoupled everywhere, and papers write it in two ways, which differ by the peak rate, a factor of a thousand. A step takes
+off a decayed parameter (`decayed`: path patterns)
+
+  decay_times="lr"        rate(step) · weight_decay        PyTorch's AdamW, so OpenAI's and OpenCLIP's CLIP and Stable Diffusion; optax;
+                                                           Lion's paper; the Adafactor of Lingvo and Praxis
+  decay_times="schedule"  rate(step) / lr · weight_decay   big_vision (`optax.py`: lr, then wd, then the schedule from 0 to 1), so SigLIP,
+                                                           LiT and Scaling ViT; "Fixing weight decay" (https://arxiv.org/abs/1711.05101)
 """
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
@@ -22,6 +30,8 @@ OPTIMIZERS = {
 }
 
 DECAYED = (".*kernel", ".*embedding")     # by name: the scale of a scanned norm is two-dimensional
+Decay = Literal["cosine", "linear", "constant", "rsqrt", "wsd"]        # of the learning rate, see `schedule`
+DecayTimes = Literal["lr", "schedule"]                                 # of the weights, see the module's docstring
 
 # Parameters before the first block of a tower, by name; what is neither here nor in a stack comes after the last.
 FIRST = (".*/embed/embedding", ".*/position", ".*/patchify/.*", ".*/class_token", ".*/norm_pre/.*", ".*/conv_in/.*")
@@ -75,51 +85,59 @@ def layer_scales(params: Tree, decay: float) -> Tree:
   return tree.map_with_path(scale, params)
 
 
-def _group(rate: optax.Schedule, direction: optax.GradientTransformation, weight_decay: float, decayed: tuple[str, ...],
-           clip: float, layer_decay: float = 1.0) -> Group:
-  """clip by the group's global norm → direction → decoupled weight decay → layer decay → −learning rate."""
-  parts = [optax.clip_by_global_norm(clip)] if clip else []
-  parts += [direction]
-  parts += [optax.add_decayed_weights(weight_decay, _decay_mask(decayed))] if weight_decay else []
+def _group(rate: optax.Schedule, direction: optax.GradientTransformation, *, lr: float, weight_decay: float, decay_times: str,
+           decayed: tuple[str, ...], clip: float, layer_decay: float = 1.0) -> Group:
+  """clip by the group's global norm → direction → layer decay and decoupled weight decay → −learning rate. With `decay_times` "schedule"
+  the last factor takes `lr` out of the decay again, and a layer that learns less decays no less, as in big_vision."""
   if not 0 < layer_decay <= 1:
     raise ConfigError(f"optim: layer_decay: expected a number above 0, up to 1, found {layer_decay}")
-  if layer_decay < 1:
-    scaled = lambda updates, params: jax.tree.map(jnp.multiply, updates, layer_scales(updates, layer_decay))
-    parts += [optax.stateless(scaled)]
+  if decay_times == "schedule" and weight_decay and not lr:
+    raise ConfigError("optim: decay_times='schedule' has no meaning with lr 0; freeze the group (config.freeze) or set weight_decay=0")
+  scaled = lambda updates, params: jax.tree.map(jnp.multiply, updates, layer_scales(updates, layer_decay))
+  layers = [optax.stateless(scaled)] if layer_decay < 1 else []
+  shrunk = weight_decay / lr if weight_decay and decay_times == "schedule" else weight_decay
+  shrink = [optax.add_decayed_weights(shrunk, _decay_mask(decayed))] if weight_decay else []
+  parts = [optax.clip_by_global_norm(clip)] if clip else []
+  parts += [direction, *layers, *shrink] if decay_times == "schedule" else [direction, *shrink, *layers]
   return Group(optax.chain(*parts, optax.scale_by_learning_rate(rate)), rate)
 
 
-def adamw(total_steps: int, *, lr: float, warmup_steps: int = 0, decay: Literal["cosine", "linear", "constant", "rsqrt", "wsd"] = "cosine",
-          final: float = 0.0, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0,
+def adamw(total_steps: int, *, lr: float, warmup_steps: int = 0, decay: Decay = "cosine", final: float = 0.0, b1: float = 0.9,
+          b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0, decay_times: DecayTimes = "lr",
           decayed: tuple[str, ...] = DECAYED, clip: float = 0.0, mu_dtype: Literal["float32", "bfloat16"] = "float32",
           layer_decay: float = 1.0) -> Group:
   """Adam with decoupled weight decay (https://arxiv.org/abs/1711.05101); `mu_dtype` is that of the first moment, `layer_decay` multiplies
   the updates once for every block that comes after them (`layer_scales`)."""
   rate = schedule(total_steps, lr=lr, warmup_steps=warmup_steps, decay=decay, final=final)
-  return _group(rate, optax.scale_by_adam(b1, b2, eps, mu_dtype=jnp.dtype(mu_dtype)), weight_decay, tuple(decayed), clip, layer_decay)
+  return _group(rate, optax.scale_by_adam(b1, b2, eps, mu_dtype=jnp.dtype(mu_dtype)), lr=lr, weight_decay=weight_decay,
+                decay_times=decay_times, decayed=tuple(decayed), clip=clip, layer_decay=layer_decay)
 
 
-def adafactor(total_steps: int, *, lr: float, warmup_steps: int = 0,
-              decay: Literal["cosine", "linear", "constant", "rsqrt", "wsd"] = "cosine", final: float = 0.0, b1: float = 0.9,
-              b2_cap: float = 0.999, weight_decay: float = 0.0, decayed: tuple[str, ...] = DECAYED, clip: float = 0.0,
-              min_factored: int = 128) -> Group:
-  """Adafactor as Scaling ViT uses it (https://arxiv.org/abs/2106.04560 §3.4): factored second moment, update clipping at 1, a bfloat16
-  first moment, no relative step sizes."""
+def adafactor(total_steps: int, *, lr: float, warmup_steps: int = 0, decay: Decay = "cosine", final: float = 0.0, b1: float = 0.9,
+              b2_cap: float = 0.999, weight_decay: float = 0.0, decay_times: DecayTimes = "lr", decayed: tuple[str, ...] = DECAYED,
+              clip: float = 0.0, update_clip: float = 1.0, min_factored: int = 128) -> Group:
+  """Adafactor (https://arxiv.org/abs/1804.04235) without relative step sizes, with a bfloat16 first moment and the second moment's decay
+  at most `b2_cap`, as Scaling ViT uses it (https://arxiv.org/abs/2106.04560 §3.4).
+
+  update_clip: root mean square that the update of a parameter is scaled down to, 0 = none: 1 in the paper (§6) and in Lingvo's and
+  Praxis's, none in big_vision's. min_factored: both dimensions from which a second moment is kept by rows and columns; 32 in big_vision.
+  """
   rate = schedule(total_steps, lr=lr, warmup_steps=warmup_steps, decay=decay, final=final)
   factored = optax.scale_by_factored_rms(min_dim_size_to_factor=min_factored, decay_rate=0.8, epsilon=1e-30,
                                          decay_rate_fn=lambda step, rate: jnp.minimum(b2_cap, 1.0 - (step + 1.0) ** -rate))
-  parts = [factored, optax.clip_by_block_rms(1.0)]
+  parts = [factored] + ([optax.clip_by_block_rms(update_clip)] if update_clip else [])
   parts += [optax.ema(b1, debias=False, accumulator_dtype=jnp.bfloat16)] if b1 else []
-  return _group(rate, optax.chain(*parts), weight_decay, tuple(decayed), clip)
+  return _group(rate, optax.chain(*parts), lr=lr, weight_decay=weight_decay, decay_times=decay_times, decayed=tuple(decayed),
+                clip=clip)
 
 
-def lion(total_steps: int, *, lr: float, warmup_steps: int = 0, decay: Literal["cosine", "linear", "constant", "rsqrt", "wsd"] = "cosine",
-         final: float = 0.0, b1: float = 0.9, b2: float = 0.99, weight_decay: float = 0.0,
-         decayed: tuple[str, ...] = DECAYED, clip: float = 0.0, mu_dtype: Literal["float32", "bfloat16"] = "float32",
-         layer_decay: float = 1.0) -> Group:
+def lion(total_steps: int, *, lr: float, warmup_steps: int = 0, decay: Decay = "cosine", final: float = 0.0, b1: float = 0.9,
+         b2: float = 0.99, weight_decay: float = 0.0, decay_times: DecayTimes = "lr", decayed: tuple[str, ...] = DECAYED,
+         clip: float = 0.0, mu_dtype: Literal["float32", "bfloat16"] = "float32", layer_decay: float = 1.0) -> Group:
   """Lion (https://arxiv.org/abs/2302.06675): the sign of an interpolated momentum."""
   rate = schedule(total_steps, lr=lr, warmup_steps=warmup_steps, decay=decay, final=final)
-  return _group(rate, optax.scale_by_lion(b1, b2, mu_dtype=jnp.dtype(mu_dtype)), weight_decay, tuple(decayed), clip, layer_decay)
+  return _group(rate, optax.scale_by_lion(b1, b2, mu_dtype=jnp.dtype(mu_dtype)), lr=lr, weight_decay=weight_decay,
+                decay_times=decay_times, decayed=tuple(decayed), clip=clip, layer_decay=layer_decay)
 
 
 def make(config: Mapping, total_steps: int, groups: tuple[str, ...]) -> tuple[optax.GradientTransformation, dict[str, optax.Schedule]]:

@@ -64,14 +64,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
   """The layout of one leaf. An axis that does not divide its dimension is dropped; a factored statistic is replicated."""
   shardable = mesh.shape["fsdp"] * mesh.shape["tensor"] > 1
+  if re.search(r"(^|/)v_(row|col)/", path):          # of a scanned stack it has two dimensions, and is no kernel
+    return P()
   for pattern, spec in RULES:
     if re.search(rf"(^|/){pattern}$", path):
       if len(spec) > len(shape):
         return P()
       trailing = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(spec, shape[len(shape) - len(spec):])]
       return P(*[None] * (len(shape) - len(spec)), *trailing)
-  factored = re.search(r"(^|/)v_(row|col)/", path)
-  if shardable and not factored and math.prod(shape) >= LARGE:
+  if shardable and math.prod(shape) >= LARGE:
     raise ConfigError(f"no sharding rule matches {path} {shape}; add one to mmdiff.parallel.RULES (replication is the empty spec)")
   return P()
 

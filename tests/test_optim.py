@@ -87,3 +87,74 @@ def test_layers_further_from_the_end_learn_less():
   np.testing.assert_allclose(updates["logit_scale"], -1.0, rtol=1e-5)
   with pytest.raises(ConfigError, match="layer_decay: expected a number above 0, up to 1, found 0"):
     optim.make(dict(default=dict(name="adamw", lr=1.0, layer_decay=0.0)), 10, ("image",))
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "adafactor"])
+def test_weight_decay_goes_with_the_rate_or_with_the_schedule(name):
+  """Of a kernel of ones without a gradient, half-way through the warm-up and at the peak: rate × decay, or schedule × decay."""
+  for times, shares in (("lr", (0.5e-3 * 0.1, 1e-3 * 0.1)), ("schedule", (0.5 * 0.1, 0.1))):
+    tx, _ = optim.make(dict(default=dict(name=name, lr=1e-3, warmup_steps=2, decay="constant", weight_decay=0.1, decay_times=times)), 10,
+                       ("image", "text"))
+    state, taken = tx.init(PARAMS), []
+    for _ in range(3):
+      updates, state = tx.update(ZERO, state, PARAMS)
+      taken.append(-float(updates["text"]["proj"]["kernel"][0, 0]))
+    np.testing.assert_allclose(taken, (0.0, *shares), rtol=1e-5)
+
+
+def test_the_schedule_convention_is_that_of_big_vision():
+  """clip, direction, × lr, + decay × parameter, × schedule, × −1, in this order; a second independent writing of it."""
+  from optax import add_decayed_weights, chain, clip_by_global_norm, linear_schedule, scale, scale_by_adam, scale_by_schedule
+  mask = {"image": {"stack": {"norm": {"scale": False}, "mlp": {"up": {"kernel": True}}}},
+          "text": {"proj": {"kernel": True, "bias": False}}}
+  theirs = chain(clip_by_global_norm(1.0), scale_by_adam(b2=0.95), scale(1e-3), add_decayed_weights(1e-4, mask),
+                 scale_by_schedule(linear_schedule(0.0, 1.0, 5)), scale(-1.0))
+  ours, _ = optim.make(dict(default=dict(name="adamw", lr=1e-3, warmup_steps=5, decay="constant", b2=0.95, weight_decay=1e-4, clip=1.0,
+                                         decay_times="schedule")), 10, ("image", "text"))
+  states, params = [theirs.init(PARAMS), ours.init(PARAMS)], PARAMS
+  for step in range(3):
+    grads = jax.tree.map(lambda x: jnp.asarray(np.random.default_rng(step).normal(size=x.shape), jnp.float32), params)      # noqa: B023
+    (expected, states[0]), (found, states[1]) = (tx.update(grads, state, params) for tx, state in zip((theirs, ours), states))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-9), found, expected)
+    params = optax.apply_updates(params, found)
+
+
+def test_layers_that_learn_less_decay_no_less_by_the_schedule():
+  params = {"image": {"stack": {"mlp": {"kernel": jnp.ones((2, 4, 4))}}}}
+  for times, taken in (("lr", [0.25 * 0.1, 0.5 * 0.1]), ("schedule", [0.1, 0.1])):
+    tx, _ = optim.make(dict(default=dict(name="lion", lr=1.0, decay="constant", weight_decay=0.1, decay_times=times, layer_decay=0.5)), 10,
+                       ("image",))
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    np.testing.assert_allclose(-updates["image"]["stack"]["mlp"]["kernel"][:, 0, 0], taken, rtol=1e-5)
+
+
+def test_decay_by_the_schedule_needs_a_rate():
+  with pytest.raises(ConfigError, match="decay_times='schedule' has no meaning with lr 0"):
+    optim.make(dict(default=dict(name="lion", lr=0.0, weight_decay=0.1, decay_times="schedule")), 10, ("image",))
+
+
+def test_adafactor_clips_its_updates_only_if_asked():
+  """After a gradient of 1 one of 100 has a direction of about √2 or more; the clip brings its root mean square to at most 1."""
+  params = {"image": {"kernel": jnp.zeros((4, 4))}}
+  for clip, expected in ((1.0, 1.0), (0.0, 1.9)):
+    options = dict(name="adafactor", lr=1.0, decay="constant", b1=0.0, b2_cap=0.75, update_clip=clip)
+    tx, _ = optim.make(dict(default=options), 10, ("image",))
+    state = tx.init(params)
+    for size in (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 100.0):
+      updates, state = tx.update({"image": {"kernel": jnp.full((4, 4), size)}}, state, params)
+    assert float(-updates["image"]["kernel"][0, 0]) == pytest.approx(expected, rel=0.06)
+
+
+def test_what_decays_by_default_in_a_real_model():
+  """Kernels and embeddings; no bias, position, class token, scale of a norm, logit scale."""
+  from mmdiff.models.clip import clip
+  model = clip(variant="tiny")
+  batch = jnp.zeros((1, 32, 32, 3), jnp.uint8), jnp.zeros((1, 64), jnp.int32), jnp.ones((1, 64), bool)
+  params = jax.tree.map(lambda x: jnp.ones((1,)), jax.eval_shape(model.init, jax.random.key(0), *batch)["params"])       # names alone count
+  tx, _ = optim.make(dict(default=dict(name="lion", lr=1.0, decay="constant", weight_decay=0.5)), 10, tuple(params))
+  updates = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)[0]
+  kinds = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(updates):
+    kinds.setdefault(path[-1].key, set()).add(float(leaf[0]))
+  assert kinds == {"kernel": {-0.5}, "embedding": {-0.5}, "bias": {0.0}, "scale": {0.0}, "position": {0.0}, "class_token": {0.0},
+                   "logit_scale": {0.0}}

@@ -27,10 +27,21 @@ def test_one_rule_serves_a_kernel_its_moments_its_averages_and_its_scanned_stack
   assert parallel.spec_for("params/x/mlp/down/kernel", (64, 32), mesh) == P("tensor", "fsdp")
 
 
+def test_what_enters_the_heads_is_split_by_columns_and_what_leaves_them_by_rows():
+  """So that between the two products every device keeps its own heads, or its own part of an MLP, and one sum follows (Megatron-LM)."""
+  mesh = parallel.make_mesh(data=2, fsdp=2, tensor=2)
+  spec = lambda path: parallel.spec_for(f"params/image/stack/{path}/kernel", (3, 64, 64), mesh)
+  for path in ("attention/query", "attention/key", "attention/value", "cross_attention/value", "mlp/up", "mlp/gate"):
+    assert spec(path) == P(None, "fsdp", "tensor"), path
+  for path in ("attention/out", "cross_attention/out", "mlp/down"):
+    assert spec(path) == P(None, "tensor", "fsdp"), path
+
+
 def test_axes_that_do_not_divide_are_dropped_and_factored_statistics_are_replicated():
   mesh = parallel.make_mesh(data=2, fsdp=2, tensor=2)
   assert parallel.spec_for("a/attention/query/kernel", (63, 64), mesh) == P(None, "tensor")
   assert parallel.spec_for("opt/v_row/a/attention/query/kernel", (64,), mesh) == P()
+  assert parallel.spec_for("opt/v_col/a/stack/attention/query/kernel", (4, 64), mesh) == P()           # of a scanned stack
 
 
 def test_a_large_leaf_without_a_rule_is_an_error_only_where_it_could_be_sharded():

@@ -16,7 +16,7 @@ RANGES = (
   (r"data\.workers", 0, INF),
   (r"data\.max_bad_fraction", 0, 1),
   (r"data\.captions\.\w+", 0, 1),
-  (r"optim\.\w+\.(lr|warmup_steps|weight_decay|clip|final)", 0, INF),
+  (r"optim\.\w+\.(lr|warmup_steps|weight_decay|clip|update_clip|final)", 0, INF),
   (r"optim\.\w+\.(b1|b2|b2_cap)", 0, 1 - 1e-12),
   (r"ema\.\w+", 0, 1),
   (r"objective\.(.*\.)?(width|depth|heads|layers|image_size|text_len|vocab|patch)", 1, INF),
