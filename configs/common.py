@@ -27,7 +27,7 @@ def parse(arg: str, **defaults) -> ConfigDict:
 def base(*, steps: int, batch_size: int, seed: int = 0, log_every_steps: int = 50, save_every_steps: int = 1000) -> ConfigDict:
   """The keys that every config has, with the values that most want."""
   return ConfigDict(dict(
-    seed=seed, steps=steps, batch_size=batch_size, accumulate=1, log_every_steps=log_every_steps,
+    seed=seed, steps=steps, batch_size=batch_size, accumulate=1, precision="highest", log_every_steps=log_every_steps,
     checkpoint=dict(every_steps=save_every_steps, keep=3),
     mesh=dict(data=-1, fsdp=1, tensor=1),
     sharding="auto",
@@ -37,9 +37,12 @@ def base(*, steps: int, batch_size: int, seed: int = 0, log_every_steps: int = 5
 
 
 def adamw(*, lr: float, warmup_steps: int, weight_decay: float, decay: str = "cosine", b1: float = 0.9, b2: float = 0.999,
-          eps: float = 1e-8, clip: float = 0.0) -> dict:
-  """One AdamW group of `config.optim`."""
-  return dict(name="adamw", lr=lr, warmup_steps=warmup_steps, decay=decay, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, clip=clip)
+          eps: float = 1e-8, clip: float = 0.0, decayed: tuple[str, ...] = ()) -> dict:
+  """One AdamW group of `config.optim`: PyTorch's convention, a step takes rate × weight_decay off. `decayed`: patterns, () = kernels and
+  embeddings."""
+  made = dict(name="adamw", lr=lr, warmup_steps=warmup_steps, decay=decay, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay,
+              decay_times="lr", clip=clip)
+  return made | (dict(decayed=decayed) if decayed else {})
 
 
 def scenes(tier: str = "T32", split: str = "train", size: int | None = None) -> dict:

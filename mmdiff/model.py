@@ -21,6 +21,7 @@ from mmdiff.convert.pipelines import Pipeline
 from mmdiff.core import tree
 from mmdiff.core.build import build
 from mmdiff.core.errors import ConfigError
+from mmdiff.core.precision import USUAL, all_precise, objective_of
 from mmdiff.core.types import Tree
 from mmdiff.data import TOKENIZERS, tokenizers
 from mmdiff.data.token_facts import NOBODY, Like
@@ -43,9 +44,9 @@ def load(path: str | Path, *, step: int | None = None, params: str | None = None
     params: "raw", or the name of an average of `config.ema`; None is "eval" where there is one, else raw.
     mesh: sizes of the axes data, fsdp and tensor; None splits batches over all devices and keeps the parameters whole on each.
     tokenizer: for a public checkpoint without one: a tokenizer.json, or a folder with it or with vocab.json and merges.txt.
-    **options: of a public checkpoint: allow_missing, image_size, text_len, …, as `mmdiff.convert.public.load` takes them, and of a whole
-      Stable Diffusion those of `mmdiff.convert.pipelines.load`, dtype (of its activations: float32 or bfloat16) and tile (see
-      `models.tiled`).
+    **options: of a public checkpoint: precision (of float32 products: default, high or highest; a run has that of its config), and
+      allow_missing, image_size, text_len, …, as `mmdiff.convert.public.load` takes them, and of a whole Stable Diffusion those of
+      `mmdiff.convert.pipelines.load`, dtype (of its activations: float32 or bfloat16) and tile (see `models.tiled`).
 
   Raises:
     DataError: no run directory, checkpoint or average of that name; or what `mmdiff.convert.public.load` raises.
@@ -62,12 +63,12 @@ def load(path: str | Path, *, step: int | None = None, params: str | None = None
   values, extra, meta = checkpoint.restore_params(workdir, step=at if step is None else step, ema=average)
   report = dict(path=str(workdir), step=int(meta["step"]), params=average or run_directory.RAW, objective=config["objective"]["name"])
   tokens = build(TOKENIZERS, dict(name="file", path=str(workdir / "tokenizer.json")))
-  predict = build(OBJECTIVES, config["objective"]).predict
+  predict = objective_of(OBJECTIVES, config).predict
   return _assemble(config, values, extra, report, predict, tokenizer=tokens, workdir=workdir, mesh=mesh)
 
 
-def _load_pipeline(path: str | Path, *, mesh: Mapping[str, int] | None, tokenizer: str | Path | None, dtype: str = "float32",
-                   tile: int = 0, **options) -> Model:
+def _load_pipeline(path: str | Path, *, mesh: Mapping[str, int] | None, tokenizer: str | Path | None, precision: str,
+                   dtype: str = "float32", tile: int = 0, **options) -> Model:
   if dtype not in ("float32", "bfloat16"):
     raise ConfigError(f"dtype: expected float32 or bfloat16, found {dtype!r}")
   found = pipelines.load(path, **options)
@@ -82,7 +83,7 @@ def _load_pipeline(path: str | Path, *, mesh: Mapping[str, int] | None, tokenize
   made = drawing(denoiser=denoiser, condition=condition, encode=encode, prediction=trained["prediction"], kind=trained["kind"],
                  uncond="zeros" if found.zeros else "empty",
                  more_channels=unet.config["model"]["in_channels"] - denoiser.channels)
-  predict = served(made, encodes=True) | {
+  predict = all_precise(served(made, encodes=True), precision) | {
     "plan": lambda sampler=None, **how: schedulers.plan_of(found.scheduler, sampler=sampler, **how).plan,
     "small_noise": lambda level: schedulers.noise_at(found.small, level, most=found.index.get("max_noise_level", pipelines.MOST_NOISE))}
   data = dict(captions=dict(original=1.0), on_missing="any", image_size=denoiser.image_size * encode.factor, text_len=condition.length,
@@ -110,9 +111,12 @@ def _tokenizer(folder: str | Path | None, like: Like = NOBODY):
   return found
 
 
-def _load_public(path: str | Path, *, mesh: Mapping[str, int] | None, tokenizer: str | Path | None, **options) -> Model:
+def _load_public(path: str | Path, *, mesh: Mapping[str, int] | None, tokenizer: str | Path | None, precision: str = USUAL,
+                 **options) -> Model:
+  if precision not in ("default", "high", "highest"):
+    raise ConfigError(f"precision: expected default, high or highest, found {precision!r}")
   if pipelines.is_pipeline(path) and "part" not in options:
-    return _load_pipeline(path, mesh=mesh, tokenizer=tokenizer, **options)
+    return _load_pipeline(path, mesh=mesh, tokenizer=tokenizer, precision=precision, **options)
   loaded = public.load(path, **options)
   data = dict(captions=dict(original=1.0), on_missing="any") | loaded.config["data"]
   config = dict(seed=0, steps=0, batch_size=ROWS, ema={}, evals={}) | loaded.config | dict(data=data)
@@ -124,6 +128,7 @@ def _load_public(path: str | Path, *, mesh: Mapping[str, int] | None, tokenizer:
     data["text_len"] = length
   objective = config["objective"]
   predict = build(OBJECTIVES, objective).predict if objective else serving.predict(loaded.family, loaded.module, config)
+  predict = all_precise(predict, precision)
   report = dict(path=str(path), step=0, params=run_directory.RAW, objective=objective["name"] if objective else loaded.family,
                 format=loaded.format, dtypes=loaded.dtypes) | loaded.report._asdict() | dict(notices=notices)
   model = _assemble(config, loaded.params, loaded.statistics, report, predict, tokenizer=tokens, workdir=Path(path), mesh=mesh)

@@ -117,13 +117,13 @@ def train_case(config: Mapping, *, params: Any = None, batch: Mapping[str, np.nd
   """
   import jax
 
-  from mmdiff.core.build import build
+  from mmdiff.core.precision import objective_of
   from mmdiff.objectives import OBJECTIVES
   from mmdiff.train.setup import set_up
   compiling: list[float] = []
   listener = lambda event, seconds, **_: compiling.append(seconds) if event == COMPILE_EVENT else None
   jax.monitoring.register_event_duration_secs_listener(listener)
-  objective, batch = build(OBJECTIVES, config["objective"]), batch or random_batch(config)
+  objective, batch = objective_of(OBJECTIVES, config), batch or random_batch(config)
   setup = set_up(config, objective, {name: rows[0] for name, rows in batch.items()})
   compile_seconds, count = sum(compiling), objective.predict.get("flops")
   state = setup.state
@@ -185,9 +185,9 @@ def machines() -> int:
 def bench_sample(config: Mapping, given: Mapping) -> dict[str, Any]:
   import jax
 
-  from mmdiff.core.build import build
+  from mmdiff.core.precision import objective_of
   from mmdiff.objectives import OBJECTIVES
-  objective, batch = build(OBJECTIVES, config["objective"]), random_batch(config)
+  objective, batch = objective_of(OBJECTIVES, config), random_batch(config)
   if "sample" not in objective.predict:
     raise ConfigError(f"--what=sample: {config['objective']['name']} makes no pictures; it has {', '.join(objective.predict)}")
   plan = objective.predict["plan"](steps=given["sampling_steps"], guidance=given["guidance"])

@@ -238,10 +238,10 @@ def check_model(config: Mapping, mesh, dataset):
   from mmdiff import optim, parallel
   from mmdiff.commands.train import check_vocabulary
   from mmdiff.core import tree
-  from mmdiff.core.build import build
+  from mmdiff.core.precision import objective_of
   from mmdiff.objectives import OBJECTIVES
   from mmdiff.train.state import init_state
-  objective = build(OBJECTIVES, config["objective"])
+  objective = objective_of(OBJECTIVES, config)
   side, length, key = config["data"]["image_size"], config["data"]["text_len"], jax.random.key(config["seed"])
   blank = dict(image=np.zeros((2, side, side, 3), np.uint8), tokens=np.zeros((2, length), np.int32), mask=np.ones((2, length), bool),
                id=np.zeros(2, np.uint32))

@@ -15,9 +15,9 @@ import numpy as np
 
 from mmdiff import parallel
 from mmdiff.core import tree
-from mmdiff.core.build import build
 from mmdiff.core.errors import ConfigError
 from mmdiff.core.files import versions
+from mmdiff.core.precision import objective_of
 from mmdiff.core.types import Tree
 from mmdiff.data import buckets as aspects
 from mmdiff.data import captions, jobs, latents, pipelines
@@ -49,7 +49,7 @@ def run(config: Mapping, given: Mapping, about: Mapping[str, Any]) -> dict[str, 
   from mmdiff.commands import results, train
   results.use_compile_cache()
   config = dict(config, data=dict(config["data"], features=""))
-  objective = build(OBJECTIVES, config["objective"])
+  objective = objective_of(OBJECTIVES, config)
   mesh = parallel.make_mesh(**config["mesh"])
   dataset = train.make_dataset(config, Path(given["out"]) / "no run")
   parts = chosen(given["parts"], objective, config)

@@ -58,6 +58,8 @@ class Experiment:
   batch_size: int                       # global
   accumulate: int = 1                   # microbatches a step; exact for every objective
   log_every_steps: int
+  precision: Literal["default", "high", "highest"] = "highest"   # of float32 products: "default" is TF32 on GPUs, bfloat16 on TPUs;
+                                        # "high" three passes of bfloat16 on TPUs; "highest" float32. Models of dtype bfloat16 don't care
   max_bad_steps: int = 20               # updates in a row refused as not finite before training gives up (exit 70)
   checkpoint: Checkpoint
   mesh: Mesh

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from mmdiff.core.precision import EXACT
 from mmdiff.core.types import Array
 
 RANGE = 2.0          # of pixels in [-1, 1]
@@ -37,7 +38,8 @@ def ssim(a: Float[Array, "B H W C"], b: Float[Array, "B H W C"], *, sigma: float
 
   def blur(x):
     for axis in (1, 2):
-      x = jnp.tensordot(jnp.stack([jax.lax.slice_in_dim(x, i, x.shape[axis] - size + 1 + i, axis=axis) for i in range(size)], -1), line, 1)
+      x = jnp.tensordot(jnp.stack([jax.lax.slice_in_dim(x, i, x.shape[axis] - size + 1 + i, axis=axis) for i in range(size)], -1), line, 1,
+                        precision=EXACT)           # variances are differences of squares
     return x
 
   a, b = a.astype(jnp.float32), b.astype(jnp.float32)
