@@ -33,6 +33,7 @@ FLAGS = {
   "seed": dict(type="int,", default=(), help="train only these seeds; all by default"),
   "plan": dict(type="bool", default=False, help="say what would be done, and what it costs"),
   "report": dict(type="bool", default=False, help="only write the report of what is there"),
+  "unlike": dict(type="str,", default=(), help="what may differ between the runs that are compared, e.g. image_size"),
 }
 PREPARE = "prepare"
 FIRST = ("train", "caption")    # the commands that prepare: what they have done they don't do again
@@ -69,7 +70,7 @@ def main(argv: list[str]) -> int:
     print("\n".join(plan_ablation.lines(config, every, workdir)))
     return 0
   if given["report"]:
-    print("\n".join(report(config, every, workdir, argv)))
+    print("\n".join(report(config, every, workdir, argv, unlike=given["unlike"])))
     return 0
   import jax
 
@@ -84,9 +85,9 @@ def main(argv: list[str]) -> int:
         print(f"ablate: {run.arm}, seed {run.seed} ({number} of {len(mine)})", flush=True)
       train.run(run.config, run.workdir, argv=argv)
       if chief and number < len(mine):
-        report(config, every, workdir, argv)
+        report(config, every, workdir, argv, unlike=given["unlike"])
   if chief:
-    print("\n".join(report(config, every, workdir, argv)))
+    print("\n".join(report(config, every, workdir, argv, unlike=given["unlike"])))
   return 0
 
 
@@ -224,10 +225,10 @@ def check_sidecar(config: Mapping) -> None:
                       f"kind {', '.join(sorted(own))} by another hand. Caption all records, or give the kind another name")
 
 
-def report(config: Mapping, runs: Sequence[Run], workdir: Path, argv: Sequence[str]) -> list[str]:
+def report(config: Mapping, runs: Sequence[Run], workdir: Path, argv: Sequence[str], *, unlike: Sequence[str] = ()) -> list[str]:
   """Writes report.json and report.html from the runs that have results; the report in a few lines."""
   from mmdiff.commands import comparison, comparison_page
-  found = comparison.compare(config, runs, workdir)
+  found = comparison.compare(config, runs, workdir, unlike=unlike)
   if found is None:
     return [f"ablate: no run in {workdir} has results yet"]
   write_json(workdir / "report.json", found | dict(argv=list(argv), config=config, versions=versions()))

@@ -23,10 +23,13 @@ class Curve(NamedTuple):
   pictures: dict[str, np.ndarray]                   # metric -> float64 [steps prompts]
   prompts: dict[str, list]                          # metric -> the rows that its columns stand for
   protocol: Mapping[str, Any]
+  same: Mapping[str, Mapping] = {}                   # metric -> the first prompt of the same text as each of its prompts
+  facts: Mapping[str, Any] = {}                     # what the scores depend on besides the model (`evaluators.likeness`)
 
 
-def read_curve(run, name: str) -> Curve | None:
+def read_curve(run, name: str, *, allowed: Sequence[str] = ()) -> Curve | None:
   """The results of entry `name` of a run's config.evals, None without any. Raises DataError for results that do not fit together."""
+  from mmdiff.evaluators import likeness
   results = []
   for file in sorted((run.workdir / "eval").glob(f"{name}_*.json")):
     sums.check(run.workdir, f"eval/{file.name}")
@@ -36,36 +39,43 @@ def read_curve(run, name: str) -> Curve | None:
   if not results:
     return None
   results.sort(key=lambda found: found["step"])
+  facts = [likeness.facts(found) for found in results]
   tables = [metrics_of(found["tables"].get("pictures", ())) for found in results]
   prompts = {metric: list(values) for metric, values in tables[0].items()}
   for found, table in zip(results, tables):
     if {metric: list(values) for metric, values in table.items()} != prompts:
       raise DataError(f"{run.workdir}: the results of {name} at step {found['step']} are of other prompts than those before; "
                       "was evals changed half-way? Train it anew in another --workdir")
+  for found, one in zip(results, facts):
+    if differences := likeness.unlike(facts[0], one, allowed=allowed):
+      raise DataError(f"{run.workdir}: the results of {name} at step {found['step']} and before are not alike in "
+                      f"{likeness.said(differences)}")
   shared = [key for key in results[0]["scalars"] if all(key in found["scalars"] for found in results)]
   return Curve([found["step"] for found in results], {key: [found["scalars"][key] for found in results] for key in shared},
                {metric: np.array([list(table[metric].values()) for table in tables], np.float64) for metric in prompts}, prompts,
-               next(iter(results[-1]["tables"].get("protocol", ())), {}))
+               next(iter(results[-1]["tables"].get("protocol", ())), {}),
+               metrics_of(results[0]["tables"].get("pictures", ()), "same"), facts[0])
 
 
-def metrics_of(rows: Sequence[Mapping]) -> dict[str, dict[int, float]]:
-  """{metric: {prompt: value}} of a table `pictures`: `clipscore_KIND`, and `all_facts` where the pictures were judged."""
+def metrics_of(rows: Sequence[Mapping], column: str = "") -> dict[str, dict[int, float]]:
+  """{metric: {prompt: value}} of a table `pictures`: `clipscore_KIND`, and `all_facts` where the pictures were judged; or what another
+  `column` has there, the prompt itself by default."""
   found: dict[str, dict[int, float]] = {}
   for row in rows:
-    if "right" in row:
-      found.setdefault("all_facts", {})[row["prompt"]] = float(row["right"])
-    if "clip_similarity" in row:
-      found.setdefault(f"clipscore_{row['kind']}", {})[row["prompt"]] = row["clip_similarity"]
+    for metric, value in (("all_facts", "right"), (f"clipscore_{row['kind']}", "clip_similarity")):
+      if value in row:
+        found.setdefault(metric, {})[row["prompt"]] = row.get(column, row["prompt"]) if column else float(row[value])
   return found
 
 
-def compare(config: Mapping, runs: Sequence, workdir: Path) -> dict[str, Any] | None:
-  """What `report.json` says, None while no run has results."""
+def compare(config: Mapping, runs: Sequence, workdir: Path, *, unlike: Sequence[str] = ()) -> dict[str, Any] | None:
+  """What `report.json` says, None while no run has results. Raises DataError for runs that are not alike in what their scores depend on,
+  but for what `unlike` allows."""
   from mmdiff.evaluators.statistics import area
-  curves = {(run.arm, run.seed): curve for run in runs if (curve := read_curve(run, config["read"]))}
+  curves = {(run.arm, run.seed): curve for run in runs if (curve := read_curve(run, config["read"], allowed=unlike))}
   if not curves:
     return None
-  check_alike(curves)
+  check_alike(curves, allowed=unlike)
   arms: dict[str, dict] = {}
   others = [name for name in config["base"]["evals"] if name != config["read"]]
   for run in runs:
@@ -93,12 +103,15 @@ def last_scalars(workdir: Path, names: Sequence[str]) -> dict[str, float]:
   return found
 
 
-def check_alike(curves: Mapping[tuple[str, int], Curve]) -> None:
-  """Raises DataError if two runs were asked different prompts."""
+def check_alike(curves: Mapping[tuple[str, int], Curve], *, allowed: Sequence[str] = ()) -> None:
+  """Raises DataError if two runs were asked different prompts, or asked otherwise: options, records, size of the pictures, protocol."""
+  from mmdiff.evaluators import likeness
   (first, example), *others = curves.items()
   for which, curve in others:
     if curve.prompts != example.prompts:
       raise DataError(f"{first[0]}, seed {first[1]}, and {which[0]}, seed {which[1]}, drew different prompts; train them with equal evals")
+    if differences := likeness.unlike(example.facts, curve.facts, allowed=allowed):
+      raise DataError(f"{first[0]}, seed {first[1]}, and {which[0]}, seed {which[1]}, are not alike in {likeness.said(differences)}")
 
 
 def comparisons(curves: Mapping[tuple[str, int], Curve], config: Mapping) -> list[dict[str, Any]]:
@@ -122,7 +135,7 @@ def comparisons(curves: Mapping[tuple[str, int], Curve], config: Mapping) -> lis
       values = [[curve.pictures[metric][[curve.steps.index(step) for step in steps]] for curve in pair] for pair in pairs]   # [S 2 T N]
       for at, step, reduce in points:
         a, b = (np.stack([reduce(pair[side]) for pair in values]) for side in (0, 1))                          # [S N]
-        found = paired(a, b)
+        found = paired(a, b, clusters=list(pairs[0][0].same[metric].values()))
         rows.append(dict(arm=arm, reference=reference, metric=metric, at=at, step=step, arm_mean=float(a.mean()),
                          reference_mean=float(b.mean()), difference=found.mean, low=found.low, high=found.high,
                          by_seed={str(seed): float(value) for seed, value in zip(seeds, (a - b).mean(1))}, prompts=a.shape[1]))

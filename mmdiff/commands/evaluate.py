@@ -3,12 +3,15 @@
   mmdiff evaluate --workdir=runs/clip --task=retrieval --task.source.name=scenes --task.source.split=val_iid --task.caption=long
   mmdiff evaluate --model=runs/t2i@1600 --task=judge --task.prompts=64 --out=judge.json     the config's own entry, changed
   mmdiff evaluate --scorer=runs/clip --task=clipscore --images=out                           what `mmdiff sample --out=out` drew
-  mmdiff evaluate --compare=a.json,b.json                                                    McNemar's test on their prompts
+  mmdiff evaluate --compare=a.json,b.json                                                    an exact test on their prompts
 
 A task is an evaluator (loss, retrieval, zeroshot, clipscore, samples, scenes_judge, hard_negatives) or the name of an entry of the run's
 `config.evals`. Its options come from that entry, or from the run's first entry of that evaluator, and --task.KEY=VALUE replaces them.
 The scores are printed, and written with the options, versions and fingerprints to --out, by default eval/evaluate_TASK_STEP.json in the
 run directory; pictures go beside it.
+
+Two results are compared if what they depend on is alike: task, options, records, prompts, size of the pictures, protocol; --unlike names
+what may differ.
 """
 import sys
 from collections.abc import Mapping, Sequence
@@ -32,6 +35,7 @@ FLAGS = {
   "fsdp": dict(type="int", default=1, help="devices that the parameters are spread over"),
   "out": dict(type="str", help="result file, FILE.json"),
   "compare": dict(type="str,", help="two result files of one task, A.json,B.json"),
+  "unlike": dict(type="str,", default=(), help="of --compare: what may differ between the two, e.g. guidance,image_size"),
   "table": dict(type="str", default="prompts", help="of --compare: the table whose rows are paired"),
 }
 BLOCK = schema.Block(table="mmdiff.evaluators:EVALUATORS")
@@ -102,7 +106,7 @@ def run(workdir: Path, given: Mapping, options: Mapping, *, step: int | None, ar
 
   import mmdiff.model
   from mmdiff.commands import results
-  from mmdiff.evaluators import EVALUATORS
+  from mmdiff.evaluators import EVALUATORS, likeness
   from mmdiff.train import distributed, run_directory, sums
   distributed.initialize()
   results.use_compile_cache()
@@ -112,14 +116,8 @@ def run(workdir: Path, given: Mapping, options: Mapping, *, step: int | None, ar
   ways = model.mesh.shape["data"] * model.mesh.shape["fsdp"]
   if size % ways or size < 1:
     raise ConfigError(f"--batch_size: expected a multiple of the {ways} devices, found {size}")
-  opened: dict[str, str] = {}
-
-  def dataset(source):
-    made = model.services.dataset(source)
-    opened[str(dict(source))] = made.fingerprint()
-    return made
-
-  services = model.services._replace(dataset=dataset, batch_size=size, progress=results.Progress(task, active=chief))
+  services, opened, records = likeness.recording(model.services)
+  services = services._replace(batch_size=size, progress=results.Progress(task, active=chief))
   at = model.report["step"]
   with jax.set_mesh(model.mesh):
     evaluator = lookup(EVALUATORS, options["name"])(services, **{key: value for key, value in options.items() if key != "name"})
@@ -130,7 +128,7 @@ def run(workdir: Path, given: Mapping, options: Mapping, *, step: int | None, ar
     save = write_json if given["out"] else lambda file, found: sums.write_json(workdir, f"eval/{file.name}", found)
     save(out, dict(name=f"evaluate_{task}", step=at, evaluator=options, scalars=result.scalars, tables=result.tables,
                                images=[file.name for file in pictures.values()], argv=argv, model=results.model_facts(model),
-                               config=model.config, versions=versions(), data=opened))
+                               config=model.config, versions=versions(), data=opened, records=records))
     for key, file in pictures.items():
       results.write_png(file, result.images[key])
     print(f"{task} of {workdir} at step {at} ({model.report['params']} parameters)")
@@ -140,26 +138,30 @@ def run(workdir: Path, given: Mapping, options: Mapping, *, step: int | None, ar
 
 
 def compare(given: Mapping, argv: Sequence[str]) -> int:
-  """Prints the scores of two result files side by side and, where both have the table, McNemar's test on its rows."""
+  """Prints the scores of two result files side by side and, where both have the table, the exact test on its prompts. Raises DataError
+  for results that are not alike."""
   from mmdiff.commands import results
-  from mmdiff.evaluators import statistics
+  from mmdiff.evaluators import likeness, statistics
   if len(given["compare"]) != 2:
     raise ConfigError(f"--compare: expected two files, A.json,B.json, found {len(given['compare'])}")
   first, second = map(Path, given["compare"])
   try:
     a, b = (results.read_json(file) for file in (first, second))
+    differences = likeness.unlike(likeness.facts(a), likeness.facts(b))
     scores = [dict(score=name, first=float(a["scalars"][name]), second=float(b["scalars"][name]),
                    difference=float(b["scalars"][name] - a["scalars"][name])) for name in a["scalars"] if name in b["scalars"]]
     paired = all(given["table"] in found.get("tables", {}) for found in (a, b))
     tests = statistics.compare(first, second, table=given["table"]) if paired else {}
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise DataError(f"--compare: {type(error).__name__}: {error}; expected two result files of `mmdiff evaluate` of one task") from None
+  if refused := {name: pair for name, pair in differences.items() if name not in given["unlike"]}:
+    raise DataError(f"--compare: {first} and {second} are not alike in {likeness.said(refused)}")
   print(results.table(scores))
   rows = [dict(category=name, **found._asdict()) for name, found in tests.items()]
   if rows:
-    print(f"\nMcNemar's exact test on the rows of {given['table']}: how many only one of the two got right")
+    print(f"\nexact test on the prompts of {given['table']}: how many each of the two did better on")
     print(results.table(rows))
   if given["out"]:
     write_json(Path(given["out"]), dict(argv=["evaluate", *argv], files={str(file): results.digest(file) for file in (first, second)},
-                                              scores=scores, mcnemar=rows, versions=versions()))
+                                              scores=scores, prompts=rows, unlike=differences, versions=versions()))
   return 0

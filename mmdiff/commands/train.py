@@ -128,12 +128,16 @@ def data_options(config: Mapping) -> dict[str, Any]:
   return {key: value for key, value in config["data"].items() if key not in ("source", "tokenizer")} | dict(sizes=reads_sizes(config))
 
 
-def make_evaluators(config: Mapping, services) -> dict[str, Any]:
-  from mmdiff.evaluators import EVALUATORS
+def make_evaluators(config: Mapping, services, opened: dict[str, dict[str, str]] | None = None) -> dict[str, Any]:
+  """The entries of config.evals; `opened` is told the records that each reads (`evaluators.likeness`)."""
+  from mmdiff.evaluators import EVALUATORS, likeness
   made = {}
   for name, options in config["evals"].items():
     factory = lookup(EVALUATORS, options["name"], what="evaluator")
-    made[name] = factory(services, **{key: value for key, value in options.items() if key != "name"})
+    noting, _, records = likeness.recording(services)
+    if opened is not None:
+      opened[name] = records
+    made[name] = factory(noting, **{key: value for key, value in options.items() if key != "name"})
   return made
 
 
@@ -167,15 +171,17 @@ def run_held(config: Mapping, workdir: Path, argv: list[str]):
   import mmdiff.model
   from mmdiff import parallel
   from mmdiff.commands import precompute
+  from mmdiff.core.precision import objective_of
   from mmdiff.evaluators.base import serve
   from mmdiff.objectives import OBJECTIVES
   from mmdiff.train import checkpoint, init, loop
   from mmdiff.train.report import write_report
 
-  objective = build(OBJECTIVES, config["objective"])
+  objective = objective_of(OBJECTIVES, config)
   dataset = make_dataset(config, workdir)
+  opened: dict[str, dict[str, str]] = {}
   services = serve(objective.predict, config, mesh=parallel.make_mesh(**config["mesh"]), tokenizer=dataset.tokenizer, workdir=workdir)
-  evaluators = make_evaluators(config, services._replace(load=mmdiff.model.load))
+  evaluators = make_evaluators(config, services._replace(load=mmdiff.model.load), opened)
   if jax.process_index() == 0:
     sums.write_json(workdir, "config.json", config)
     if not (workdir / "tokenizer.json").exists():
@@ -188,7 +194,7 @@ def run_held(config: Mapping, workdir: Path, argv: list[str]):
     sums.write_json(workdir, f"eval/{name}_{step:08}.json", dict(
       name=name, step=step, evaluator=config["evals"][name], scalars=result.scalars, tables=result.tables,
       images=[f"{name}_{key}_{step:08}.png" if key else f"{name}_{step:08}.png" for key in result.images],
-      argv=argv, config=config, versions=versions(), data=dataset.fingerprint()))
+      argv=argv, config=config, versions=versions(), data=dataset.fingerprint(), records=opened[name]))
 
   def has_result(name: str, step: int) -> bool:
     return (workdir / "eval" / f"{name}_{step:08}.json").exists()

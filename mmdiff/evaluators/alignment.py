@@ -18,6 +18,7 @@ from mmdiff.data.quarantine import BadRecord
 from mmdiff.data.records import without_image
 from mmdiff.data.scenes.judge import judge
 from mmdiff.data.scenes.source import Scenes
+from mmdiff.evaluators import likeness
 from mmdiff.evaluators.base import Evaluator, Result, Services, captions_of, draw, fitting, grid, records, require, to_uint8
 from mmdiff.evaluators.clipscore import cosines
 from mmdiff.evaluators.scenes import by_attribute, graded
@@ -60,6 +61,7 @@ def alignment(services: Services, *, source: Built["mmdiff.data:SOURCES"], every
   protocol = dict(clip_score="100 × mean cosine, no prefix", scorer=scorer, scorer_step=clip.report["step"] if clip else 0, params=params,
                   sampler=sampler or "the model's own", steps=steps, guidance=guidance, first_seed=seed,
                   prompts={kind: len(found) for kind, found in prompts.items()},
+                  texts={kind: likeness.digest([prompt.text for prompt in found]) for kind, found in prompts.items()},
                   shown={kind: [prompt.text for prompt in found[:shown]] for kind, found in prompts.items()})
   protocol |= {f"true pictures, {kind}": true_score(clip, dataset, found, texts[kind]) for kind, found in prompts.items() if clip}
 
@@ -82,7 +84,8 @@ def alignment(services: Services, *, source: Built["mmdiff.data:SOURCES"], every
           likeness += (100 * cosines(clip.embed_image(made), texts[kind][start:start + size])).tolist()
         if facts_asked:
           readings += judge(made, tier)
-      rows: list[dict] = [dict(kind=kind, prompt=prompt.number) for prompt in asked]
+      first_of: dict[str, int] = {}                             # prompts of one text are one observation to whoever compares runs
+      rows: list[dict] = [dict(kind=kind, prompt=prompt.number, same=first_of.setdefault(prompt.text, prompt.number)) for prompt in asked]
       if clip:
         scalars[f"clipscore_{kind}"] = float(np.mean(likeness))
         rows = [row | dict(clip_similarity=value) for row, value in zip(rows, likeness)]

@@ -4,12 +4,15 @@
 `clip_similarity`: 100 · cos with the bare caption, what papers on text-to-image models report.
 The table `protocol` says what the numbers depend on. A model that was trained or guided with the scoring CLIP scores too high.
 """
+from collections.abc import Sequence
+
 import numpy as np
 
 from mmdiff.core.build import Built
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.data.pipelines import OWN_CAPTION
 from mmdiff.evaluators.base import Evaluator, Result, Services, captions_of, embed_images, embed_texts, left_out, records, require
+from mmdiff.evaluators.statistics import standard_error
 
 WEIGHT = 2.5
 PREFIX = "A photo depicts "
@@ -44,7 +47,7 @@ def clipscore(services: Services, *, source: Built["mmdiff.data:SOURCES"], every
     image = np.concatenate(images)
     prefixed, bare = (embed_texts(services, params, *dataset.tokenize([start + text for text in texts]), extra=extra)
                       for start in (prefix, ""))
-    rows, scalars = score(image, prefixed, bare)
+    rows, scalars = score(image, prefixed, bare, texts)
     scalars |= left_out(dataset, limit, len(rows))
     if candidates:
       scalars["r_precision"] = r_precision(image, bare, candidates=candidates, seed=seed)
@@ -62,12 +65,14 @@ def cosines(image: np.ndarray, text: np.ndarray) -> np.ndarray:
   return np.sum(image.astype(np.float64) * text, 1)
 
 
-def score(image: np.ndarray, prefixed: np.ndarray, bare: np.ndarray) -> tuple[list[dict[str, float]], dict[str, float]]:
-  """(one row a picture, means) of unit-norm embeddings [N D]: of pictures, of prefixed and of bare captions."""
+def score(image: np.ndarray, prefixed: np.ndarray, bare: np.ndarray,
+          texts: Sequence[str]) -> tuple[list[dict[str, float]], dict[str, float]]:
+  """(one row a picture, means) of unit-norm embeddings [N D]: of pictures, of prefixed and of bare captions. The standard error counts
+  pictures of one text as one observation."""
   clip, similarity = WEIGHT * np.maximum(cosines(image, prefixed), 0), 100 * cosines(image, bare)
   rows = [dict(clipscore=float(a), clip_similarity=float(b)) for a, b in zip(clip, similarity)]
   return rows, dict(clipscore=float(clip.mean()), clip_similarity=float(similarity.mean()),
-                    clip_similarity_stderr=float(similarity.std() / max(len(similarity), 1) ** 0.5), records=float(len(similarity)))
+                    clip_similarity_stderr=standard_error(similarity, texts), records=float(len(similarity)))
 
 
 def r_precision(image: np.ndarray, text: np.ndarray, *, candidates: int, seed: int = 0) -> float:

@@ -70,7 +70,7 @@ def scenes_judge(services: Services, *, tier: Literal["T16", "T32", "T64"], ever
       readings = judge(made, tier)
       right = graded(readings, asked)
       rows += table(split, range(len(texts)), texts, readings, right, seed)
-      groups.append(group(split, right[:, None], readings))
+      groups.append(group(split, right[:, None], readings, texts))
       scalars |= {f"all_facts{suffix}": groups[-1]["right"], f"all_facts{suffix}_low": groups[-1]["low"],
                   f"all_facts{suffix}_high": groups[-1]["high"], f"unparseable{suffix}": groups[-1]["unparseable"]}
       scalars |= {f"accuracy{suffix}/{name}": value for name, value in by_attribute(readings, asked).items()}
@@ -91,7 +91,7 @@ def scenes_judge(services: Services, *, tier: Literal["T16", "T32", "T64"], ever
       readings = judge(answered(params, extra, [prompt.text for prompt in each], seed), tier)
       right = graded(readings, [prompt.facts for prompt in each])
       rows += table(category, [prompt.index for prompt in each], [prompt.text for prompt in each], readings, right, seed)
-      found.append(group(category, right.reshape(-1, noises), readings))
+      found.append(group(category, right.reshape(-1, noises), readings, [prompt.text for prompt in each[::noises]]))
     return found
 
   return Evaluator(every_steps, params, run)
@@ -111,9 +111,9 @@ def by_attribute(readings: Sequence[Reading], asked: Sequence[list[dict]]) -> Ma
   return {name: float(np.mean(right)) for name, right in found.items()}
 
 
-def group(name: str, right: np.ndarray, readings: Sequence[Reading]) -> dict:
-  """One line of the table of groups. `right`: bool [prompts noises]; the interval resamples prompts."""
-  share = bootstrap(right)
+def group(name: str, right: np.ndarray, readings: Sequence[Reading], texts: Sequence[str]) -> dict:
+  """One line of the table of groups. `right`: bool [prompts noises]; the interval resamples prompts, those of one text together."""
+  share = bootstrap(right, clusters=texts)
   return {"group": name, "prompts": len(right), "pictures": right.size, "right": share.mean, "low": share.low, "high": share.high,
           "unparseable": float(np.mean([not reading.parseable for reading in readings]))}
 
@@ -152,7 +152,7 @@ def hard_negatives(services: Services, *, tier: Literal["T16", "T32", "T64"], ev
     kinds = np.array([pair.kind for pair in pairs])
     rows = []
     for kind in dict.fromkeys(kinds.tolist()):
-      share = bootstrap(won[kinds == kind])
+      share = bootstrap(won[kinds == kind], clusters=np.array(owner)[kinds == kind].tolist())       # pairs of one picture together
       rows.append({"kind": kind, "pairs": int((kinds == kind).sum()), "accuracy": share.mean, "low": share.low, "high": share.high})
     return Result({f"accuracy/{row['kind']}": row["accuracy"] for row in rows}, {"kinds": rows})
 

@@ -125,3 +125,17 @@ def test_what_was_prepared_is_told_with_its_scores(tmp_path):
   found = comparison.prepared(config, tmp_path)
   assert found["scorer"] == dict(argv=["train", "--x"], seconds=3.5, scalars={"retrieval/recall_at_1": 0.9})
   assert found["later"] == dict(argv=["caption", "--y"], seconds=None, scalars={})
+
+
+@pytest.mark.parametrize("where", ["run", "step"])
+def test_runs_that_were_asked_otherwise_are_refused_by_name(runs, tmp_path, where):
+  """Another number of sampling steps in all results of one run, or in one of them: after evals was changed half-way."""
+  files = sorted((runs[0].workdir / "eval").glob("*.json"))
+  for run in runs:
+    for file in sorted((run.workdir / "eval").glob("*.json")):
+      changed = run is runs[0] and (where == "run" or file == files[-1])
+      asked = dict(evaluator=dict(name="alignment", steps=50 if changed else 20), config=dict(data=dict(image_size=16)))
+      file.write_text(json.dumps(json.loads(file.read_text()) | asked))
+  with pytest.raises(DataError, match=r"not alike in steps \((20, 50|50, 20)\).*--unlike=steps"):
+    comparison.compare(CONFIG, runs, tmp_path)
+  assert comparison.compare(CONFIG, runs, tmp_path, unlike=("steps",))["finished"] == 6

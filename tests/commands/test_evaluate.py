@@ -103,7 +103,19 @@ def test_two_results_are_compared(tmp_path, capsys):
   assert evaluate.main([f"--compare={files}", f"--out={tmp_path / 'c.json'}"]) == 0
   found = json.loads((tmp_path / "c.json").read_text())
   assert found["scores"] == [dict(score="all_facts", first=0.75, second=0.25, difference=-0.5)]
-  assert found["mcnemar"][0] == dict(category="all", first_only=2, second_only=0, p=0.5)
-  assert "McNemar" in capsys.readouterr().out
+  assert found["prompts"][0] == dict(category="all", prompts=4, first_better=2, second_better=0, p=pytest.approx(0.5))
+  assert "exact test" in capsys.readouterr().out
   with pytest.raises(DataError, match="FileNotFoundError"):
     evaluate.main(["--compare=a.json,none.json"])
+
+
+def test_unlike_results_are_refused_unless_that_is_meant(tmp_path):
+  """What counts as unlike: tests/evaluators/test_likeness.py."""
+  for name, steps in (("a", 20), ("b", 50)):
+    result = dict(scalars=dict(all_facts=0.5), tables={}, evaluator=dict(name="scenes_judge", steps=steps, params=name))
+    (tmp_path / f"{name}.json").write_text(json.dumps(result))
+  files = f"--compare={tmp_path / 'a.json'},{tmp_path / 'b.json'}"
+  with pytest.raises(DataError, match=r"b.json are not alike in steps \(20, 50\)\. Evaluate both alike.*--unlike=steps$"):
+    evaluate.main([files])
+  assert evaluate.main([files, "--unlike=steps", f"--out={tmp_path / 'c.json'}"]) == 0
+  assert json.loads((tmp_path / "c.json").read_text())["unlike"] == dict(steps=[20, 50])

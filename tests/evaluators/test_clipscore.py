@@ -13,7 +13,7 @@ def unit(x):
 def test_both_conventions_by_hand():
   image = unit(np.asarray([[1.0, 0], [1, 0]]))
   prefixed, bare = unit(np.asarray([[-1.0, 0], [1, 1]])), unit(np.asarray([[0.0, 1], [3, 4]]))
-  rows, scalars = clipscore.score(image, prefixed, bare)
+  rows, scalars = clipscore.score(image, prefixed, bare, list(map(str, range(len(bare)))))
   assert rows[0] == dict(clipscore=0.0, clip_similarity=0.0)
   assert rows[1] == dict(clipscore=pytest.approx(2.5 * 0.5 ** 0.5), clip_similarity=pytest.approx(60))
   assert scalars["clip_similarity"] == pytest.approx(30) and scalars["clipscore"] == pytest.approx(1.25 * 0.5 ** 0.5)

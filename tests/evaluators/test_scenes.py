@@ -113,7 +113,8 @@ def test_results_of_two_models_are_compared_in_pairs(tmp_path):
     found = judged("T16", change, prompts=12, splits=("val_iid",), benchmark=True, per_category=2, noises=1)
     (tmp_path / name).write_text(json.dumps(found._asdict() | {"images": {}}))
   found = compare(tmp_path / "a", tmp_path / "b")
-  assert found["val_iid"] == (12, 0, 2 / 2 ** 12) and found["all"].first_only == 12 + 7 * 2
+  assert found["val_iid"] == (12, 12, 0, pytest.approx(2 / 2 ** 12))
+  assert found["all"].first_better == found["all"].prompts == 12 + 7 * 2
 
 
 def test_wrong_settings_are_refused():
