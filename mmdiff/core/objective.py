@@ -40,6 +40,9 @@ class Objective(NamedTuple):
   itself; a coupled loss receives `context.microbatches` and chunks its towers, so that accumulation keeps every negative. `statistics`
   says that `extra` describes activations, such as batch statistics: an average of the parameters then has an average of it, too. `given`
   names parameter groups that `init` reads from files, so that they may be frozen as they are.
+
+  `project` takes parameters that an update has moved (None where one is frozen) back to where they are allowed: limits that hold after
+  every step, whatever the optimiser.
   """
   init: Callable[[Key, Batch], Variables]
   loss: Callable[[Tree, Context, Batch], tuple[Array, Aux]]
@@ -47,6 +50,7 @@ class Objective(NamedTuple):
   couples_batch: bool = False
   statistics: bool = False
   given: tuple[str, ...] = ()
+  project: Callable[[Tree], Tree] = lambda params: params
 
 
 def split_chunks(x: Array, chunks: int) -> Array:

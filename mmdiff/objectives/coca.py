@@ -3,6 +3,7 @@
 `lambda_con=0` is fine-tuning as a captioner only (§4.2 of the paper; §2 of https://cdn.openai.com/papers/dall-e-3.pdf, twice: for short and
 for long captions).
 """
+import functools
 import math
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from mmdiff.losses import contrastive as contrast
 from mmdiff.losses import language
 from mmdiff.models import flops
 from mmdiff.models.coca import step_function
-from mmdiff.objectives.contrastive import MAX_SCALE, at_most, unit
+from mmdiff.objectives.contrastive import LOG_MAX_SCALE, MAX_SCALE, at_most, clipped, unit
 
 
 class Outputs(NamedTuple):
@@ -65,7 +66,7 @@ def coca(*, model: Built["mmdiff.models:CAPTIONERS"], lambda_con: float = 1.0, l
     metrics = {"loss_caption": caption, "accuracy_token": language.mean_where(made.right.astype(jnp.float32), counted)}
     total = lambda_cap * caption
     if lambda_con:
-      scale = jnp.exp(at_most(params["logit_scale"], math.log(MAX_SCALE)))
+      scale = jnp.exp(at_most(params["logit_scale"], LOG_MAX_SCALE))
       pairs, more = contrast.softmax(made.image, made.text, scale, chunk=chunk, valid=valid)
       total = total + lambda_con * pairs
       metrics |= more | {"loss_contrastive": pairs, "logit_scale": scale}
@@ -101,4 +102,4 @@ def coca(*, model: Built["mmdiff.models:CAPTIONERS"], lambda_con: float = 1.0, l
   predict = {"embed_image": embed_image, "embed_text": embed_text, "logit_scale": logit_scale, "caption": caption, "loss": evaluate,
              "flops": lambda batch_size, text_len: flops.TRAIN * batch_size * flops.coca(model, text_len=text_len)}
   # A mean over tokens is none over examples: microbatches with fewer words would count for more.
-  return Objective(init, loss, predict, couples_batch=True)
+  return Objective(init, loss, predict, couples_batch=True, project=functools.partial(clipped, name="logit_scale", limit=LOG_MAX_SCALE))

@@ -1,10 +1,12 @@
 """Contrastive image-text training: CLIP (https://arxiv.org/abs/2103.00020), SigLIP (https://arxiv.org/abs/2303.15343), and with a frozen
 image tower, `freeze=("image/.*",)`, LiT (https://arxiv.org/abs/2111.07991)."""
+import functools
 import math
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mmdiff.core.build import Built
 from mmdiff.core.errors import ConfigError
@@ -14,6 +16,7 @@ from mmdiff.losses import contrastive as losses
 from mmdiff.models import flops
 
 MAX_SCALE = 100.0               # CLIP §2.5; SigLIP has no limit, and its released models go beyond
+LOG_MAX_SCALE = float(np.nextafter(np.float32(math.log(MAX_SCALE)), np.float32(0)))     # the nearest float32 whose exp is not above it
 
 
 def contrastive(*, model: Built["mmdiff.models:MODELS"], loss: Literal["softmax", "sigmoid"] = "softmax", chunk: int = 0,
@@ -58,7 +61,7 @@ def contrastive(*, model: Built["mmdiff.models:MODELS"], loss: Literal["softmax"
     return image, text, extra
 
   def score(params: Tree, image: Array, text: Array, *, chunk: int, valid: Array | None = None) -> tuple[Array, dict[str, Array]]:
-    scale = jnp.exp(at_most(params["logit_scale"], math.log(MAX_SCALE)) if loss == "softmax" else params["logit_scale"])
+    scale = jnp.exp(at_most(params["logit_scale"], LOG_MAX_SCALE) if loss == "softmax" else params["logit_scale"])
     if loss == "sigmoid":
       value, metrics = losses.sigmoid(image, text, scale, params["logit_bias"], chunk=chunk, valid=valid)
       return value, metrics | {"logit_scale": scale, "logit_bias": params["logit_bias"]}
@@ -92,7 +95,8 @@ def contrastive(*, model: Built["mmdiff.models:MODELS"], loss: Literal["softmax"
 
   predict = {"embed_image": embed_image, "embed_text": embed_text, "logit_scale": logit_scale, "loss": evaluate,
              "flops": lambda batch_size, text_len: flops.TRAIN * batch_size * flops.clip(model, text_len=text_len)}
-  return Objective(init, loss_fn, predict, couples_batch=True, statistics=model.has_statistics)
+  return Objective(init, loss_fn, predict, couples_batch=True, statistics=model.has_statistics,
+                   **(dict(project=functools.partial(clipped, name="logit_scale", limit=LOG_MAX_SCALE)) if loss == "softmax" else {}))
 
 
 def unit(x: Array) -> Array:
@@ -100,22 +104,13 @@ def unit(x: Array) -> Array:
   return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))
 
 
-@jax.custom_vjp
 def at_most(x: Array, limit: float) -> Array:
-  """min(x, limit), with the gradient of a projection: beyond the limit only a gradient that leads back passes.
-
-  CLIP clips the parameter after each optimiser step. Here the parameter may pass the limit by a step's length, the loss never sees it,
-  and it can come back, which the plain minimum's zero gradient would prevent.
-  """
-  return jnp.minimum(x, limit)
+  """min(x, limit) with the gradient of x, which a plain minimum would stop there: weights that come from elsewhere may start beyond."""
+  return x + jax.lax.stop_gradient(jnp.minimum(x, limit) - x)
 
 
-def _at_most_forward(x, limit):
-  return jnp.minimum(x, limit), x >= limit
-
-
-def _at_most_backward(beyond, cotangent):
-  return jnp.where(beyond & (cotangent < 0), 0.0, cotangent), None
-
-
-at_most.defvjp(_at_most_forward, _at_most_backward)
+def clipped(params: Tree, *, name: str, limit: float) -> Tree:
+  """The parameters with that top-level one at most `limit`: what CLIP does to its logit scale after every update (its fig. 3 and §2.5;
+  `clamp_` after `optimizer.step()` in OpenCLIP), so that no momentum carries it away and it comes back with the first gradient that leads
+  there."""
+  return params if params.get(name) is None else {**params, name: jnp.minimum(params[name], limit)}

@@ -34,7 +34,8 @@ def loss_and_grad(objective: Objective, params: Tree, frozen: Tree, context: Con
     new = (loss, dict(aux.metrics), grads)
     return (aux.extra, jax.tree.map(lambda t, x: t + x / microbatches, total, new)), None
 
-  shapes = jax.eval_shape(value_and_grad, params, context, jax.tree.map(lambda x: x[0], chunks))
+  # The context stays outside: as an argument its `microbatches` would be traced, and no objective could branch on it.
+  shapes = jax.eval_shape(lambda params, chunk: value_and_grad(params, context, chunk), params, jax.tree.map(lambda x: x[0], chunks))
   (loss, aux), grads = shapes
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, dict(aux.metrics), grads))
   (extra, (loss, metrics, grads)), _ = jax.lax.scan(one, (context.extra, zeros), chunks)
@@ -65,7 +66,7 @@ def make_train_step(objective: Objective, tx: optax.GradientTransformation, *, e
     (loss, aux), grads = loss_and_grad(objective, state.params, state.frozen, context, batch, microbatches)
     grad_norm = optax.tree.norm(grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = objective.project(optax.apply_updates(state.params, updates))
     share = {name: 1.0 - decay_at(state.step - state.skipped, decay, warmup=warmup) for name, decay in ema.items()}
     averages = {name: optax.incremental_update(params, state.ema[name], share[name]) for name in ema}
     statistics = {name: optax.incremental_update(aux.extra, old, share[name]) for name, old in state.ema_extra.items()}

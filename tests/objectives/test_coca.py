@@ -118,3 +118,25 @@ def test_predictions():
   made = jax.jit(predict["caption"])(params, batch["image"], jnp.arange(6, dtype=jnp.uint32), decode.settings(start=1, end=2, max_len=5))
   assert made.tokens.shape == (6, 5) and jnp.all((made.lengths >= 1) & (made.lengths <= 5))
   assert predict["flops"](2, 6) > predict["flops"](1, 6) > 0
+
+
+class Fixed:
+  """A captioner that has seen nothing: four pairs, each like itself alone."""
+  def clone(self, **fields):
+    return self
+
+  def apply(self, variables, *inputs):
+    return jnp.eye(4), jnp.eye(4), jnp.zeros((4, 5, 8))
+
+
+def test_the_logit_scale_stops_at_100():
+  """After an update, in the loss and in what is served; a captioner alone keeps the limit too."""
+  for objective in (coca(model=Fixed()), coca(model=Fixed(), lambda_con=0.0)):
+    assert jnp.exp(objective.project({"logit_scale": jnp.float32(9.0)})["logit_scale"]) == pytest.approx(100, rel=1e-6)
+    assert jnp.exp(objective.project({"logit_scale": jnp.float32(9.0)})["logit_scale"]) <= 100
+    assert objective.project({"logit_scale": jnp.float32(1.0)})["logit_scale"] == 1
+  beyond = {"logit_scale": jnp.float32(9.0), "decoder": {"project_vocab": {"kernel": jnp.zeros((8, 20))}}}
+  objective = coca(model=Fixed())
+  assert objective.predict["logit_scale"](beyond) == 100
+  metrics = objective.loss(beyond, Context((), {}, jnp.int32(0), KEY), batch_of(4))[1].metrics
+  assert metrics["logit_scale"] == pytest.approx(100, rel=1e-5)

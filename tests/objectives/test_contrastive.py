@@ -2,14 +2,18 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mmdiff import optim
 from mmdiff.core.errors import ConfigError
-from mmdiff.core.objective import Context
+from mmdiff.core.objective import Aux, Context, Variables
 from mmdiff.models.clip import clip
 from mmdiff.objectives.contrastive import at_most, contrastive
+from mmdiff.train.state import init_state
+from mmdiff.train.step import make_train_step
 
 KEY = jax.random.key(2)
 
@@ -83,11 +87,52 @@ def test_losses_bring_their_own_start(loss, scale, bias):
   assert set(metrics) == {"loss", "accuracy_image_to_text", "accuracy_text_to_image", "logit_scale"} | ({"logit_bias"} if bias else set())
 
 
-def test_scale_stops_at_100_and_can_come_back():
+def scales(objective, start, steps, gradient):
+  """exp of the logit scale after each of `steps` updates with Lion at a rate of 1, the gradient of the scale fixed by hand."""
+  params = {"logit_scale": jnp.float32(start), "image": {"kernel": jnp.zeros((2,))}}
+  tx, _ = optim.make(dict(default=dict(name="lion", lr=1.0, decay="constant")), 10, ("image", "logit_scale"))
+  state, found = tx.init(params), []
+  for step in range(steps):
+    grads = {"logit_scale": jnp.float32(gradient(step)), "image": {"kernel": jnp.zeros((2,))}}
+    updates, state = tx.update(grads, state, params)
+    params = objective.project(optax.apply_updates(params, updates))
+    found.append(float(jnp.exp(params["logit_scale"])))
+  return found
+
+
+def test_the_scale_is_never_above_100_and_comes_back_at_once():
+  """The parameter itself, after every update, so that no momentum carries it away; with the sigmoid it has no limit."""
+  model = tiny()
+  softmax, sigmoid = contrastive(model=model), contrastive(model=tiny("siglip-tiny"), loss="sigmoid")
+  outward = lambda step: -1.0
+  found = scales(softmax, 2.0, 20, outward)
+  assert max(found) <= 100.0 and found[-1] == pytest.approx(100, rel=1e-6)
+  back = scales(softmax, 2.0, 30, lambda step: -1.0 if step < 10 else 1.0)
+  assert max(back) <= 100.0 and back[-1] < 1.0
+  assert scales(sigmoid, 2.0, 20, outward)[-1] > 1e6
+  assert softmax.project({"logit_scale": None, "image": {}}) == {"logit_scale": None, "image": {}}         # frozen: left as it is
+
+
+def test_the_step_holds_the_scale_at_100():
+  """Through the one step, with a loss that pulls it up and a rate of Lion's that would carry it to exp(9) in five."""
+  objective = contrastive(model=tiny())
+  start = {"logit_scale": jnp.float32(4.0), "image": {"kernel": jnp.ones((2,))}}
+  pulled = objective._replace(init=lambda key, batch: Variables(start),
+                              loss=lambda params, context, batch: (-params["logit_scale"], Aux({})))
+  tx, _ = optim.make(dict(default=dict(name="lion", lr=1.0, decay="constant")), 10, ("image", "logit_scale"))
+  batch = dict(counts=np.zeros((4, 1), np.int32))
+  state, step = init_state(pulled, tx, (), ("eval",), 1, KEY, batch), jax.jit(make_train_step(pulled, tx, ema=dict(eval=0.5)))
+  for _ in range(5):
+    state, _ = step(state, batch)
+    assert jnp.exp(state.params["logit_scale"]) <= 100 and jnp.exp(state.ema["eval"]["logit_scale"]) <= 100
+  assert float(objective.predict["logit_scale"](state.params)) == pytest.approx(100, rel=1e-6)
+
+
+def test_a_start_beyond_the_limit_counts_as_100():
+  """Weights that come from elsewhere; the gradient is the parameter's own on both sides."""
   limit = float(np.log(100))
-  assert at_most(jnp.float32(5.0), limit) == jnp.float32(limit)
-  assert jax.grad(lambda x: at_most(x, limit))(5.0) == 1 and jax.grad(lambda x: -at_most(x, limit))(5.0) == 0
-  assert jax.grad(lambda x: -at_most(x, limit))(1.0) == -1
+  assert at_most(jnp.float32(5.0), limit) == pytest.approx(limit, rel=1e-6) and at_most(jnp.float32(1.0), limit) == 1
+  assert jax.grad(lambda x: at_most(x, limit))(5.0) == 1 and jax.grad(lambda x: -at_most(x, limit))(5.0) == -1
   model = tiny()
   objective = contrastive(model=model)
   batch = batch_of(model, 4)

@@ -51,6 +51,32 @@ def test_a_non_finite_step_changes_nothing_but_the_counters(bad):
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(states[-1]))
 
 
+@jax.custom_jvp
+def treacherous(x, slope):
+  """0, with any derivative by x: a root at zero, a gradient that overflows."""
+  return 0.0 * x
+
+
+@treacherous.defjvp
+def _treacherous_jvp(primals, tangents):
+  return 0.0 * primals[0], primals[1] * tangents[0]
+
+
+@pytest.mark.parametrize("wrong", ["nan", "inf"])
+def test_a_finite_loss_with_a_gradient_that_is_not_changes_nothing_either(wrong):
+  made = toys.regression()
+
+  def loss(params, context, batch):
+    value, aux = made.loss(params, context, batch)
+    slope = jnp.where(context.step == 2, jnp.float32(wrong), 0.0)
+    return value + treacherous(params["text"]["proj"]["bias"][0], slope), aux
+
+  state, losses, states = run(made._replace(loss=loss), steps=4)
+  assert np.isfinite(losses).all() and int(state.skipped) == 1
+  jax.tree.map(np.testing.assert_array_equal, states[2], states[3])
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(states[-1]))
+
+
 def test_frozen_groups_do_not_move_and_hold_no_moments():
   state, _, states = run(toys.regression(), freeze=("image/.*",), optim=dict(text=dict(name="adamw", lr=1e-2)))
   assert state.params["image"]["proj"]["kernel"] is None
