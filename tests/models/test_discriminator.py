@@ -38,3 +38,13 @@ def test_which_norm_couples_rows(norm, couples):
 def test_small_pictures_are_refused():
   with pytest.raises(ConfigError, match="3 layers needs pictures of 24×24, found 16×16"):
     jax.eval_shape(patch().init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+
+
+def test_what_is_negative_passes_at_a_fifth():
+  """pix2pix's leaky ReLUs, one after each convolution but the last: a bias of −1 comes out as −0.2 · 0.2."""
+  model, image = patch(width=1, layers=1, norm="none"), jnp.zeros((1, 16, 16, 3))
+  params = jax.tree.map(jnp.zeros_like, model.init(jax.random.key(0), image)["params"])
+  params["conv0"]["bias"] = jnp.full((1,), -1.0)
+  for name in ("conv1", "conv_out"):
+    params[name]["kernel"] = params[name]["kernel"].at[1, 1, 0].set(1.0)
+  np.testing.assert_allclose(model.apply({"params": params}, image)[0, 2:4, 2:4, 0], -0.04, rtol=1e-6)
