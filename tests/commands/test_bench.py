@@ -60,10 +60,10 @@ def test_each_step_trains_from_the_given_parameters():
 def test_the_flops_come_from_the_objective(monkeypatch):
   import jax.numpy as jnp
 
-  from mmdiff.core import build
+  from mmdiff.core import precision
   made = Objective(lambda key, batch: Variables({"w": jnp.ones(())}), lambda params, context, batch: (params["w"] ** 2, Aux({})),
                    {"flops": lambda batch_size, text_len: 7 * batch_size})
-  monkeypatch.setattr(build, "build", lambda table, *args: made)
+  monkeypatch.setattr(precision, "build", lambda table, *args: made)
   config = dict(batch_size=8, seed=0, steps=4, accumulate=1, sharding="auto", freeze=(), ema={}, ema_warmup=True,
                 objective=dict(name="toy"),
                 mesh=dict(data=-1, fsdp=1, tensor=1), data=dict(image_size=4, text_len=3), optim=None)

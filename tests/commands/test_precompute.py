@@ -14,6 +14,7 @@ from mmdiff.commands import precompute, train
 from mmdiff.core.build import build
 from mmdiff.core.errors import ConfigError
 from mmdiff.core.objective import Context
+from mmdiff.core.precision import objective_of
 from mmdiff.data import captions
 from mmdiff.data.latents import Features
 from mmdiff.objectives import OBJECTIVES
@@ -61,7 +62,7 @@ def written(toy, tmp_path_factory):
 
 def start(run):
   """(the objective, its parameters as training starts with them, the data) of a config."""
-  objective = build(OBJECTIVES, run["objective"])
+  objective = objective_of(OBJECTIVES, run)
   dataset = train.make_dataset(run, Path("no run"))
   blank = {name: value[None] for name, value in dataset.variants()[0].items()}
   return objective, jax.jit(objective.init)(jax.random.split(jax.random.key(run["seed"]))[1], blank).params, dataset
