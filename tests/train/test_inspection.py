@@ -12,6 +12,7 @@ import pytest
 import mmdiff
 from mmdiff.__main__ import main
 from mmdiff.core.errors import DataError
+from mmdiff.data import tokenizers
 from mmdiff.train import checkpoint, inspection, run_directory
 from mmdiff.train.writer import Writer
 from tests import toy_runs
@@ -39,10 +40,14 @@ def damage(file: Path, how: str, rng: random.Random) -> None:
     file.write_bytes(content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1:])
 
 
+def read_tokens(workdir: Path) -> str:
+  return tokenizers.file(path=str(workdir / "tokenizer.json")).fingerprint()
+
+
 def values(workdir: Path):
   config = run_directory.read_config(workdir)
   params, _, meta = checkpoint.restore_params(workdir)
-  return config, params, meta["step"], (workdir / "tokenizer.json").read_bytes()
+  return config, params, meta["step"], read_tokens(workdir)
 
 
 def same(a, b) -> bool:
@@ -80,7 +85,7 @@ def trial(run: Path, scratch: Path, clean: dict, name: str, how: str, seed: int)
 
 def campaign(run: Path, scratch: Path, trials: int, seed: int) -> dict[str, int]:
   """Trials spread over all files, and what became of them."""
-  clean = {step: (run_directory.read_config(run), checkpoint.restore_params(run, step=step)[0], (run / "tokenizer.json").read_bytes())
+  clean = {step: (run_directory.read_config(run), checkpoint.restore_params(run, step=step)[0], read_tokens(run))
            for step in (2, 4)}
   files = sorted(str(file.relative_to(run)) for file in run.rglob("*") if file.is_file() and file.stat().st_size)
   rng = random.Random(seed)
