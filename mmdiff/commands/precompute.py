@@ -5,6 +5,7 @@ start with: the same config, the same `init`. Training with --config.data.featur
 """
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,19 +16,24 @@ import numpy as np
 
 from mmdiff import parallel
 from mmdiff.core import tree
-from mmdiff.core.errors import ConfigError
+from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.files import versions
 from mmdiff.core.precision import objective_of
 from mmdiff.core.types import Tree
 from mmdiff.data import buckets as aspects
 from mmdiff.data import captions, jobs, latents, pipelines
-from mmdiff.data.quarantine import BadRecord
+from mmdiff.data.quarantine import BadRecord, Offence
 from mmdiff.objectives import OBJECTIVES
 from mmdiff.train import integrity
 
 # Part -> (parameter group, predict function).
 PARTS = {"latents": ("autoencoder", "encode_image"), "texts": ("text", "encode_text")}
 AHEAD = 2                            # batches of pictures read ahead
+NON_FINITE = "non_finite"            # how a manifest counts records whose features are no numbers
+PROBE = "a photo of a small red house, 12 cats & the sea"
+PROBE_SIDE, PROBE_VALUES = 64, 64    # of a picture in pixels; numbers kept of what it becomes
+ALIKE = 0.05                         # of their size: between bfloat16 and float32 lie about 0.01, between two activations or scales more
+LOG = logging.getLogger(__name__)
 
 
 class Encoders(NamedTuple):
@@ -72,11 +78,29 @@ def run(config: Mapping, given: Mapping, about: Mapping[str, Any]) -> dict[str, 
   try:
     work(job, dataset, encoders, kinds=kinds, size=size, dtype=given["dtype"], threads=given["threads"],
          progress=results.Progress("precompute", "records"))
-    made = job.complete(latents.summary)
+    told = probe(encoders, dataset)
+    made = job.complete(lambda entries: latents.summary(entries) | {"probe": told})
   finally:
     job.close()
   latents.Features(given["out"])                         # leaves the index of a large one beside it
+  if count := made["bad"].get(NON_FINITE):
+    named = [bad["key"] for entry in jobs.finished_units(given["out"]) for bad in entry["offenders"] if bad["kind"] == NON_FINITE]
+    raise DataError(f"{given['out']}: what the encoders made of {count} records is not finite, first {', '.join(named[:3])}; those were "
+                    "not stored, and training counts them as bad. Take --dtype=float32 if this is float16, else look at the encoder")
   return made
+
+
+def probe(encoders: Encoders, dataset) -> dict[str, list[float]]:
+  """What the encoders make of one fixed picture and one fixed text: a few numbers of each feature. Two encoders with the same parameters
+  may still differ in what they do with them: activation, latent scale, the picture's mean."""
+  made: dict[str, np.ndarray] = {}
+  if encoders.image:
+    side = min(dataset.recipe.image_size, PROBE_SIDE)
+    made["latent_mean"], made["latent_std"] = encoders.image(np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8))
+  if encoders.text:
+    made |= encoders.text(*dataset.tokenize([PROBE]))
+  some = lambda values: values.ravel()[:: max(1, values.size // PROBE_VALUES)][:PROBE_VALUES]
+  return {name: [float(value) for value in some(values)] for name, values in sorted(made.items())}
 
 
 def chosen(asked: Sequence[str], objective, config: Mapping) -> list[str]:
@@ -140,8 +164,10 @@ def digests(params: Tree, groups: Sequence[str]) -> dict[str, str]:
   return made
 
 
-def check_encoders(features: latents.Features | None, params: Tree, config: Mapping) -> None:
-  """Raises ConfigError when a run's precomputed features are not those of its own frozen encoders."""
+def check_encoders(features: latents.Features | None, params: Tree, config: Mapping, *, objective, dataset,
+                   mesh: jax.sharding.Mesh) -> None:
+  """Raises ConfigError when a run's precomputed features are not those of its own frozen encoders: the same parameters, which make the same
+  of a picture and a text."""
   if features is None:
     return
   recorded = features.identity["encoders"]
@@ -154,6 +180,19 @@ def check_encoders(features: latents.Features | None, params: Tree, config: Mapp
   if wrong:
     raise ConfigError(f"data.features: {features.path} was computed by another {wrong[0]!r} (digest {recorded[wrong[0]]}, here "
                       f"{found[wrong[0]]}); start from the same weights (init), or run `mmdiff data precompute` with this config")
+  parts = [part for part, (group, _) in PARTS.items() if group in recorded]
+  if not features.probe:
+    LOG.warning("data.features: %s does not say what its encoders make of a fixed picture and text, so that only their parameters were "
+                "compared; `mmdiff data precompute` writes it now", features.path)
+    return
+  here = probe(serve(objective.predict, params, mesh, parts, size=mesh.shape["data"] * mesh.shape["fsdp"]), dataset)
+  for name, there in sorted(features.probe.items()):
+    found = np.array(here.get(name, ()))
+    if len(found) != len(there) or not np.abs(found - there).max() <= ALIKE * np.sqrt(np.mean(np.square(there))):
+      raise ConfigError(f"data.features: {features.path} was computed by encoders of the same parameters that do something else with them: "
+                        f"{name} of one picture or text is {np.round(there[:3], 4).tolist()} there and {np.round(found[:3], 4).tolist()} "
+                        "here; a latent scale, an activation or the pictures' mean differs. Undo the change to config.objective, or run "
+                        "`mmdiff data precompute` with this config")
 
 
 def serve(predict: Mapping[str, Callable], params: Tree, mesh: jax.sharding.Mesh, parts: Sequence[str], *, size: int) -> Encoders:
@@ -229,19 +268,31 @@ def encode_unit(job: jobs.Job, unit: jobs.Unit, dataset, encoders: Encoders, *, 
   bad: list = []
   output, pictures, texts = job.output(unit), dict[str, list[Item]](), list[tuple[str, str, str]]()
   with latents.Tables(output) as tables:
+    def add(name: str, keys: Sequence[str], rows: Sequence[tuple[int, int]], made: Mapping[str, np.ndarray]) -> None:
+      with np.errstate(over="ignore"):                   # beyond float16's range is infinite, and seen below
+        columns = {column: value.astype(stored) if value.dtype.kind == "f" else value for column, value in made.items()}
+      sound = np.logical_and.reduce([np.isfinite(value).reshape(len(keys), -1).all(1) for value in columns.values()])
+      for at in np.flatnonzero(~sound):
+        wrong = [column for column, value in columns.items() if not np.isfinite(value[at]).all()]
+        if not any(offence[:2] == (keys[at], NON_FINITE) for offence in bad):
+          bad.append(Offence(keys[at], NON_FINITE, f"{', '.join(wrong)} as {dtype}"))
+      if sound.any():
+        tables.add(name, [row for row, good in zip(rows, sound) if good], {column: value[sound] for column, value in columns.items()})
+
     def encode_pictures(name: str) -> None:
       batch = pictures.pop(name)
       mean, std = encoders.image(np.stack([item.image for item in batch]))         # type: ignore[misc]
-      columns = {"latent_mean": mean.astype(stored), "latent_std": std.astype(stored)}
-      columns |= {"size": np.array([item.size for item in batch], np.int32)} if recipe.sizes else {}
-      tables.add(name, [latents.image_digest(item.key) for item in batch], columns)
+      made = {"latent_mean": mean, "latent_std": std}
+      made |= {"size": np.array([item.size for item in batch], np.int32)} if recipe.sizes else {}
+      add(name, [item.key for item in batch], [latents.image_digest(item.key) for item in batch], made)
 
     def encode_texts() -> None:
       batch = [texts.pop(0) for _ in range(min(size, len(texts)))]
       made = encoders.text(*dataset.tokenize([text for *_, text in batch]))        # type: ignore[misc]
-      tables.add(latents.TEXT, [latents.text_digest(*item) for item in batch], {name: value.astype(stored) for name, value in made.items()})
+      add(latents.TEXT, [key for key, *_ in batch], [latents.text_digest(*item) for item in batch], made)
 
-    for count, item in enumerate(jobs.prepared(dataset.source, unit.rows, prepare, threads=threads, ahead=AHEAD * size, bad=bad), 1):
+    seen = 0
+    for seen, item in enumerate(jobs.prepared(dataset.source, unit.rows, prepare, threads=threads, ahead=AHEAD * size, bad=bad), 1):
       if item.image is not None:
         name = aspects.label(item.image.shape[:2])
         pictures.setdefault(name, []).append(item)
@@ -250,11 +301,11 @@ def encode_unit(job: jobs.Job, unit: jobs.Unit, dataset, encoders: Encoders, *, 
       texts += [(item.key, kind, text) for kind, text in item.texts]
       while len(texts) >= size:
         encode_texts()
-      if count % size == 0:
+      if seen % size == 0:
         progress(size)
     for name in sorted(pictures):
       encode_pictures(name)
     while texts:
       encode_texts()
   job.commit(unit, output, dict(tables=tables.facts(), **jobs.faults(bad)))
-  progress(len(unit.rows) - (len(unit.rows) - len(bad)) // size * size)
+  progress(len(unit.rows) - seen // size * size)

@@ -202,7 +202,7 @@ def run_held(config: Mapping, workdir: Path, argv: list[str]):
   def check(setup) -> None:
     params = setup.state.full()
     check_vocabulary(params, dataset.tokenizer)
-    precompute.check_encoders(dataset.features, params, config)
+    precompute.check_encoders(dataset.features, params, config, objective=objective, dataset=dataset, mesh=setup.mesh)
 
   start = None if checkpoint.available_steps(workdir) else start_of(config, objective, dataset)
   try:

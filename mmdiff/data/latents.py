@@ -126,6 +126,7 @@ class Features:
     if self.identity.get("task") != "precompute":
       raise DataError(f"data.features: {path} is the folder of `mmdiff {self.identity.get('task')}`, not of `mmdiff data precompute`")
     self._content = manifest["content"]
+    self.probe: dict[str, list[float]] = manifest.get("probe", {})        # what the encoders made of a fixed picture and text
     names: list[str] = []
     self._tables: list[dict[str, Column]] = []
     self._keys: list[tuple[int, str]] = []               # (number of the table, its file of keys)
@@ -146,9 +147,16 @@ class Features:
       LATENTS[0], TEXTS[0], LATENTS[2]))
 
   def _make(self, builder: key_index.Builder) -> dict:
+    pictures = []
     for table, name in self._keys:
       keys = np.load(name, allow_pickle=False)
+      pictures += [keys] if LATENTS[0] in self._tables[table] else []
       builder.extend(keys[:, 0], np.uint64(table) << np.uint64(32) | np.arange(len(keys), dtype=np.uint64), keys[:, 1])
+    found = np.concatenate(pictures) if pictures else np.zeros((0, 2), np.uint64)
+    _, count = np.unique(found[:, 0], return_counts=True)
+    if (count > 1).any() and (again := len(found) - len(np.unique(found, axis=0))):
+      raise DataError(f"data.features: {self.path} has {again} latents whose record has the key of another one, so that it can't be told "
+                      "which are whose; give the records keys of their own (`mmdiff data validate` names those that repeat)")
     return {}
 
   def __len__(self) -> int:
@@ -159,7 +167,8 @@ class Features:
 
   def of(self, key: str, kind: str, text: str) -> dict[str, np.ndarray]:
     """What there is for a record and its caption: latent_mean, latent_std float32 [h w C] and, where computed, size int32 [6]; text_states
-    float32 [L D] and perhaps text_pooled float32 [D]. BadRecord("missing_key") when it was not computed."""
+    float32 [L D] and perhaps text_pooled float32 [D]. BadRecord: "missing_key" when it was not computed, "unreadable" for what is cut
+    short or not finite."""
     made = {}
     if self.has_latents:
       made |= self._row(image_digest(key), LATENTS, key, "latents of this record")
@@ -171,13 +180,19 @@ class Features:
     for where, check in self._index.find(digest[0]):
       if check == digest[1]:
         table, row = self._tables[where >> 32], where & 0xFFFFFFFF
-        return {name: self._value(table[name], row) for name in names if name in table}
+        return {name: self._value(table[name], row, key, name) for name in names if name in table}
     raise BadRecord("missing_key", f"no {what} in {self.path}", key)
 
-  def _value(self, column: Column, row: int) -> np.ndarray:
+  def _value(self, column: Column, row: int, key: str, name: str) -> np.ndarray:
     data = self._files.read(column.file, column.start + row * column.stride, column.stride)
+    if len(data) != column.stride:
+      raise BadRecord("unreadable", f"{name} in {self.path} ends early", key)
     value = np.frombuffer(data, column.dtype).reshape(column.shape)
-    return value.astype(np.float32) if value.dtype.kind == "f" else value
+    if value.dtype.kind != "f":
+      return value
+    if not np.isfinite(value).all():
+      raise BadRecord("unreadable", f"{name} in {self.path} is not finite; compute the features anew", key)
+    return value.astype(np.float32)
 
   def check(self, *, picture: Mapping[str, Any], tokenizer: Any, text_len: int) -> None:
     """Raises ConfigError with every way in which the features are not those that a run with these settings would compute."""

@@ -9,18 +9,21 @@ import jax
 import numpy as np
 import pytest
 
+from mmdiff import parallel
 from mmdiff.__main__ import main
 from mmdiff.commands import precompute, train
 from mmdiff.core.build import build
-from mmdiff.core.errors import ConfigError
+from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.objective import Context
 from mmdiff.core.precision import objective_of
-from mmdiff.data import captions
+from mmdiff.data import captions, decode
 from mmdiff.data.latents import Features
+from mmdiff.data.quarantine import BadRecord
 from mmdiff.objectives import OBJECTIVES
 from tests import toy_runs
 
 FREEZE = ("autoencoder/.*", "text/.*")
+ROUNDING = 4e-6                      # the toy's sums of 192 products are of size 14, two of whose float32 steps are 2e-6
 MEANT = dict(map={"autoencoder": "", "text": ""})       # the encoders stay as they are made
 
 
@@ -83,7 +86,7 @@ def same_on_features(objective, features):
   batches = [ds.batch_at(0, batch_size=8) for ds in (online, ahead)]
   assert "image" in batches[0] and "image" not in batches[1] and np.array_equal(batches[0]["id"], batches[1]["id"])
   mean, std = jax.jit(build_of.predict["encode_image"])(params, batches[0]["image"])
-  assert np.abs(mean - batches[1]["latent_mean"]).max() < 1e-6 and np.abs(std - batches[1]["latent_std"]).max() < 1e-6
+  assert np.abs(mean - batches[1]["latent_mean"]).max() < ROUNDING and np.abs(std - batches[1]["latent_std"]).max() < ROUNDING
   context = Context(extra=(), ema={}, step=np.int32(0), key=jax.random.key(1))
   losses = [float(jax.jit(build_of.loss)(params, context, {name: part for name, part in batch.items() if name != "counts"})[0])
             for batch in batches]
@@ -104,7 +107,7 @@ def test_any_batch_size_and_a_restart_write_the_same(written, tmp_path):
   rows = lambda folder: {path.name: np.load(path) for path in sorted(folder.glob("*.npy"))}
   write(tmp_path / "f", config(), batch_size=16)
   first = rows(tmp_path / "f")
-  assert all(np.array_equal(part, first[name]) or np.abs(part - first[name]).max() < 1e-6 for name, part in rows(written).items())
+  assert all(np.array_equal(part, first[name]) or np.abs(part - first[name]).max() < ROUNDING for name, part in rows(written).items())
   (tmp_path / "f" / "00001.json").unlink()
   kept = (tmp_path / "f" / "00000.json").stat().st_mtime_ns
   write(tmp_path / "f", config(), batch_size=16)
@@ -123,15 +126,44 @@ def test_buckets_have_tables_of_their_own(tmp_path):
 
 
 def test_another_encoder_is_refused(written):
-  features, params = Features(written), start(config())[1]
-  precompute.check_encoders(features, params, config())
-  precompute.check_encoders(None, params, config(freeze=()))
+  features, (objective, params, data) = Features(written), start(config())
+  mesh = parallel.make_mesh(data=1, devices=jax.devices()[:1])
+
+  def check(params=params, run=None, objective=objective, features=features):
+    precompute.check_encoders(features, params, run or config(), objective=objective, dataset=data, mesh=mesh)
+  check()
+  check(features=None, run=config(freeze=()))
   with pytest.raises(ConfigError, match="was computed by another 'autoencoder'"):
-    precompute.check_encoders(features, start(config(seed=1))[1], config())
+    check(start(config(seed=1))[1])
   with pytest.raises(ConfigError, match="this run trains it; add .text/"):
-    precompute.check_encoders(features, params, config(freeze=FREEZE[:1]))
+    check(run=config(freeze=FREEZE[:1]))
   with pytest.raises(ConfigError, match="this run has none"):
-    precompute.check_encoders(features, {"text": params["text"]}, config())
+    check({"text": params["text"]})
+  with pytest.raises(ConfigError, match="same parameters that do something else with them: latent_mean of one picture.*a latent scale"):
+    check(objective=build(OBJECTIVES, TOY | dict(scale=0.9)))
+  silent = Features(written)
+  silent.probe = {}
+  check(objective=build(OBJECTIVES, TOY | dict(scale=0.9)), features=silent)          # of a folder that says nothing: with a warning
+
+
+@pytest.mark.parametrize("dtype, breaks", [("float32", float("nan")), ("float16", 1e6)])
+def test_what_is_not_finite_is_not_stored(tmp_path, dtype, breaks):
+  """Records that an encoder fails on, or whose features float16 can't hold, are named and left out, and training counts them as bad."""
+  run = config(TOY | dict(breaks=breaks))
+  pictures = start(run)[2].source
+  wrong = [pictures[i]["key"] for i in range(len(pictures)) if decode.pixels(pictures[i]["image"])[0, 0].min() > 200]
+  assert 0 < len(wrong) < len(pictures) / 2
+  with pytest.raises(DataError, match=f"what the encoders made of {len(wrong)} records is not finite, first {wrong[0]}"):
+    write(tmp_path / "f", run, dtype=dtype, parts=("latents",))
+  made, features = json.loads((tmp_path / "f" / "manifest.json").read_text()), Features(tmp_path / "f")
+  assert made["bad"] == {"non_finite": len(wrong)} and made["latents"] == len(pictures) - len(wrong)
+  for i in range(len(pictures)):
+    key = pictures[i]["key"]
+    if key in wrong:
+      with pytest.raises(BadRecord, match="no latents of this record"):
+        features.of(key, "long", "")
+    else:
+      assert np.isfinite(features.of(key, "long", "")["latent_mean"]).all()
 
 
 @pytest.mark.long

@@ -2,6 +2,7 @@
 import itertools
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,6 +73,33 @@ def test_a_row_is_found_by_key_and_text(tmp_path, dtype):
     features.of("k10", "long", "")
   with pytest.raises(BadRecord, match="no states of its long caption 'a new caption'"):
     features.of("k1", "long", "a new caption")
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_what_is_not_finite_is_a_bad_record(tmp_path, wrong):
+  path = Path(make(tmp_path)) / "00000.2x2.latent_mean.npy"
+  stored = np.load(path, mmap_mode="r+", allow_pickle=False)
+  stored[1, 0, 1, 2] = wrong
+  stored.flush()
+  features = Features(tmp_path)
+  assert np.isfinite(features.of("k0", "long", "long caption of picture 0")["latent_mean"]).all()
+  with pytest.raises(BadRecord, match="unreadable: latent_mean in .* is not finite.*'k1'"):
+    features.of("k1", "long", "long caption of picture 1")
+
+
+def test_latents_of_two_records_with_one_key_are_refused(tmp_path):
+  units = jobs.units_of(World(2), per_unit=1)
+  job = jobs.Job(tmp_path, units, dict(task="precompute", picture=PICTURE, encoders={}))
+  for unit in job.todo():
+    output = job.output(unit)
+    with latents.Tables(output) as tables:
+      row = value(0, (2, 2, 4))[None]
+      tables.add("2x2", [latents.image_digest("twin")], {"latent_mean": row, "latent_std": row})
+    job.commit(unit, output, dict(tables=tables.facts(), **jobs.faults([])))
+  job.complete(latents.summary)
+  job.close()
+  with pytest.raises(DataError, match="has 1 latents whose record has the key of another one"):
+    Features(tmp_path)
 
 
 def test_a_copy_reads_alike_and_the_fingerprint_is_that_of_the_values(tmp_path):
