@@ -16,13 +16,15 @@ from configs import common
 # Peak learning rates of Tables 19-20; the others follow OpenCLIP.
 RATES = {"RN50": 5e-4, "RN101": 5e-4, "RN50x4": 5e-4, "RN50x16": 4e-4, "RN50x64": 3.6e-4, "ViT-B/32": 5e-4, "ViT-B/16": 5e-4,
          "ViT-L/14": 4e-4, "ViT-L/14@336": 2e-5}
+VARIANTS = (*RATES, "ViT-H/14", "ViT-g/14", "ViT-bigG/14")
 SIZES = {"RN50x4": 288, "RN50x16": 384, "RN50x64": 448, "ViT-L/14@336": 336}
 
 
 def get_config(arg=""):
-  arg = common.parse(arg, variant="ViT-B/32", tiny=False, emoji=False)
+  arg = common.parse(arg, variant="ViT-B/32", tiny=False, emoji=False, apart=(("variant", "tiny", "emoji"),))
   if arg.tiny or arg.emoji:
     return small(arg)
+  common.one_of("variant", arg.variant, VARIANTS)
   config = common.base(steps=390_625, batch_size=32_768, save_every_steps=2_000)      # 12.8 B pairs
   config.objective = dict(
     name="contrastive", loss="softmax", chunk=2_048,

@@ -14,6 +14,8 @@ the convention of Lingvo and Praxis, whose Adafactor it is, times the learning r
 """
 from configs import common
 
+VARIANTS = ("Base", "Large", "2.1B", "ViT-B/32", "ViT-L/14")
+
 # Which thing a long caption names first is not in the picture; with few captions it is learnt by heart before rarer words are read off the
 # picture, unless their sentences change places. The two textures of T16 are learnt before.
 TIERS = {"T16": dict(size=16, text_len=64, steps=400, lr=1e-3, tuning=dict(steps=1_000, lr=2e-3, decay="cosine", weight_decay=0.1),
@@ -23,14 +25,17 @@ TIERS = {"T16": dict(size=16, text_len=64, steps=400, lr=1e-3, tuning=dict(steps
 
 
 def get_config(arg=""):
-  arg = common.parse(arg, variant="Base", tiny=False, tier="T32")
-  if arg.tiny:
-    return small(arg.tier)
-  open_clip = arg.variant.startswith("ViT")
+  arg = common.parse(arg, variant="Base", tiny=False, tier="T32", apart=(("variant", "tiny"),), within=dict(tier="tiny"))
+  return small(arg.tier) if arg.tiny else published(arg.variant)
+
+
+def published(variant: str):
+  common.one_of("variant", variant, VARIANTS)
+  open_clip = variant.startswith("ViT")
   config = common.base(steps=500_000, batch_size=65_536, save_every_steps=2_000)
   config.objective = dict(
     name="coca", lambda_con=1.0, lambda_cap=2.0, chunk=2_048, logits_chunk=16,
-    model=dict(name="coca", variant=arg.variant, dtype="bfloat16", remat="dots", attention="auto"))
+    model=dict(name="coca", variant=variant, dtype="bfloat16", remat="dots", attention="auto"))
   config.data = common.data(
     dict(name="webdataset", urls="data/{00000..41455}.tar"), image_size=224 if open_clip else 288, text_len=76, captions=dict(original=1.0),
     tokenizer=dict(name="clip", path="data/clip_tokenizer", pad="zero") if open_clip else dict(name="file", path="data/tokenizer.json"),
@@ -51,8 +56,7 @@ def model(tier: str) -> dict:
 
 
 def small(tier: str):
-  if tier not in TIERS:
-    raise ValueError(f"config argument tier takes {', '.join(TIERS)}, found {tier!r}")
+  common.one_of("tier", tier, TIERS)
   config = common.base(steps=TIERS[tier]["steps"], batch_size=128, save_every_steps=1_000)
   config.objective = dict(name="coca", lambda_con=1.0, lambda_cap=2.0, chunk=0, logits_chunk=0, model=model(tier))
   # Alt texts are short; the tokenizer is trained on every kind of caption of the source.
@@ -65,18 +69,38 @@ def small(tier: str):
   return config
 
 
-def fine_tuned(kind: str, tier: str, init: str, limit: int):
-  """The captioner alone (no contrast), from a base, on `limit` gold captions of one kind."""
-  config = small(tier)
-  tuning = dict(TIERS[tier]["tuning"])
-  config.steps, config.batch_size = tuning.pop("steps"), 32
-  config.init.path = init
+def fine_tuned(arg: str, kind: str):
+  """The captioner alone (no contrast), from a base, on captions of one kind."""
+  arg = common.parse(arg, variant="Base", init="runs/coca", tiny=False, tier="T32", limit=2_000, apart=(("variant", "tiny"),),
+                     within=dict(tier="tiny", limit="tiny"))
+  config = small(arg.tier) if arg.tiny else published(arg.variant)
+  config.init.path = arg.init
   config.objective.lambda_con, config.objective.lambda_cap = 0.0, 1.0
-  config.data.source.size = limit
   config.data.captions = {kind: 1.0}
+  return small_tuning(config, kind, arg.tier, arg.limit) if arg.tiny else tuning(config, kind)
+
+
+def tuning(config, kind: str):
+  """At a published size. Neither paper gives figures for it: these are the customary ones for captions of COCO."""
+  config.steps, config.batch_size = 50_000, 128
+  config.checkpoint.every_steps = 1_000
+  config.data.on_missing = "error"                  # a caption of another kind would teach what is not wanted
+  config.data.source.urls = f"data/{kind}/*.tar"
+  config.optim = dict(default=dict(config.optim.default, lr=1e-5, warmup_steps=1_000, decay="cosine"))
+  config.ema = dict(eval=0.9999)
+  config.evals = dict(loss=dict(name="loss", source=dict(name="webdataset", urls=f"data/{kind}_val/*.tar"), caption=kind, limit=5_000,
+                                every_steps=5_000, params="eval"))
+  return config
+
+
+def small_tuning(config, kind: str, tier: str, limit: int):
+  """The captioner of minutes of CPU, on the first `limit` records."""
+  options = dict(TIERS[tier]["tuning"])
+  config.steps, config.batch_size = options.pop("steps"), 32
+  config.data.source.size = limit
   config.data.text_len = TIERS[tier]["text_len"] if kind == "long" else 24
   config.data.augment.sentences = TIERS[tier]["sentences"]
-  config.optim = dict(default=common.adamw(**tuning, warmup_steps=50, b2=0.98, clip=1.0))
+  config.optim = dict(default=common.adamw(**options, warmup_steps=50, b2=0.98, clip=1.0))
   config.ema = dict(eval=0.99)
   config.evals = dict(captions=dict(name="captions", tier=tier, kind=kind, limit=500, every_steps=config.steps, params="eval"))
   return config

@@ -13,8 +13,7 @@ TEXT_LEN = 66        # the longest long caption of T32 has 65 tokens
 
 def get_config(arg=""):
   arg = common.parse(arg, part="t2i", tiny=False)
-  if arg.part not in ("clip", "t2i"):
-    raise ValueError(f"config argument part takes clip or t2i, found {arg.part!r}")
+  common.one_of("part", arg.part, ("clip", "t2i"))
   config = clip(arg.tiny) if arg.part == "clip" else t2i(arg.tiny)
   config.data = common.data(common.scenes("T32"), image_size=32, text_len=TEXT_LEN, captions=dict(long=0.95, original=0.05),
                             tokenizer=common.bpe(512))

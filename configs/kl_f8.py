@@ -11,12 +11,14 @@ from configs import common
 
 # Optimiser steps of the authors' table (f4, f8); the others' are not given there.
 STEPS = {"f4": 176_991, "f8": 246_803}
+VARIANTS = ("f4", "f8", "f16", "f32", "sd", "sdxl")
 
 
 def get_config(arg=""):
-  arg = common.parse(arg, variant="f8", tiny=False)
+  arg = common.parse(arg, variant="f8", tiny=False, apart=(("variant", "tiny"),))
   if arg.tiny:
     return tiny()
+  common.one_of("variant", arg.variant, VARIANTS)
   config = common.base(steps=STEPS.get(arg.variant, 250_000), batch_size=24, save_every_steps=5_000)
   config.objective = dict(
     name="autoencoder", kl_weight=1e-6, discriminator_weight=0.5, discriminator_start=50_001,

@@ -23,7 +23,7 @@ VARIANTS = {
 
 
 def get_config(arg=""):
-  arg = common.parse(arg, variant="SigLIP-B/16", tiny=False)
+  arg = common.parse(arg, variant="SigLIP-B/16", tiny=False, apart=(("variant", "tiny"),))
   if arg.tiny:
     config = common.base(steps=300, batch_size=128, save_every_steps=500)
     model = dict(name="clip", variant="siglip-tiny", image_size=32, vocab=512, text_len=64, dtype="float32", remat="none", attention="auto")
@@ -34,7 +34,8 @@ def get_config(arg=""):
                                        params=""))
   else:
     config = common.base(steps=122_070, batch_size=32_768, save_every_steps=2_000)
-    preset, size, length, vocab = VARIANTS.get(arg.variant, (arg.variant, 224, 64, 32_000))
+    common.one_of("variant", arg.variant, VARIANTS)
+    preset, size, length, vocab = VARIANTS[arg.variant]
     model = dict(name="clip", variant=preset, image_size=size, text_len=length, vocab=vocab, dtype="bfloat16", remat="dots",
                  attention="auto")
     config.data = common.data(

@@ -33,11 +33,10 @@ PARTS = {
 
 
 def get_config(arg=""):
-  arg = common.parse(arg, model="sd15", size=256, tiny=False)
+  arg = common.parse(arg, model="sd15", size=256, tiny=False, apart=(("model", "tiny"), ("size", "tiny")))
   if arg.tiny:
     return tiny()
-  if arg.model not in STEPS:
-    raise ValueError(f"config argument model takes {', '.join(STEPS)}, found {arg.model!r}")
+  common.one_of("model", arg.model, STEPS)
   if arg.size not in STEPS[arg.model]:
     raise ValueError(f"config argument size: {arg.model} takes {', '.join(map(str, STEPS[arg.model]))}, found {arg.size}")
   config = common.base(steps=STEPS[arg.model][arg.size], batch_size=2_048, save_every_steps=5_000)
@@ -105,5 +104,5 @@ def tiny():
   config.evals = dict(
     samples=dict(name="samples", source=common.scenes("T64", "val_iid"), caption="long", count=16, every_steps=config.steps // 4,
                  **drawing),
-    judge=dict(name="scenes_judge", tier="T64", prompts=64, every_steps=config.steps, **drawing))
+    judge=dict(name="scenes_judge", tier="T64", prompts=64, every_steps=config.steps // 2, **drawing))
   return config

@@ -17,10 +17,9 @@ TIERS = {"T16": dict(size=16, text_len=64, steps=600), "T32": dict(size=32, text
 
 
 def get_config(arg=""):
-  arg = common.parse(arg, tier="T32", tiny=False, emoji=False)
+  arg = common.parse(arg, tier="T32", tiny=False, emoji=False, apart=(("tier", "tiny", "emoji"),))
   tier = "T16" if arg.tiny else arg.tier
-  if tier not in TIERS:
-    raise ValueError(f"config argument tier takes {', '.join(TIERS)}, found {tier!r}")
+  common.one_of("tier", tier, TIERS)
   size, text_len = TIERS[tier]["size"], TIERS[tier]["text_len"]
   config = common.base(steps=5_000 if arg.emoji else TIERS[tier]["steps"], batch_size=64, save_every_steps=500)
   vocab = 1_024 if arg.emoji else 512

@@ -20,7 +20,8 @@ def check(argv: Sequence[str]) -> None:
   if hasattr(command, "TAKES"):                     # a command of commands: each takes some of the flags
     if not rest or rest[0] not in command.TAKES:
       raise ConfigError(f"mmdiff {argv[0]}: unknown command {rest[0] if rest else ''!r} (known: {', '.join(command.TAKES)})")
-    known, words = {name: known[name] for name in command.TAKES[rest.pop(0)]}, ("path",)
+    action = rest.pop(0)
+    known, words = {name: known[name] for name in command.TAKES[action]}, ("what" if action == "build" else "path",)
   # The keys of a source or a task depend on what it names: the command itself checks them, as early.
   flags.parse([arg for arg in rest if not arg.startswith(("--source.", "--task."))], known, positional=words)
 

@@ -48,6 +48,32 @@ def check_mmdiff(argv: list[str]) -> None:
   check.check(argv)
 
 
+def header_lines(path: Path) -> list[list[str]]:
+  """The command lines in the docstring of a config or a command: indented, with what they do behind two spaces or on the next lines.
+  Brackets around what may be left out are taken off, and an ellipsis stands for more of the kind."""
+  doc = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")), clean=False) or "").replace("\\\n", " ")
+  found = []
+  for line in re.findall(r"^ {2}(mmdiff .*)$", doc, re.M):
+    line = re.split(r" {2,}", re.sub(r" +(?=--)", " ", line))[0]
+    found.append([word for word in shlex.split(re.sub(r"\[(--[^\]]*)\]", r"\1", line)) if word != "…"])
+  return found
+
+
+HEADERS = [*sorted((ROOT / "configs").rglob("*.py")), *sorted((ROOT / "mmdiff" / "commands").glob("*.py"))]
+
+
+def test_the_files_that_head_with_commands_are_found():
+  heads = {path.name for path in HEADERS if header_lines(path)}
+  assert {path.name for path in (ROOT / "configs").rglob("*.py")} - heads == {"__init__.py", "common.py"}
+  assert {f"{name}.py" for name in COMMANDS} <= heads
+
+
+@pytest.mark.parametrize("path", [path for path in HEADERS if header_lines(path)], ids=lambda path: path.name)
+def test_commands_in_headers_are_valid(path):
+  for words in header_lines(path):
+    check_mmdiff([word.replace("--config=FILE", "--config=configs/t2i_latent.py:tiny") for word in words[1:]])
+
+
 @pytest.mark.parametrize("words", COMMAND_LINES)
 def test_commands_in_the_documents_are_valid(words):
   program, rest = words[0], words[1:]

@@ -20,9 +20,9 @@ SHARES = (65, 80, 95)
 
 
 def get_config(arg=""):
-  arg = common.parse(arg, demo=False, part="", seeds=3, tiny=False)
-  if arg.part not in ("", "scorer"):
-    raise ValueError(f"config argument part takes scorer, found {arg.part!r}")
+  arg = common.parse(arg, demo=False, part="", seeds=3, tiny=False, apart=(("demo", "part"), ("seeds", "part")), within=dict(tiny="demo"))
+  if arg.part:
+    common.one_of("part", arg.part, ("scorer",))
   return scorer() if arg.part else demo(arg.seeds, arg.tiny) if arg.demo else paper(arg.seeds)
 
 

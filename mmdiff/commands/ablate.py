@@ -29,10 +29,10 @@ from mmdiff.core.spelling import nearest
 FLAGS = {
   "config": dict(type="str", required=True, schema="mmdiff.core.ablation:Ablation", help="a config file of an ablation, with :arguments"),
   "workdir": dict(type="str", required=True, help="where the runs and the report go"),
-  "arm": dict(type="str,", default=(), help="train only these arms; all by default"),
-  "seed": dict(type="int,", default=(), help="train only these seeds; all by default"),
+  "arm": dict(type="str,", default=(), apart=("plan", "report"), help="train only these arms; all by default"),
+  "seed": dict(type="int,", default=(), apart=("plan", "report"), help="train only these seeds; all by default"),
   "plan": dict(type="bool", default=False, help="say what would be done, and what it costs"),
-  "report": dict(type="bool", default=False, help="only write the report of what is there"),
+  "report": dict(type="bool", default=False, apart=("plan",), help="only write the report of what is there"),
   "unlike": dict(type="str,", default=(), help="what may differ between the runs that are compared, e.g. image_size"),
 }
 PREPARE = "prepare"

@@ -26,8 +26,8 @@ FLAGS = {
   "batch_size": dict(type="int", help="instead of the config's"),
   "steps": dict(type="int", default=10, help="timed steps (train, data) or calls (sample)"),
   "warmup": dict(type="int", default=3, help="steps before them"),
-  "sampling_steps": dict(type="int", default=20, help="denoising steps (sample)"),
-  "guidance": dict(type="float", default=2.0, help="guidance scale (sample)"),
+  "sampling_steps": dict(type="int", default=20, needs=dict(what=("sample",)), help="denoising steps (sample)"),
+  "guidance": dict(type="float", default=2.0, needs=dict(what=("sample",)), help="guidance scale (sample)"),
   "json": dict(help="also write the result to this file"),
 }
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"

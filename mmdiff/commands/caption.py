@@ -35,7 +35,7 @@ FLAGS = {
   "repetition_penalty": dict(type="float", help="of tokens already written; 1 is off"),
   "no_repeat_ngram": dict(type="int", help="no such number of tokens in a row comes twice; 0 is off"),
   "length_penalty": dict(type="float", help="exponent of a hypothesis' length (beam)"),
-  "seed": dict(type="int", default=0, help="of sampled captions, together with each record's key"),
+  "seed": dict(type="int", default=0, needs=dict(method=("sample",)), help="of sampled captions, together with each record's key"),
   "batch_size": dict(type="int", default=64, help="pictures captioned at a time"),
   "per_unit": dict(type="int", default=1_000, help="records of a unit where the source has no shards"),
   "limit": dict(type="int", default=0, help="only the first records; 0 is all"),

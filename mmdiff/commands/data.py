@@ -38,11 +38,12 @@ FLAGS = {
   "per_shard": dict(type="int", default=10_000, help="records per tar (build, shard)"),
   "dataset_name": dict(default="", help="name of the TFDS set; by default that of the source (build, shard)"),
   "splits": dict(type="str,", default=(), help="which splits; by default all (build)"),
-  "tier": dict(default="T32", help="T16, T32 or T64 (build scenes)"),
-  "count": dict(type="int", default=0, help="records per split; 0 is the tier's own number (build scenes)"),
-  "size": dict(type="int", default=0, help="side of the square picture; 0 is the font's own 136x128 (build emoji)"),
-  "font": dict(default="", help="path of NotoColorEmoji.ttf if it is not in its usual place (build emoji)"),
-  "table": dict(default="", help="path of Unicode's emoji-test.txt, likewise (build emoji)"),
+  "tier": dict(default="T32", needs=dict(what=("scenes",)), help="T16, T32 or T64 (build scenes)"),
+  "count": dict(type="int", default=0, needs=dict(what=("scenes",)), help="records per split; 0 is the tier's own number (build scenes)"),
+  "size": dict(type="int", default=0, needs=dict(what=("emoji",)),
+               help="side of the square picture; 0 is the font's own 136x128 (build emoji)"),
+  "font": dict(default="", needs=dict(what=("emoji",)), help="path of NotoColorEmoji.ttf if it is not in its usual place (build emoji)"),
+  "table": dict(default="", needs=dict(what=("emoji",)), help="path of Unicode's emoji-test.txt, likewise (build emoji)"),
   "examples": dict(type="int", default=24, help="pictures on the contact sheet (inspect)"),
   "limit": dict(type="int", default=0, help="only the first records; 0 is all (validate)"),
   "threads": dict(type="int", default=4, help="reading threads (validate)"),
@@ -222,6 +223,11 @@ def _write(sources: Mapping[str, Any], given: Mapping[str, Any], name: str, abou
   from mmdiff.data import array_records, shards
   results: dict[str, Any] = {}
   formats = given["format"] or FORMATS[:1]
+  idle = [f"--{flag}: says nothing without --format={name}" for flag, usual, name in (
+    ("dataset_name", "", "array_record"), ("per_shard", FLAGS["per_shard"]["default"], "webdataset"))
+    if given[flag] != usual and name not in formats]
+  if idle:
+    raise ConfigError("\n".join(idle))
   if "webdataset" in formats:
     for split, source in sources.items():
       progress = Progress(f"{split}:")

@@ -19,13 +19,14 @@ import numpy as np
 from mmdiff.core import schema
 from mmdiff.core.errors import EXIT_CODES, CannotWrite, ConfigError, DataError
 from mmdiff.core.files import versions, write_json
+from mmdiff.core.memory import host_memory, nbytes, size
 
 FLAGS = {
   "config": dict(help="config file, configs/NAME.py[:args]"),
-  "workdir": dict(help="run directory that the run would use"),
-  "keys": dict(type="bool", default=False, help="list every key of the config instead"),
-  "step": dict(type="bool", default=True, help="compile and run one small train step"),
-  "json": dict(help="also write the findings to this file"),
+  "workdir": dict(apart=("keys",), help="run directory that the run would use"),
+  "keys": dict(type="bool", default=False, needs=dict(config=True), help="list every key of the config instead"),
+  "step": dict(type="bool", default=True, needs=dict(config=True), apart=("keys",), help="compile and run one small train step"),
+  "json": dict(apart=("keys",), help="also write the findings to this file"),
 }
 BATCHES = 4          # timed of the data
 
@@ -43,8 +44,6 @@ def main(argv: list[str]) -> int:
   from mmdiff.commands import flags
   given = flags.parse(argv, FLAGS)
   if given["keys"]:
-    if given["config"] is None:
-      raise ConfigError("--keys: needs --config=FILE, whose blocks say which keys there are")
     print(reference(given["config"]))
     return 0
   found = []
@@ -131,22 +130,6 @@ def check_devices(made):
   return kind, devices, None
 
 
-def size(count: float) -> str:
-  """Bytes in words: 5_000_000 -> "4.8 MiB"."""
-  for unit in ("B", "KiB", "MiB", "GiB"):
-    if count < 1_024:
-      return f"{count:.{0 if unit == 'B' else 1}f} {unit}"
-    count /= 1_024
-  return f"{count:.1f} TiB"
-
-
-def host_memory() -> tuple[float, float]:
-  """(available, total) bytes of this host."""
-  lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines()) if Path("/proc/meminfo").exists() else {}
-  read = lambda key: int(lines[key].split()[0]) * 1_024 if key in lines else float("inf")
-  return read("MemAvailable"), read("MemTotal")
-
-
 def check_memory(made):
   free, total = host_memory()
   parts = [f"host {size(free)} of {size(total)} free, {os.cpu_count()} CPU cores"]
@@ -231,40 +214,21 @@ class Plan(NamedTuple):
 
 
 def check_model(config: Mapping, mesh, dataset):
-  import functools
-
-  import jax
-
-  from mmdiff import optim, parallel
   from mmdiff.commands.train import check_vocabulary
   from mmdiff.core import tree
   from mmdiff.core.precision import objective_of
   from mmdiff.objectives import OBJECTIVES
-  from mmdiff.train.state import init_state
+  from mmdiff.train import setup
   objective = objective_of(OBJECTIVES, config)
-  side, length, key = config["data"]["image_size"], config["data"]["text_len"], jax.random.key(config["seed"])
-  blank = dict(image=np.zeros((2, side, side, 3), np.uint8), tokens=np.zeros((2, length), np.int32), mask=np.ones((2, length), bool),
-               id=np.zeros(2, np.uint32))
-  params = jax.eval_shape(lambda k: objective.init(k, blank).params, key)
-  try:
-    trained, _ = tree.partition(params, config["freeze"])
-  except ValueError as error:
-    raise ConfigError(f"--config.freeze: {error}") from None
-  tx, _ = optim.make(config["optim"], config["steps"], tuple(name for name, group in trained.items() if jax.tree.leaves(group)))
-  init = functools.partial(init_state, objective, tx, tuple(config["freeze"]), tuple(config["ema"]), len(dataset.count_names))
-  with jax.set_mesh(mesh):
-    state = jax.eval_shape(init, key, blank)
-    shardings = parallel.shardings(state, mesh, config["sharding"])
-  check_vocabulary(tree.merge(state.params, state.frozen), dataset.tokenizer)
+  side, length = config["data"]["image_size"], config["data"]["text_len"]
+  example = dict(image=np.zeros((side, side, 3), np.uint8), tokens=np.zeros(length, np.int32), mask=np.ones(length, bool),
+                 id=np.zeros((), np.uint32), counts=np.zeros(len(dataset.count_names), np.int32))
+  made = setup.plan(config, objective, example, mesh=mesh)
+  check_vocabulary(tree.merge(made.state.params, made.state.frozen), dataset.tokenizer)
   flops = objective.predict.get("flops")
-  cost = f", {flops(1, config['data']['text_len']) / 1e9:.2f} GFLOP an example to train" if flops else ""
-  text = f"{tree.count(state.params):,} parameters trained, {tree.count(state.frozen):,} frozen{cost}"
-  return text, Plan(objective, state, shardings), None
-
-
-def nbytes(leaf, sharding=None) -> int:
-  """Bytes of an abstract leaf, or of its part on one device."""
-  return int(np.prod(sharding.shard_shape(leaf.shape) if sharding else leaf.shape, dtype=np.int64)) * leaf.dtype.itemsize
+  cost = f", {flops(1, length) / 1e9:.2f} GFLOP an example to train" if flops else ""
+  text = f"{tree.count(made.state.params):,} parameters trained, {tree.count(made.state.frozen):,} frozen{cost}"
+  return text, Plan(objective, made.state, made.shardings), None
 
 
 def check_parameters(plan: Plan):

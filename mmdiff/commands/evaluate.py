@@ -25,18 +25,20 @@ from mmdiff.core.files import versions, write_json
 from mmdiff.core.spelling import nearest
 
 FLAGS = {
-  "workdir": dict(type="str", help="run directory; DIR@STEP for one of its steps"),
-  "model": dict(type="str", help="the same as --workdir"),
-  "scorer": dict(type="str", help="the same as --workdir, of a clipscore"),
-  "task": dict(type="str", help="evaluator, or entry of the run's config.evals; --task.KEY=VALUE sets its options"),
-  "images": dict(type="str", help="folder of pictures with captions, as the task's source"),
-  "params": dict(type="str", help="raw, or an average of config.ema; by default the entry's own, else eval where there is one"),
-  "batch_size": dict(type="int", help="rows of a batch; by default the run's, at most 256"),
-  "fsdp": dict(type="int", default=1, help="devices that the parameters are spread over"),
+  "workdir": dict(type="str", apart=("compare",), help="run directory; DIR@STEP for one of its steps"),
+  "model": dict(type="str", apart=("compare",), help="the same as --workdir"),
+  "scorer": dict(type="str", apart=("compare",), help="the same as --workdir, of a clipscore"),
+  "task": dict(type="str", apart=("compare",), help="evaluator, or entry of the run's config.evals; --task.KEY=VALUE sets its options"),
+  "images": dict(type="str", apart=("compare",), help="folder of pictures with captions, as the task's source"),
+  "params": dict(type="str", apart=("compare",),
+                 help="raw, or an average of config.ema; by default the entry's own, else eval where there is one"),
+  "batch_size": dict(type="int", apart=("compare",), help="rows of a batch; by default the run's, at most 256"),
+  "fsdp": dict(type="int", default=1, apart=("compare",), help="devices that the parameters are spread over"),
   "out": dict(type="str", help="result file, FILE.json"),
   "compare": dict(type="str,", help="two result files of one task, A.json,B.json"),
-  "unlike": dict(type="str,", default=(), help="of --compare: what may differ between the two, e.g. guidance,image_size"),
-  "table": dict(type="str", default="prompts", help="of --compare: the table whose rows are paired"),
+  "unlike": dict(type="str,", default=(), needs=dict(compare=True),
+                 help="of --compare: what may differ between the two, e.g. guidance,image_size"),
+  "table": dict(type="str", default="prompts", needs=dict(compare=True), help="of --compare: the table whose rows are paired"),
 }
 BLOCK = schema.Block(table="mmdiff.evaluators:EVALUATORS")
 
@@ -46,6 +48,8 @@ def main(argv: list[str]) -> int:
   words, overrides = split(argv)
   given = flags.parse(words, FLAGS)
   if given["compare"]:
+    if overrides:
+      raise ConfigError("\n".join(f"--task.{key}: says nothing beside --compare; leave one of them out" for key, _ in overrides))
     return compare(given, argv)
   paths = [given[name] for name in ("workdir", "model", "scorer") if given[name]]
   if len(paths) != 1 or not given["task"]:

@@ -10,6 +10,9 @@ A command declares its flags as a literal dict, so that help can be read without
   }
   given = parse(argv, FLAGS)       # given["workdir"], …; given["config"] is the checked config as nested dicts
 
+`needs=dict(what=("sample",))` says that a flag means something only beside those values of another (True: any, ("",): not given), and
+`apart=("plan",)` that it means nothing beside others: given all the same it is an error, never ignored.
+
 A flag `config` with a `schema` ("module:class") reads a config of those keys instead of an experiment's.
 
 Forms: `--name=value`, `--name value`, `--flag`, `--noflag`. A flag given twice takes the last value. A flag without a default is None when
@@ -21,17 +24,17 @@ allowed, `key[1]=value` for one item of a tuple. Free mappings take new entries 
 or are replaced by a literal `{"long": 1.0}`. Setting a block's `name` drops the keys that only the old name knew.
 """
 import ast
-import json
 import re
 import sys
 import textwrap
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmdiff.core import consistency, schema
+from mmdiff.core import consistency, ranges, schema
 from mmdiff.core.errors import ConfigError
+from mmdiff.core.files import parse_json
 from mmdiff.core.spelling import edits, nearest, nearest_path
 
 ROOT = Path(__file__).resolve().parents[2]      # of the repository, or of site-packages: where `configs` lives
@@ -69,14 +72,28 @@ def parse(argv: Sequence[str], flags: Mapping[str, Mapping], *, positional: Sequ
     else:
       try:
         values[name] = schema.parse_text(_field(flag), given[name])
+        if wrong := ranges.wrong_flag(name, values[name]):
+          raise ValueError(wrong)
       except ValueError as error:
         problems.append(f"--{name}: {error}")
+  problems += [problem for name in given if name in flags for problem in _idle(name, flags[name], values, given)]
   if overrides and "config" not in given:
     why = "needs --config=FILE" if "config" in flags else "this command takes no --config"
     problems += [f"--config.{path}: {why}" for path, _ in overrides]
   if problems:
     raise ConfigError("\n".join(problems))
   return values
+
+
+def _idle(name: str, flag: Mapping, values: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str]:
+  """Why a flag that was given would change nothing."""
+  for other, wanted in flag.get("needs", {}).items():
+    value = values.get(other)
+    if not value if wanted is True else not set(value if isinstance(value, tuple) else (value,)) & set(wanted):
+      yield f"--{name}: says nothing without --{other}" + ("" if wanted is True else f"={' or '.join(wanted)}")
+  for other in flag.get("apart", ()):
+    if other in given and values.get(other):
+      yield f"--{name}: says nothing beside --{other}; leave one of them out"
 
 
 def load_config(argv: Sequence[str]) -> dict:
@@ -145,6 +162,8 @@ def read_config(source: str, overrides: Sequence[tuple[str, str | None]],
     config = _run(source)
   except ConfigError as error:
     return None, [str(error)]
+  except RecursionError:
+    return None, [f"--config={source}: nested too deeply"]
   if block == schema.EXPERIMENT and {"base", "arms"} <= set(config):
     return None, [f"--config={source}: an ablation's config, of several experiments; run it with `mmdiff ablate --config={source} "
                   "--workdir=DIR`, or show what it would do with --plan"]
@@ -184,8 +203,8 @@ def _run(source: str) -> dict:
   file = find_file(name)
   if file.suffix == ".json":
     try:
-      config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+      config = parse_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
       raise ConfigError(f"--config={name}: not valid JSON: {error}") from None
   else:
     if str(ROOT) not in sys.path:

@@ -36,7 +36,7 @@ FLAGS = {
   "negative": dict(type="str", help="prompt that guidance points away from; a prompt's own comes first"),
   "long_prompts": dict(choices=("cut", "chunks"), default="cut", help="prompts beyond the encoder's length: cut, or encoded in chunks"),
   "refiner": dict(type="str", help="another model of the same latents that goes on from --handover (SDXL's refiner)"),
-  "handover": dict(type="float", default=0.8, help="share of the noise that is gone when the refiner takes over"),
+  "handover": dict(type="float", default=0.8, needs=dict(refiner=True), help="share of the noise that is gone when the refiner takes over"),
   "batch_size": dict(type="int", help="pictures drawn at a time; by default 16, of public models 4"),
   "params": dict(type="str", help="raw, or an average of config.ema; by default eval where there is one"),
   "fsdp": dict(type="int", default=1, help="devices that the parameters are spread over"),
@@ -70,10 +70,13 @@ def main(argv: list[str]) -> int:
 
 
 def check_numbers(given: Mapping) -> None:
-  """Raises ConfigError that names every count that is too small."""
+  """Raises ConfigError that names every count that is too small, and what guidance would not read."""
   wrong = [f"--{name}: expected at least {least}, found {given[name]}" for name, least in (
     ("steps", 1), ("per_prompt", 1), ("batch_size", 1), ("seed", 0), ("fsdp", 1), ("height", 1), ("width", 1), ("tile", 1))
     if given.get(name) is not None and given[name] < least]
+  if given["guidance"] == 1:
+    wrong += [f"--{name}: says nothing with --guidance=1, which guides nowhere; leave it out" for name in ("negative", "rescale")
+              if given[name]]
   if wrong:
     raise ConfigError("\n".join(wrong))
 

@@ -42,7 +42,7 @@ TOKENS = ("hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode", "eos_id")
 
 
 def activation(name: Any, where: str) -> str:
-  if name not in ACTIVATIONS:
+  if not isinstance(name, str) or name not in ACTIVATIONS:
     raise DataError(f"{where}: unknown activation {name!r:.40} (known: {', '.join(ACTIVATIONS)})")
   return ACTIVATIONS[name]
 

@@ -1,5 +1,4 @@
 """What every format module offers, and what a path is before anyone knows its format."""
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,12 +6,14 @@ from typing import Any, NamedTuple
 import jax
 from flax import linen as nn
 
-from mmdiff.convert import containers
+from mmdiff.convert import bounds, containers
 from mmdiff.convert.containers import Container
 from mmdiff.convert.rules import Rule, Shape
 from mmdiff.convert.tensors import Tensor
 from mmdiff.core import tree
 from mmdiff.core.errors import DataError
+from mmdiff.core.files import parse_json
+from mmdiff.core.spelling import shown
 from mmdiff.data.token_facts import NOBODY, Like
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -111,11 +112,13 @@ def read_json(file: Path) -> dict[str, Any]:
   if not file.is_file():
     return {}
   try:
-    found = json.loads(file.read_text(encoding="utf-8"))
-  except (OSError, ValueError, RecursionError) as error:
+    found = parse_json(file.read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
     raise DataError(f"{file}: not valid JSON: {error}") from None
   if not isinstance(found, dict):
     raise DataError(f"{file}: expected an object, found a {type(found).__name__}")
+  if "objective" not in found:          # a run's own config has ranges of its own
+    bounds.check(found, str(file))
   return found
 
 
@@ -136,5 +139,5 @@ def take(config: Mapping[str, Any], key: str, kind: type | tuple[type, ...], whe
   """A value of a public config. Raises DataError that names the key if it is absent without a default, or of another type."""
   value = config.get(key, default)
   if not isinstance(value, kind) or isinstance(value, bool) and kind is int:
-    raise DataError(f"{where}: {key}: expected {getattr(kind, '__name__', kind)}, found {value!r:.80}")
+    raise DataError(f"{where}: {key}: expected {getattr(kind, '__name__', kind)}, found {shown(value)}")
   return value

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import linen as nn
 
-from mmdiff.convert import FORMATS, containers, formats, rules, safetensors_file
+from mmdiff.convert import FORMATS, bounds, containers, formats, rules, safetensors_file
 from mmdiff.convert.formats import STATISTICS, TOKENIZER_FILES, Format, Reading, Source
 from mmdiff.convert.rules import Report
 from mmdiff.core.build import lookup, resolve
@@ -66,13 +66,15 @@ def detect(source: Source) -> Format:
 def read(path: str | os.PathLike, *, prefer: str | None = None, variant: str = "", **options) -> tuple[Format, Source, Reading]:
   """A path understood, without reading values. Raises ConfigError for options that its format does not take."""
   source = formats.open_source(Path(path), prefer=prefer, variant=variant)
-  found = detect(source)
+  with bounds.understood(str(source.path)):
+    found = detect(source)
   options = {key: value for key, value in options.items() if value is not None}
   wrong = sorted(set(options) - set(found.options))
   if wrong:
     raise ConfigError(f"{source.path} is {found.about} ({found.name}), which takes no {', '.join(wrong)}; "
                       f"it takes {', '.join(found.options) or 'none'}")
-  return found, source, found.read(source, **options)
+  with bounds.understood(f"{source.path} ({found.name})", told=bool(options)):
+    return found, source, found.read(source, **options)
 
 
 def load(path: str | os.PathLike, *, allow_missing: str | None = None, quiet: bool = False, prefer: str | None = None, variant: str = "",
@@ -91,7 +93,8 @@ def load(path: str | os.PathLike, *, allow_missing: str | None = None, quiet: bo
     ConfigError: an option that the format does not take.
   """
   found, source, reading = read(path, prefer=prefer, variant=variant, **options)
-  shapes = formats.variables(reading.module, reading.inputs)
+  with bounds.understood(f"{source.path} ({found.name})", told=any(value is not None for value in options.values())):
+    shapes = formats.variables(reading.module, reading.inputs)
   bindings = rules.bind(reading.rules, shapes)
   leaves, report = rules.load(reading.found, bindings, shapes, where=str(source.path), ignorable=reading.ignorable,
                               allow_missing=allow_missing, resize=any(options.get(name) for name in ("image_size", "text_len", "patch")),

@@ -1,49 +1,37 @@
 """What a config's values must satisfy beyond their types: ranges, and values that depend on each other."""
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
+from mmdiff.core import ranges, sizes
 from mmdiff.core.schema import Problem
-from mmdiff.core.spelling import nearest
+from mmdiff.core.signatures import fields, table
+from mmdiff.core.spelling import brief, nearest, shown
 
-INF = float("inf")
-# Dotted path -> (least, most); the first pattern that matches the whole path counts.
-RANGES = (
-  (r"seed", 0, 2 ** 32 - 1),
-  (r"steps|batch_size|accumulate|log_every_steps|max_bad_steps|checkpoint\.(every_steps|keep)", 1, INF),
-  (r"evals\.\w+\.(every_steps|steps|count|prompts|limit|batch_size)", 1, INF),
-  (r"data\.(image_size|text_len|max_pixels|max_decode_bytes|threads)", 1, INF),
-  (r"data\.workers", 0, INF),
-  (r"data\.max_bad_fraction", 0, 1),
-  (r"data\.captions\.\w+", 0, 1),
-  (r"optim\.\w+\.(lr|warmup_steps|weight_decay|clip|update_clip|final)", 0, INF),
-  (r"optim\.\w+\.(b1|b2|b2_cap)", 0, 1 - 1e-12),
-  (r"ema\.\w+", 0, 1),
-  (r"objective\.(.*\.)?(width|depth|heads|layers|image_size|text_len|vocab|patch)", 1, INF),
-  (r"objective\.(.*\.)?\w*dropout", 0, 1),
+DISCRETE = ("linear", "scaled_linear", "cosine")          # schedules whose times are uniform where nothing else is said
+# Keys of an objective that are read only where a condition holds, and the condition in words.
+CONDITIONAL: tuple[tuple[tuple[str, ...], Callable[[Mapping], bool], str], ...] = (
+  (("min_snr_gamma",), lambda objective: objective["weighting"] == "min_snr", "objective.weighting 'min_snr'"),
+  (("time_mean", "time_std"), lambda objective: objective["time_sampling"] not in ("uniform", "auto") or
+   objective["time_sampling"] == "auto" and objective["schedule"] not in DISCRETE, "times that are drawn from a normal distribution"),
+  (("discriminator_weight", "discriminator_start", "adaptive"), lambda objective: bool(objective["discriminator"]),
+   "objective.discriminator"),
+  (("perceptual_weight",), lambda objective: bool(objective["perceptual"]), "objective.perceptual"),
 )
 
 
 def check(config: Mapping) -> list[Problem]:
   """Problems of a config that the schema has passed and completed; each is named by the key to change."""
-  return [*_ranges(config, ""), *_related(config)]
+  found = [*(Problem(*one) for one in ranges.problems(config)), *_related(config), *_unread(config["objective"])]
+  return [Problem(problem.path, brief(problem.message)) for problem in dict.fromkeys(found)]
 
 
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-  if isinstance(value, Mapping):
-    for key, inner in value.items():
-      yield from _leaves(inner, f"{path}.{key}" if path else key)
-  else:
-    yield path, value
-
-
-def _ranges(config: Mapping, path: str) -> Iterator[Problem]:
-  for path, value in _leaves(config, ""):
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-      low, high = next(((low, high) for pattern, low, high in RANGES if re.fullmatch(pattern, path)), (-INF, INF))
-      if not low <= value <= high:
-        bound = f"at least {low}" if high == INF else f"a value from {low} to {high:g}" if high != 1 - 1e-12 else f"{low} or more, below 1"
-        yield Problem(path, f"expected {bound}, found {value}")
+def _unread(objective: Mapping) -> Iterator[Problem]:
+  """Keys that were set and would change nothing."""
+  own = fields(table("mmdiff.objectives:OBJECTIVES")[objective["name"]])
+  for keys, read, where in CONDITIONAL:
+    changed = [key for key in keys if key in own and objective.get(key) != own[key].default]
+    if changed and not read(objective):
+      yield Problem(f"objective.{changed[0]}", f"says nothing without {where}, found {objective[changed[0]]}; leave it out")
 
 
 def _related(config: Mapping) -> Iterator[Problem]:
@@ -77,22 +65,16 @@ def _related(config: Mapping) -> Iterator[Problem]:
       guess = nearest(average, config["ema"])
       yield Problem(f"evals.{name}.params", f"no average is called {average!r}" + (f"; did you mean {guess!r}?" if guess else "")
                     + f" (\"\" is the raw parameters, the averages of config.ema are {', '.join(config['ema']) or 'none'})")
-  yield from _sizes(config)
-
-
-def _sizes(config: Mapping) -> Iterator[Problem]:
-  """A model smaller than its data: JAX clamps an embedding lookup out of range without a word."""
-  data = config["data"]
-  vocab = data["tokenizer"].get("vocab")
-  for path, value in _leaves(config["objective"], "objective"):
-    last = path.rpartition(".")[2]
-    if last == "vocab" and isinstance(value, int) and isinstance(vocab, int) and value < vocab:
-      yield Problem(path, f"{value} entries for the {vocab} tokens of data.tokenizer.vocab")
-    if last == "text_len" and isinstance(value, int) and value < data["text_len"]:
-      yield Problem(path, f"{value} is shorter than the captions of data.text_len {data['text_len']}")
-  objective = config["objective"]
-  latents = any(isinstance(value, Mapping) and key not in ("model", "denoiser", "condition") for key, value in objective.items())
-  for part in ("model", "denoiser"):
-    size = objective[part].get("image_size") if isinstance(objective.get(part), Mapping) else None
-    if isinstance(size, int) and size != data["image_size"] and not latents:
-      yield Problem(f"objective.{part}.image_size", f"{size}, but the pictures of data.image_size are {data['image_size']}")
+  patterns = {"freeze": config["freeze"]} | {f"optim.{name}.decayed": group.get("decayed") or () for name, group in config["optim"].items()}
+  for path, listed in patterns.items():
+    for pattern in listed:
+      try:
+        re.compile(pattern)
+      except (re.error, RecursionError, OverflowError) as error:
+        yield Problem(path, f"{shown(pattern)} is no pattern: {error}")
+  init = config.get("init") or {}
+  if not init.get("path"):
+    for key in ("params", "map"):
+      if init.get(key) and not (key == "params" and init.get("parts")):
+        yield Problem(f"init.{key}", f"says nothing without init.path, found {init[key]!r}; name the run or checkpoint to start from")
+  yield from (Problem(*one) for one in sizes.problems(config))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdiff.core.errors import CannotWrite
+from mmdiff.core.spelling import shown
 
 # What may change a result.
 PACKAGES = ("mmdiff", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow", "tokenizers", "tensorflow-datasets",
@@ -24,6 +25,24 @@ def versions() -> dict[str, str]:
     except importlib.metadata.PackageNotFoundError:
       found[name] = "absent"
   return found
+
+
+def parse_json(text: str) -> Any:
+  """The value of a JSON text. Raises ValueError, also for what the standard does not know or leaves open: NaN and infinities, a key given
+  twice, nesting without end."""
+  def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+      names = [name for name, _ in pairs]
+      raise ValueError(f"the key {shown(next(name for name in names if names.count(name) > 1))} is given twice")
+    return made
+
+  def refuse(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+  try:
+    return json.loads(text, object_pairs_hook=once, parse_constant=refuse)
+  except RecursionError:
+    raise ValueError("nested too deeply") from None
 
 
 def plain(value: Any) -> Any:

@@ -11,11 +11,12 @@ names for any of these defined in or imported into the module.
 """
 import ast
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from mmdiff.core.signatures import COMPUTED, REQUIRED, SCALARS, Field, Syntax, definition, fields, literal, table
-from mmdiff.core.spelling import nearest, nearest_path
+from mmdiff.core.spelling import nearest, nearest_path, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Block(NamedTuple):
   module: str = ""
 
 
+MOST_ITEMS = 65_536          # of a tuple
 EXPERIMENT = Block(spec="mmdiff.core.experiment:Experiment")
 
 
@@ -86,7 +88,10 @@ def block_of(field: Field) -> Block | None:
 
 def optional(field: Field) -> bool:
   """Whether a field may be None."""
-  return _wrong(field.annotation, None, field.module) is None
+  annotation, module = _expand(field.annotation, field.module)
+  if isinstance(annotation, ast.BinOp):
+    return any(optional(field._replace(annotation=side, module=module)) for side in (annotation.left, annotation.right))
+  return isinstance(annotation, ast.Constant) and annotation.value is None
 
 
 def describe(annotation: Syntax, module: str) -> str:
@@ -121,7 +126,7 @@ def understood(annotation: Syntax, module: str) -> bool:
 def _wrong(annotation: Syntax, value: Any, module: str) -> str | None:
   """Why a leaf value does not fit its annotation, or None."""
   annotation, module = _expand(annotation, module)
-  found = f"found {type(value).__name__} {value!r}" if value is not None else "found None"
+  found = f"found {type(value).__name__} {shown(value)}" if value is not None else "found None"
   if isinstance(annotation, ast.BinOp):
     left, right = _wrong(annotation.left, value, module), _wrong(annotation.right, value, module)
     if left is None or right is None:
@@ -133,11 +138,13 @@ def _wrong(annotation: Syntax, value: Any, module: str) -> str | None:
     if any(value == k and isinstance(value, bool) == isinstance(k, bool) for k in known):
       return None
     guess = nearest(value, [k for k in known if isinstance(k, str)]) if isinstance(value, str) else None
-    return f"expected {describe(annotation, module)}, found {value!r}" + (f"; did you mean {guess!r}?" if guess else "")
+    return f"expected {describe(annotation, module)}, found {shown(value)}" + (f"; did you mean {guess!r}?" if guess else "")
   if _generic(annotation) in ("tuple", "Sequence", "list"):
     if not isinstance(value, (tuple, list)):
       return f"expected {describe(annotation, module)}, {found}"
-    return next((f"{problem} in {value!r}" for item in value if (problem := _wrong(_inner(annotation)[0], item, module))), None)
+    if len(value) > MOST_ITEMS:
+      return f"expected at most {MOST_ITEMS:,} items, found {len(value):,}"
+    return next((f"{problem} in {shown(value)}" for item in value if (problem := _wrong(_inner(annotation)[0], item, module))), None)
   if isinstance(annotation, ast.Constant) and annotation.value is None:
     return None if value is None else f"expected None, {found}"
   kind = annotation.id if isinstance(annotation, ast.Name) else ""
@@ -162,7 +169,7 @@ def _greed(annotation: Syntax, text: str) -> int:
 
 def _parse(annotation: Syntax, text: str, module: str) -> Any:
   annotation, module = _expand(annotation, module)
-  said = ValueError(f"expected {describe(annotation, module)}, found {text!r}")
+  said = ValueError(f"expected {describe(annotation, module)}, found {shown(text)}")
   if isinstance(annotation, ast.BinOp):
     for side in sorted((annotation.left, annotation.right), key=lambda side: _greed(side, text)):
       try:
@@ -244,7 +251,7 @@ def _check(config: Mapping, block: Block, path: str) -> Iterator[Problem]:
     elif isinstance(value, Mapping):
       yield from _check(value, inner, dotted(key))
     elif value is not None or not optional(known[key]):
-      yield Problem(dotted(key), f"expected a block of keys, found {type(value).__name__} {value!r}")
+      yield Problem(dotted(key), f"expected a block of keys, found {type(value).__name__} {shown(value)}")
   if not block.values and not unnamed:
     for key, field in known.items():
       if field.default is REQUIRED and key not in config:
@@ -271,7 +278,9 @@ def _canonical(annotation: Syntax, value: Any, module: str) -> Any:
   if isinstance(value, (tuple, list)):
     inner = _inner(annotation)[0] if _generic(annotation) in ("tuple", "Sequence", "list") else None
     return tuple(_canonical(inner, item, module) if inner else item for item in value)
-  return float(value) if isinstance(annotation, ast.Name) and annotation.id == "float" and isinstance(value, int) else value
+  if isinstance(annotation, ast.Name) and annotation.id == "float" and isinstance(value, int):
+    return float(value) if abs(value) < 10 ** 308 else math.inf          # what no float holds is out of every range
+  return value
 
 
 def walk(config: Mapping, block: Block = EXPERIMENT, path: str = "") -> Iterator[tuple[str, Field, Any]]:

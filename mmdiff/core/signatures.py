@@ -5,6 +5,7 @@ import importlib.util
 import io
 import re
 import tokenize
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,9 +60,12 @@ def definition(name: str, module: str) -> tuple[Any, str] | None:
 
 
 def literal(node) -> Any:
+  """The value of a literal, as syntax or as text; `dict(a=1)` is one too. None for what is none."""
+  if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
+    return {word.arg: literal(word.value) for word in node.keywords}
   try:
     return ast.literal_eval(node)
-  except (ValueError, TypeError, SyntaxError):
+  except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
     return None
 
 
@@ -76,10 +80,13 @@ def _default(node: ast.expr | None, module: str) -> Any:
     return COMPUTED
 
 
-def table(spec: str) -> dict[str, Any]:
-  """The literal dict at "module:NAME"; values that are no literals come back as None."""
+@functools.cache
+def table(spec: str) -> Mapping[str, Any]:
+  """The literal dict at "module:NAME", to read; values that are no literals come back as None."""
   module, name = spec.split(":")
   found = definition(name, module)
+  if found and isinstance(found[0], ast.Call) and isinstance(made := literal(found[0]), dict):
+    return made
   if found is None or not isinstance(found[0], ast.Dict):
     raise KeyError(f"{module} has no literal dict {name}")
   return {literal(key): literal(value) for key, value in zip(found[0].keys, found[0].values)}

@@ -1,6 +1,23 @@
 """The nearest known name, for a key, a flag or a file that does not exist."""
 import functools
 from collections.abc import Iterable, Sequence
+from typing import Any
+
+LONGEST = 100          # letters of a word that may be a slip of the finger
+
+
+def shown(value: Any, most: int = 80) -> str:
+  """A value in a message: `repr`, cut where it is long. An int of thousands of digits, which Python will not print, says so."""
+  try:
+    text = repr(value)
+  except (ValueError, RecursionError) as error:        # nested without end, or beyond sys.get_int_max_str_digits
+    return f"<{type(value).__name__}: {error}>"[:most]
+  return text if len(text) <= most else f"{text[:most - 25]}… ({len(text):,} letters)"
+
+
+def brief(text: str, most: int = 600) -> str:
+  """A message that quotes what others wrote, cut where it is long."""
+  return text if len(text) <= most else f"{text[:most]}… ({len(text):,} letters)"
 
 
 @functools.lru_cache(maxsize=100_000)
@@ -24,6 +41,8 @@ def _rank(word: str, known: str) -> tuple[int, bool, int, int]:
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
   """The known word with the fewest edits, or None if even that one is far."""
+  if len(word) > LONGEST:
+    return None
   best = min(known, key=lambda k: _rank(word.lower(), k.lower()), default=None)
   return best if best is not None and edits(word.lower(), best.lower()) <= max(2, len(word) // 2) else None
 
@@ -52,5 +71,7 @@ def nearest_path(path: str, known: Iterable[str]) -> str | None:
   """The known dotted path that `path` most likely means: parts misspelt, a level forgotten ("lr" for
   "optim.default.lr") or one too many."""
   typed = path.split(".")
+  if len(path) > LONGEST or len(typed) > LONGEST // 4:
+    return None
   ranked = [(rank, name) for name in known if (rank := _path_rank(typed, name.split("."))) is not None]
   return min(ranked)[1] if ranked else None

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Float, Key, UInt
 
+from mmdiff.core.build import OneOf
 from mmdiff.core.errors import ConfigError
 from mmdiff.core.sharding import BATCH, pin
 from mmdiff.core.types import Array
@@ -199,7 +200,7 @@ def draw_latents(mean: Float[Array, "B h w C"], std: Float[Array, "B h w C"], ke
   return mean + std * noise
 
 
-def kl(*, variant: Literal["f4", "f8", "f16", "f32", "sd", "sdxl", "tiny"] = "f8", image_size: int | None = None,
+def kl(*, variant: OneOf["VARIANTS"] = "f8", image_size: int | None = None,
        widths: tuple[int, ...] | None = None, latent_channels: int | None = None, blocks: int | None = None, groups: int | None = None,
        attention_levels: tuple[int, ...] | None = None, patch: int | None = None, scale: float | None = None,
        dtype: Literal["float32", "bfloat16"] = "float32", remat: Literal["none", "full"] = "none",

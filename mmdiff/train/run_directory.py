@@ -1,10 +1,11 @@
 """Finding a run directory and reading its config, without importing JAX."""
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from mmdiff.core import schema
+from mmdiff.core import ranges, schema
 from mmdiff.core.errors import DataError
+from mmdiff.core.files import parse_json
+from mmdiff.core.spelling import shown
 from mmdiff.train import sums
 
 RAW = "raw"
@@ -26,13 +27,16 @@ def read_config(workdir: Path) -> dict:
   file = workdir / "config.json"
   sums.check(workdir, "config.json", "tokenizer.json")
   try:
-    config = json.loads(file.read_text(encoding="utf-8"))
-  except ValueError as error:
+    config = parse_json(file.read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
     raise DataError(f"{file}: not valid JSON: {error}") from None
-  problems = schema.check(config)
+  problems = schema.check(config) if isinstance(config, dict) else [schema.Problem("", f"expected an object, found {shown(config)}")]
+  if not problems:
+    config = schema.complete(config)
+    problems = [schema.Problem(*one) for one in ranges.problems(config)]
   if problems:
     raise DataError(f"{file} is not a config of this version: " + "; ".join(map(str, problems[:5])))
-  return schema.complete(config)
+  return config
 
 
 def average(config: Mapping, params: str | None) -> str:

@@ -10,6 +10,8 @@ import optax
 
 from mmdiff import optim, parallel
 from mmdiff.core import tree
+from mmdiff.core.errors import ConfigError
+from mmdiff.core.memory import host_memory, nbytes, size
 from mmdiff.core.objective import Objective
 from mmdiff.train.progress import say
 from mmdiff.train.state import TrainState, init_state
@@ -57,6 +59,54 @@ class Steps:
     return self.compile(key)(state, batch)
 
 
+class Plan(NamedTuple):
+  """A run without its arrays: shapes and layouts of its state, and the step and the init that would make them."""
+  state: Any                    # abstract TrainState, each leaf with its sharding
+  shardings: Any
+  init: Callable[..., TrainState]      # of `inputs`, under jit
+  inputs: tuple
+  step: Any                     # jitted, of the state and a batch
+  batches: Sequence[Mapping[str, jax.ShapeDtypeStruct]]
+  schedules: Mapping[str, optax.Schedule]
+
+
+def plan(config, objective: Objective, example: Mapping[str, np.ndarray], *, mesh: jax.sharding.Mesh,
+         others: Sequence[Mapping[str, np.ndarray]] = ()) -> Plan:
+  """What `set_up` makes, abstractly. Raises ConfigError for sizes that don't fit each other, groups of `optim` and patterns of `freeze`
+  that name nothing, and a large leaf without a layout."""
+  sharding, size = parallel.batch_sharding(mesh), config["batch_size"]
+  batches = [{key: jax.ShapeDtypeStruct((size, *value.shape), value.dtype, sharding=sharding) for key, value in one.items()}
+             for one in (example, *others)]
+  key = jax.random.key(config["seed"])
+  # Initialisation sees two rows of zeros: parameters depend on shapes, never on data.
+  blank: dict[str, Any] = {name: np.zeros((2, *value.shape), value.dtype) for name, value in example.items() if name != "counts"}
+  params = jax.eval_shape(lambda k, batch: objective.init(k, batch).params, key, blank)
+  try:
+    trained, _ = tree.partition(params, config["freeze"])
+  except ValueError as error:
+    raise ConfigError(f"config.freeze: {error}") from None
+  groups = tuple(name for name, group in trained.items() if jax.tree.leaves(group))
+  tx, schedules = optim.make(config["optim"], config["steps"], groups)
+  init = functools.partial(init_state, objective, tx, tuple(config["freeze"]), tuple(config["ema"]), example["counts"].shape[0])
+  with jax.set_mesh(mesh):
+    state = jax.eval_shape(init, key, blank)
+    shardings = parallel.shardings(state, mesh, config["sharding"])
+    step = jax.jit(make_train_step(objective, tx, ema=dict(config["ema"]), warmup=config["ema_warmup"], microbatches=config["accumulate"]),
+                   donate_argnums=0, out_shardings=(shardings, parallel.replicated(mesh)))
+  placed = jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), state, shardings)
+  return Plan(placed, shardings, init, (key, blank), step, batches, schedules)
+
+
+def check_memory(made: Plan) -> None:
+  """Raises ConfigError for a state that has no room on this machine's devices, rather than to run out of memory half-way."""
+  leaves, local = jax.tree.leaves(made.state), jax.local_devices()
+  each, limit = sum(nbytes(leaf, leaf.sharding) for leaf in leaves), (local[0].memory_stats() or {}).get("bytes_limit")
+  room = limit or host_memory()[1] / len(local)
+  if each > room:
+    raise ConfigError(f"the state takes {size(each)} of each device ({size(sum(map(nbytes, leaves)))} in all) and there are {size(room)}: "
+                      "raise config.mesh.fsdp to split it over more devices, or choose a smaller model; `mmdiff doctor` lists its parts")
+
+
 def set_up(config, objective: Objective, example: Mapping[str, np.ndarray], *, others: Sequence[Mapping[str, np.ndarray]] = (),
            devices=None, compile_step: bool = True) -> Setup:
   """Abstract first: shapes, then shardings, then one jitted init that lands every leaf in place, then the step compiled for them.
@@ -67,23 +117,12 @@ def set_up(config, objective: Objective, example: Mapping[str, np.ndarray], *, o
   mesh = parallel.make_mesh(**config["mesh"], devices=devices)
   sharding, size = parallel.batch_sharding(mesh), config["batch_size"]
   rows = parallel.process_rows(sharding, size)
-  batches = [{key: jax.ShapeDtypeStruct((size, *value.shape), value.dtype, sharding=sharding) for key, value in one.items()}
-             for one in (example, *others)]
-  key = jax.random.key(config["seed"])
-  # Initialisation sees two rows of zeros: parameters depend on shapes, never on data.
-  blank: dict[str, Any] = {name: np.zeros((2, *value.shape), value.dtype) for name, value in example.items() if name != "counts"}
-  params = jax.eval_shape(lambda k, batch: objective.init(k, batch).params, key, blank)
-  trained, _ = tree.partition(params, config["freeze"])
-  groups = tuple(name for name, group in trained.items() if jax.tree.leaves(group))
-  tx, schedules = optim.make(config["optim"], config["steps"], groups)
-  init = functools.partial(init_state, objective, tx, tuple(config["freeze"]), tuple(config["ema"]), example["counts"].shape[0])
+  made = plan(config, objective, example, mesh=mesh, others=others)
+  check_memory(made)
   with jax.set_mesh(mesh):
-    shardings = parallel.shardings(jax.eval_shape(init, key, blank), mesh, config["sharding"])
-    state = jax.jit(init, out_shardings=shardings)(key, blank)
-    one = make_train_step(objective, tx, ema=dict(config["ema"]), warmup=config["ema_warmup"], microbatches=config["accumulate"])
-    step = jax.jit(one, donate_argnums=0, out_shardings=(shardings, parallel.replicated(mesh)))
-    shape = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
-    compiled: Any = step
+    state = jax.jit(made.init, out_shardings=made.shardings)(*made.inputs)
+    compiled: Any = made.step
     if compile_step:
-      compiled = Steps(lambda batch: step.lower(shape, batch), batches) if others else step.lower(shape, batches[0]).compile()
-  return Setup(state, compiled, mesh, schedules, lambda rows_of: parallel.put_batch(rows_of, sharding, size), rows)
+      lower = lambda batch: made.step.lower(made.state, batch)
+      compiled = Steps(lower, made.batches) if others else lower(made.batches[0]).compile()
+  return Setup(state, compiled, mesh, made.schedules, lambda rows_of: parallel.put_batch(rows_of, sharding, size), rows)

@@ -96,7 +96,7 @@ def test_keys_lists_every_key_without_jax(capsys):
   assert len(lines) > 50 and all(key.startswith("--config.") for key in lines)
   assert "newest checkpoints kept" in lines["--config.checkpoint.keep"] and "int" in lines["--config.checkpoint.keep"]
   assert "required" in lines["--config.seed"] and "'adamw', 'adafactor', 'lion'" in lines["--config.optim.default.name"]
-  with pytest.raises(ConfigError, match="needs --config"):
+  with pytest.raises(ConfigError, match="--keys: says nothing without --config"):
     doctor.main(["--keys"])
 
 

@@ -1,9 +1,11 @@
 """Flags, config files and overrides: right ones are read by type, wrong ones are all named at once."""
+import importlib
 import json
 import textwrap
 
 import pytest
 
+from mmdiff.__main__ import COMMANDS, main
 from mmdiff.commands import flags
 from mmdiff.core.errors import ConfigError
 
@@ -203,3 +205,40 @@ def test_help_lists_forms_and_defaults():
                "--sampler=euler|heun", "--config.KEY=VALUE"):
     assert part in text
   assert max(map(len, text.splitlines())) <= 132
+
+
+@pytest.mark.parametrize("line,says", [
+  ("bench --config=configs/clip.py:tiny --guidance=3", "--guidance: says nothing without --what=sample"),
+  ("bench --config=configs/clip.py:tiny --what=data --sampling_steps=3", "--sampling_steps: says nothing without --what=sample"),
+  ("doctor --keys", "--keys: says nothing without --config"), ("doctor --nostep", "--step: says nothing without --config"),
+  ("doctor --config=configs/clip.py:tiny --keys --workdir=x", "--workdir: says nothing beside --keys"),
+  ("doctor --config=configs/clip.py:tiny --keys --json=x", "--json: says nothing beside --keys"),
+  ("evaluate --compare=a.json,b.json --task=retrieval", "--task: says nothing beside --compare"),
+  ("evaluate --compare=a.json,b.json --task.limit=3", "--task.limit: says nothing beside --compare"),
+  ("evaluate --workdir=x --task=loss --table=prompts", "--table: says nothing without --compare"),
+  ("ablate --config=configs/ablations/caption_mix.py --workdir=x --plan --arm=long95", "--arm: says nothing beside --plan"),
+  ("ablate --config=configs/ablations/caption_mix.py --workdir=x --plan --report", "--report: says nothing beside --plan"),
+  ("caption --model=x --data=scenes --out=y --seed=3", "--seed: says nothing without --method=sample"),
+  ("sample --model=x --prompts=y --out=z --handover=0.5", "--handover: says nothing without --refiner"),
+  ("sample --model=x --prompts=y --out=z --guidance=1 --negative=blurred", "--negative: says nothing with --guidance=1"),
+  ("data build emoji --out=x --tier=T16", "--tier: says nothing without --what=scenes"),
+  ("data build scenes --out=x --font=y", "--font: says nothing without --what=emoji"),
+  ("data shard scenes --out=x --dataset_name=y", "--dataset_name: says nothing without --format=array_record"),
+  ("data shard scenes --out=x --format=array_record --per_shard=9", "--per_shard: says nothing without --format=webdataset"),
+])
+def test_a_flag_that_would_change_nothing_is_refused(line, says, capsys):
+  assert main(line.split()) == 64
+  assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"train", "demo", "doctor"}))          # which take no number
+def test_numbers_beyond_any_use_are_refused(command):
+  """Every number of every command: a line for each, at once, before anything is read."""
+  table = importlib.import_module(f"mmdiff.commands.{command}").FLAGS
+  numbers = [name for name, flag in table.items() if flag.get("type", "str").rstrip(",") in ("int", "float")]
+  for text in ("nan", "inf", "1e308", str(10 ** 18), "9" * 5_000):
+    words = [f"--{name}={text}" for name in numbers]
+    with pytest.raises(ConfigError) as error:
+      flags.parse(words, {name: {key: value for key, value in table[name].items() if key not in ("needs", "apart")} for name in numbers})
+    said = str(error.value).splitlines()
+    assert len(said) == len(numbers) and all(len(line) < 300 for line in said)

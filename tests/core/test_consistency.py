@@ -14,12 +14,12 @@ def said(*argv, config="configs/clip.py:tiny"):
 @pytest.mark.parametrize("override,message", [
   ("steps=0", "expected at least 1, found 0"),
   ("batch_size=-4", "expected at least 1, found -4"),
-  ("seed=-1", "expected a value from 0 to"),
+  ("seed=-1", "expected at least 0, found -1"),
   ("checkpoint.keep=0", "expected at least 1"),
   ("log_every_steps=0", "expected at least 1"),
   ("evals.retrieval.every_steps=0", "expected at least 1"),
   ("optim.default.lr=-1", "expected at least 0"),
-  ("optim.default.b2=1", "expected 0 or more, below 1, found 1.0"),
+  ("optim.default.b2=1", "expected at least 0, below 1, found 1.0"),
   ("data.max_bad_fraction=2", "expected a value from 0 to 1, found 2"),
   ("ema.eval=1.5", "expected a value from 0 to 1"),
   ("accumulate=3", "batch_size 128 does not divide into 3 equal microbatches"),
@@ -32,6 +32,10 @@ def said(*argv, config="configs/clip.py:tiny"):
   ("data.tokenizer.vocab=9999", "512 entries for the 9999 tokens of data.tokenizer.vocab"),
   ("data.text_len=65", "64 is shorter than the captions of data.text_len 65"),
   ("data.image_size=64", "32, but the pictures of data.image_size are 64"),
+  ("objective.model.patch=5", "image_size 32 does not divide into patches of 5"),
+  ("init.map={'image': ''}", "says nothing without init.path"),
+  ("init.params=eval", "says nothing without init.path"),
+  ("freeze=image/(", "is no pattern"),
 ])
 def test_out_of_range(override, message):
   found = said("--config." + override)
@@ -47,6 +51,13 @@ def test_caption_shares_sum_to_one():
 
 def test_both_mesh_axes_count():
   assert "128 does not divide over mesh.data × mesh.fsdp = 1024" in said("--config.mesh.data=32", "--config.mesh.fsdp=32")[0]
+
+
+@pytest.mark.parametrize("config", [
+  "clip.py:tiny,variant=RN50", "clip.py:tiny,emoji", "coca.py:tier=T16", "coca_long.py:variant=Base,limit=9", "t2i_latent.py:tiny,size=512",
+  "siglip.py:variant=ViT-B/32", "clip.py:tiny,tiny", "kl_f8.py:variant=tiny", "ablations/caption_mix.py:part=scorer,demo"])
+def test_arguments_that_would_be_ignored_are_refused(config):
+  assert "config argument" in said(config=f"configs/{config}")[0]
 
 
 def test_an_average_is_named():

@@ -58,7 +58,7 @@ def toy(tmp_path, monkeypatch):
   monkeypatch.syspath_prepend(tmp_path)
   yield
   sys.modules.pop("toyproject", None)
-  for cached in (signatures._source, signatures._module_tree, signatures._comments, signatures.definition, fields):
+  for cached in (signatures._source, signatures._module_tree, signatures._comments, signatures.definition, signatures.table, fields):
     cached.cache_clear()
 
 
