@@ -140,7 +140,7 @@ def parameters(config: Mapping, objective, dataset, mesh: jax.sharding.Mesh, gro
   with jax.set_mesh(mesh):
     params = jax.jit(start, out_shardings=parallel.shardings(jax.eval_shape(start, key), mesh, config["sharding"]))(key)
   source = config.get("init") or {}
-  init.check_frozen(tree.paths(params), given=objective.given, **source)
+  init.say_what_stays_random(tree.paths(params), given=objective.given, **source)
   if train.starts_from(config):
     here = lambda key: {entry: there for entry, there in (source.get(key) or {}).items() if entry.split("/")[0] in groups}
     nothing: Any = None

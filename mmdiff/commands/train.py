@@ -116,7 +116,7 @@ def start_of(config: Mapping, objective, dataset):
     _, frozen = tree.partition(made.params, config["freeze"])
   except ValueError as error:
     raise ConfigError(f"--config.freeze: {error}") from None
-  init.check_frozen(tree.paths(frozen), given=objective.given, **source)
+  init.say_what_stays_random(tree.paths(frozen), given=objective.given, **source)
   if not starts_from(config):
     return None
   return init.found(made.params, made.extra if objective.statistics else (), facts=sources.facts_of(config), **source)

@@ -74,7 +74,8 @@ def _related(config: Mapping) -> Iterator[Problem]:
         yield Problem(path, f"{shown(pattern)} is no pattern: {error}")
   init = config.get("init") or {}
   if not init.get("path"):
-    for key in ("params", "map"):
-      if init.get(key) and not (key == "params" and init.get("parts")):
-        yield Problem(f"init.{key}", f"says nothing without init.path, found {init[key]!r}; name the run or checkpoint to start from")
+    renamed = {here: there for here, there in (init.get("map") or {}).items() if there}     # "" says what stays as it was initialised
+    for key, said in dict(params="" if init.get("parts") else init.get("params"), map=renamed).items():
+      if said:
+        yield Problem(f"init.{key}", f"says nothing without init.path, found {said!r}; name the run or checkpoint to start from")
   yield from (Problem(*one) for one in sizes.problems(config))

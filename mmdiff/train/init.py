@@ -14,8 +14,8 @@ go on with larger pictures, smaller patches or longer texts.
 
 Numbers alone are half of what a model is. Facts that no shape tells (`train.sources`), such as the activation or eps against v, must be
 those of the source; one that is meant to differ is named in `differs`, e.g. ("denoiser/prediction",). Batch statistics come with the
-parameters that they belong to. The tokenizer is the one of what the text tower starts from. And a frozen parameter must start from
-somewhere: what shall stay at its random values has an entry "" in `map`.
+parameters that they belong to. The tokenizer is the one of what the text tower starts from. And a frozen group that starts from
+nothing is told of on stderr, unless it has an entry "" in `map`.
 """
 import math
 import sys
@@ -209,9 +209,9 @@ def key_of(fact: str, *, drawing: bool) -> str:
   return f"--config.objective.model.{KEYS.get(fact, field)}"
 
 
-def check_frozen(frozen: Iterable[str], *, path: str = "", map: Mapping[str, str] = {}, parts: Mapping[str, str] = {},  # noqa: B006
-                 given: Collection[str] = (), **_: Any) -> None:
-  """Raises ConfigError if a frozen parameter starts from nothing and no entry "" of `map` says that this is meant.
+def say_what_stays_random(frozen: Iterable[str], *, path: str = "", map: Mapping[str, str] = {},  # noqa: B006
+                          parts: Mapping[str, str] = {}, given: Collection[str] = (), **_: Any) -> None:  # noqa: B006
+  """A line on stderr for each frozen group that starts from nothing, unless an entry "" of `map` says that this is meant.
 
   frozen: the paths. given: groups whose initial values are weights already.
   """
@@ -221,11 +221,10 @@ def check_frozen(frozen: Iterable[str], *, path: str = "", map: Mapping[str, str
     meant = entry is not None and map[entry] == ""
     if not (meant or path or longest(name, parts) or name.split("/")[0] in given):
       groups.setdefault(name.split("/")[0], name)
-  lines = [f"freeze holds {group} ({name}, …) and nothing initialises it: the rest would be trained against random weights. Set "
-           f"--config.init.path or --config.init.parts.{group} to a run or a public checkpoint, or say that it is meant with "
-           f"--config.init.map.{group}=" for group, name in groups.items()]
-  if lines:
-    raise ConfigError("\n".join(lines))
+  for group, name in groups.items() if jax.process_index() == 0 else ():
+    print(f"WARNING: freeze holds {group} ({name}, …) and nothing initialises it: the rest is trained against random weights that never "
+          f"change. Set --config.init.path or --config.init.parts.{group} to a run or a public checkpoint, or say that it is meant with "
+          f"--config.init.map.{group}=", file=sys.stderr)
 
 
 def initialised(state: TrainState, start: Start) -> TrainState:

@@ -33,7 +33,7 @@ def said(*argv, config="configs/clip.py:tiny"):
   ("data.text_len=65", "64 is shorter than the captions of data.text_len 65"),
   ("data.image_size=64", "32, but the pictures of data.image_size are 64"),
   ("objective.model.patch=5", "image_size 32 does not divide into patches of 5"),
-  ("init.map={'image': ''}", "says nothing without init.path"),
+  ("init.map={'image': 'visual'}", "says nothing without init.path"),
   ("init.params=eval", "says nothing without init.path"),
   ("freeze=image/(", "is no pattern"),
 ])
