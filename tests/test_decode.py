@@ -139,6 +139,9 @@ def test_least_length_and_repetition_penalty():
   assert words(run(flat), 0) == [2, 2, 2]
   assert words(run(flat, repetition_penalty=2.0), 0) == [2, 3, 2]          # 3 -> 1.5 < 2 -> 1 < 1.5
   assert words(run(flat, repetition_penalty=4.0), 0) == [2, 3, 4]
+  unlikely = flat - 4.0                                                     # -1, -2, -3: a penalty makes these less likely too
+  assert words(run(unlikely), 0) == [2, 2, 2]
+  assert words(run(unlikely, repetition_penalty=2.5), 0) == [2, 3, 2]      # -1 -> -2.5 < -2 -> -5 < -2.5
 
 
 def test_values_do_not_compile_again():

@@ -37,6 +37,22 @@ def test_what_enters_the_heads_is_split_by_columns_and_what_leaves_them_by_rows(
     assert spec(path) == P(None, "tensor", "fsdp"), path
 
 
+@pytest.mark.parametrize("path, shape, spec", [
+  ("attention/query/kernel", (64, 64), P("fsdp", "tensor")), ("cross_attention/key/kernel", (64, 64), P("fsdp", "tensor")),
+  ("self/attention/value/kernel", (64, 64), P("fsdp", "tensor")), ("attention/out/kernel", (64, 64), P("tensor", "fsdp")),
+  ("mlp/up/kernel", (64, 128), P("fsdp", "tensor")), ("mlp/gate/kernel", (64, 128), P("fsdp", "tensor")),
+  ("mlp/down/kernel", (128, 64), P("tensor", "fsdp")), ("modulation/kernel", (64, 384), P("fsdp", None)),
+  ("conv_in/kernel", (3, 3, 8, 64), P(None, None, None, "fsdp")), ("projection/kernel", (64, 32), P("fsdp", None)),
+  ("project_vocab/kernel", (64, 512), P("fsdp", None)), ("embed/embedding", (512, 64), P(None, None)),
+  ("position", (77, 64), P(None, None))])
+def test_every_layout_is_as_written(path, shape, spec):
+  mesh = parallel.make_mesh(data=2, fsdp=2, tensor=2)
+  whole = lambda found, shape: P(*found, *[None] * (len(shape) - len(found)))
+  assert whole(parallel.spec_for(f"params/text/{path}", shape, mesh), shape) == spec
+  assert whole(parallel.spec_for(f"opt_state/mu/text/stack/{path}", (3, *shape), mesh), (3, *shape)) == P(None, *spec)
+
+
+
 def test_axes_that_do_not_divide_are_dropped_and_factored_statistics_are_replicated():
   mesh = parallel.make_mesh(data=2, fsdp=2, tensor=2)
   assert parallel.spec_for("a/attention/query/kernel", (63, 64), mesh) == P(None, "tensor")

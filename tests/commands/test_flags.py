@@ -8,6 +8,7 @@ import pytest
 from mmdiff.__main__ import COMMANDS, main
 from mmdiff.commands import flags
 from mmdiff.core.errors import ConfigError
+from mmdiff.data.decode import MAX_PIXELS
 
 FLAGS = {
   "workdir": dict(type="str", required=True, help="run directory"),
@@ -72,7 +73,7 @@ def test_overrides_are_typed():
 
 def test_defaults_are_filled_in_where_the_file_is_silent():
   made = config()
-  assert made["max_bad_steps"] >= 1 and made["data"]["max_pixels"] > 0 and made["optim"]["default"]["mu_dtype"] == "float32"
+  assert made["max_bad_steps"] == 20 and made["data"]["max_pixels"] == MAX_PIXELS and made["optim"]["default"]["mu_dtype"] == "float32"
   assert config("--config.max_bad_steps=3")["max_bad_steps"] == 3
 
 

@@ -2,6 +2,8 @@ import json
 from pathlib import Path
 
 from mmdiff.__main__ import main
+from mmdiff.core.tree import count
+from mmdiff.train.checkpoint import restore_params
 from tests import toy_pipelines, toy_runs
 
 FIXTURES = Path(__file__).parent.parent / "convert" / "fixtures"
@@ -26,7 +28,9 @@ def test_a_run_is_described(tmp_path, capsys):
   workdir = toy_runs.make(tmp_path / "run", toy_runs.clip(), steps=(2, 4))
   assert main(["info", f"--model={workdir}", f"--json={tmp_path / 'info.json'}"]) == 0
   facts = json.loads((tmp_path / "info.json").read_text())
-  assert facts["objective"] == "contrastive" and facts["step"] == 4 and facts["averages"] == ["eval"] and facts["groups"]["text"] > 0
+  assert facts["objective"] == "contrastive" and facts["step"] == 4 and facts["averages"] == ["eval"]
+  params, _, _ = restore_params(workdir)
+  assert facts["groups"] == {name: count(group) for name, group in params.items()}
 
 
 def test_nothing_to_describe(tmp_path, capsys):

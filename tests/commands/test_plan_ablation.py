@@ -5,14 +5,17 @@ from types import SimpleNamespace
 import pytest
 
 from mmdiff.commands import plan_ablation
+from mmdiff.core.build import build
 from mmdiff.core.files import write_json
+from mmdiff.objectives import OBJECTIVES
 from tests import toy_runs
 
 
 def test_flops_are_those_of_the_objective_times_the_steps():
   config = toy_runs.t2i()
   once = plan_ablation.flops(config)
-  assert once > 0 and plan_ablation.flops(config | dict(steps=40)) == pytest.approx(10 * once)
+  per_step = build(OBJECTIVES, config["objective"]).predict["flops"](config["batch_size"], config["data"]["text_len"])
+  assert once == pytest.approx(4 * per_step) and plan_ablation.flops(config | dict(steps=40)) == pytest.approx(10 * once)
   assert plan_ablation.flops(config | dict(batch_size=16)) == pytest.approx(2 * once)
 
 

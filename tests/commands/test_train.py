@@ -25,7 +25,7 @@ def test_a_run_leaves_what_it_promises_and_goes_on(tmp_path):
   losses = {row["step"]: row["loss"] for row in rows if "loss" in row}
   assert all(float(str(np.float32(loss))) == loss for loss in losses.values())         # float32, to the last bit
   result = json.loads((tmp_path / "eval" / "loss_00000003.json").read_text())
-  assert result["step"] == 3 and result["scalars"]["loss"] > 0 and result["config"]["steps"] == 3 and result["versions"]["jax"]
+  assert result["step"] == 3 and 0.5 < result["scalars"]["loss"] < 20 and result["config"]["steps"] == 3 and result["versions"]["jax"]
   assert all(next(iter(row)) == "step" for row in rows)
 
   with pytest.raises(ConfigError, match=r"--config.batch_size: the run began with 8, now 16"):

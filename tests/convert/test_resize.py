@@ -21,6 +21,14 @@ def test_a_grid_of_positions_keeps_its_class_token_and_its_shape():
     resize.positions(table, 20, grid=True)
 
 
+def test_a_smaller_grid_averages_what_it_leaves_out():
+  """Positions that alternate from patch to patch have no counterpart on a grid of half the side: they vanish instead of aliasing."""
+  rows, columns = np.meshgrid(np.arange(8), np.arange(8), indexing="ij")
+  table = (-1.0) ** (rows + columns).reshape(64, 1).astype(np.float32)
+  assert np.abs(resize.positions(table, 16, grid=True).reshape(4, 4)[1:3, 1:3]).max() < 0.02
+  np.testing.assert_allclose(resize.positions(np.ones((64, 1), np.float32), 16, grid=True), 1.0, rtol=1e-5)
+
+
 def bilinear(images, side):
   return np.asarray(jax.image.resize(images, (len(images), side, side, 3), "linear"))
 

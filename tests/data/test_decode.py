@@ -321,7 +321,7 @@ def test_wrong_types_are_named(image):
 
 
 def test_arrays_pass_as_they_are_or_become_rgb():
-  assert decode.pixels(noise()) is not None and (decode.pixels(noise()) == noise()).all()
+  np.testing.assert_array_equal(decode.pixels(noise()), noise(), strict=True)
   grey = noise(channels=1)
   assert (decode.pixels(grey) == np.repeat(grey, 3, -1)).all() and (decode.pixels(grey[..., 0]) == np.repeat(grey, 3, -1)).all()
   clear = np.concatenate([noise(), np.zeros((24, 32, 1), np.uint8)], -1)

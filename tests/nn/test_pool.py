@@ -3,6 +3,8 @@ import jax
 import jax.numpy as jnp
 
 from mmdiff.nn import pool
+from mmdiff.nn.attention import Attention
+from mmdiff.nn.transformer import Mlp
 
 X = jax.random.normal(jax.random.key(0), (3, 4, 8))
 MASK = jnp.array([[1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]], bool)
@@ -26,6 +28,18 @@ def test_attention_pool_sees_a_set():
   assert params["params"]["probe"].shape == (1, 8)
   out = jax.jit(layer.apply)(params, X)
   assert out.shape == (3, 8) and jnp.abs(out - layer.apply(params, X[:, ::-1])).max() <= 1e-5
+
+
+def test_map_pooling_norms_with_the_models_epsilon():
+  """y + mlp(norm(y)) by hand, with an epsilon that is felt."""
+  layer = pool.MapPool(2, 16, eps=0.3)
+  params = jax.jit(layer.init)(jax.random.key(1), X)["params"]
+  query = jnp.broadcast_to(params["probe"][None], (3, 1, 8))
+  y = Attention(2).apply({"params": params["attention"]}, query, X)
+  centred = y - y.mean(-1, keepdims=True)
+  normed = centred / jnp.sqrt(jnp.square(centred).mean(-1, keepdims=True) + 0.3)
+  wanted = y + Mlp(16, "gelu_tanh").apply({"params": params["mlp"]}, normed)
+  assert jnp.abs(layer.apply({"params": params}, X) - wanted[:, 0]).max() <= 1e-5
 
 
 def test_learned_queries_pool_a_set_into_a_few_tokens():

@@ -258,11 +258,12 @@ def test_guidance_one_ignores_the_negative_and_the_empty_negative_is_the_default
   seeds = jnp.arange(4, dtype=jnp.uint32)
   other = (batch["tokens"][::-1].copy(), batch["mask"])
   empty = (jnp.zeros_like(batch["tokens"]), jnp.zeros_like(batch["mask"]))
-  run = lambda scale, negative: sampler()(params, batch["tokens"], batch["mask"], seeds,
-                                          made.predict["plan"](steps=3, guidance=scale), negative=negative)
+  run = lambda scale, negative, **more: sampler()(params, batch["tokens"], batch["mask"], seeds,
+                                                  made.predict["plan"](steps=3, guidance=scale, **more), negative=negative)
   np.testing.assert_allclose(run(1.0, other), run(1.0, None), atol=1e-5)
   np.testing.assert_allclose(run(3.0, empty), run(3.0, None), atol=1e-5)
   assert np.abs(run(3.0, other) - run(3.0, None)).max() > 1e-4
+  assert np.abs(run(9.0, None, rescale=0.7) - run(9.0, None)).max() > 1e-4       # what keeps guidance from burning reaches the loop
 
 
 def test_given_latents_replace_the_seeds_noise():
@@ -278,8 +279,10 @@ def test_denoise_is_what_sampling_starts_from():
   made, params = trained()
   batch = make_batch(2)[0]
   x = jax.random.normal(jax.random.key(5), (2, 8, 8, 3))
-  out = jax.jit(made.predict["denoise"])(params, x, jnp.full(2, 0.7), batch["tokens"], batch["mask"])
-  assert out.shape == x.shape and np.abs(out).max() > 0
+  out = jax.jit(made.predict["denoise"])(params, x, jnp.ones(2), batch["tokens"], batch["mask"])
+  drawn = sampler()(params, batch["tokens"], batch["mask"], jnp.arange(2, dtype=jnp.uint32), made.predict["plan"](steps=1), latents=x)
+  assert out.shape == x.shape
+  np.testing.assert_allclose(jnp.clip(out, -1, 1), drawn, atol=1e-5)         # of one step, all of the picture
 
 
 def test_an_array_encoder_becomes_a_text_dict():

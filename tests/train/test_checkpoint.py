@@ -13,10 +13,16 @@ from tests.train import toys
 META = dict(data=dict(next_index=0, fingerprint="toy"))
 
 
-def start(devices=1, **changes):
-  config = toys.config(**changes)
-  example = {k: v[0] for k, v in toys.Data().batch_at(0, batch_size=1).items()}
-  return set_up(config, toys.regression(), example, devices=jax.devices()[:devices])
+SETUPS = {}
+
+
+def start(devices=1, compile_step=True, **changes):
+  """A fresh state each time; what is compiled is compiled once."""
+  name = repr((devices, compile_step, changes))
+  if name not in SETUPS:
+    example = {k: v[0] for k, v in toys.Data().batch_at(0, batch_size=1).items()}
+    SETUPS[name] = set_up(toys.config(**changes), toys.regression(), example, devices=jax.devices()[:devices], compile_step=compile_step)
+  return SETUPS[name]._replace(state=jax.tree.map(jax.numpy.copy, SETUPS[name].state))
 
 
 def trained(setup, steps, state=None):
@@ -65,14 +71,14 @@ def test_a_saved_state_is_the_state_even_when_its_buffers_are_donated_at_once(tm
 @pytest.mark.parametrize("mesh", [dict(data=8, fsdp=1, tensor=1), dict(data=2, fsdp=2, tensor=2)])
 def test_another_mesh_reads_it(tmp_path, mesh):
   snapshots = saved(tmp_path)
-  restored, _ = Checkpoints(tmp_path).restore(start(devices=8, mesh=mesh).state)
+  restored, _ = Checkpoints(tmp_path).restore(start(devices=8, compile_step=False, mesh=mesh).state)
   assert_same(restored, snapshots[4])
 
 
 def test_frozen_parameters_are_saved_once_and_come_back(tmp_path):
   snapshots = saved(tmp_path, freeze=("image/.*",))
   assert not any("image" in str(path) for path in (tmp_path / "checkpoints" / "4" / "params").rglob("*"))
-  restored, _ = Checkpoints(tmp_path).restore(start(freeze=("image/.*",), seed=5).state)
+  restored, _ = Checkpoints(tmp_path).restore(start(compile_step=False, freeze=("image/.*",), seed=5).state)
   assert_same(restored, snapshots[4])
   params, _, _ = restore_params(tmp_path)
   np.testing.assert_array_equal(params["image"]["proj"]["kernel"], snapshots[4].frozen["image"]["proj"]["kernel"])
@@ -194,5 +200,5 @@ def test_frozen_parameters_that_a_killed_start_left_unfinished_are_saved_again(t
 def test_another_model_is_named_not_called_damaged(tmp_path):
   saved(tmp_path)
   with pytest.raises(DataError, match="ema.*checkpoint has .*asks for"):
-    Checkpoints(tmp_path).restore(start(ema={}).state)
+    Checkpoints(tmp_path).restore(start(compile_step=False, ema={}).state)
   assert available_steps(tmp_path) == [2, 4]

@@ -43,14 +43,19 @@ class Stopping(toys.Data):
       yield batch
 
 
-def test_stop_and_resume_is_bitwise_the_uninterrupted_run(tmp_path):
-  straight = run(tmp_path / "a", steps=8)
-  run(tmp_path / "b", steps=3, optim=toys.config()["optim"])
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+  """(last state, lines of the log) of a run that nothing interrupts."""
+  workdir = tmp_path_factory.mktemp("straight")
+  return run(workdir, steps=8), lines(workdir)
+
+
+def test_stop_and_resume_is_bitwise_the_uninterrupted_run(tmp_path, straight):
   with pytest.raises(Interrupted, match="the same command goes on"):
     run(tmp_path / "c", data=Stopping(4), steps=8)
   resumed = run(tmp_path / "c", steps=8)
-  same(straight, resumed)
-  assert lines(tmp_path / "a") == lines(tmp_path / "c")
+  same(straight[0], resumed)
+  assert lines(tmp_path / "c") == straight[1]
   assert lines(tmp_path / "c")[-1]["count/caption/long"] == 8 * 16 // 2
 
 
@@ -65,18 +70,17 @@ def test_a_closed_terminal_and_the_keyboard_save_too(tmp_path, number):
   assert f"step {available_steps(tmp_path)[-1]}," in str(stopped.value)
 
 
-def test_a_crash_loses_only_what_came_after_the_last_save(tmp_path):
+def test_a_crash_loses_only_what_came_after_the_last_save(tmp_path, straight):
   class Crash(toys.Data):
     def train_batches(self, *, batch_size, start_step, rows=None):
       for step, batch in enumerate(super().train_batches(batch_size=batch_size, start_step=start_step, rows=rows), start_step):
         if step == 5:
           raise OSError("disk gone")
         yield batch
-  straight = run(tmp_path / "a", steps=8)
   with pytest.raises(OSError, match="disk gone"):
     run(tmp_path / "b", data=Crash(), steps=8)
-  same(straight, run(tmp_path / "b", steps=8))
-  assert lines(tmp_path / "a") == lines(tmp_path / "b")
+  same(straight[0], run(tmp_path / "b", steps=8))
+  assert lines(tmp_path / "b") == straight[1]
 
 
 def test_other_data_under_an_old_run_is_refused(tmp_path):
@@ -149,5 +153,6 @@ def test_a_run_killed_between_save_and_evaluation_makes_up_for_it(tmp_path):
     with pytest.raises(KeyboardInterrupt):
       go(Probe(dies_at))
   assert go(Probe()) == [6] and go(Probe()) == [] and kept == {("probe", 4), ("probe", 6)}
+  assert available_steps(tmp_path) == [4, 6]                     # of three saves the newest two: `checkpoint.keep` as the config says
   steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if "probe/x" in line]
   assert steps == [4, 6]

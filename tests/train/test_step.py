@@ -1,4 +1,6 @@
 """The step: accumulation is exact, the guard leaves the state bitwise alone, averages and counts add up."""
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,8 @@ from mmdiff.train.step import decay_at
 from tests.train import toys
 
 
-def run(objective, steps=5, devices=1, **changes):
+def run(objective, steps=5, devices=1, metrics_to=None, **changes):
+  """(last state, losses, everything that a step may change before the first step and after each); `metrics_to` gathers the metrics."""
   config = toys.config(**changes)
   data = toys.Data()
   example = {k: v[0] for k, v in data.batch_at(0, batch_size=1).items()}
@@ -23,29 +26,42 @@ def run(objective, steps=5, devices=1, **changes):
     for _ in range(steps):
       state, metrics = setup.step(state, setup.put(next(batches)))
       losses.append(float(metrics["loss"]))
+      if metrics_to is not None:
+        metrics_to.append({name: float(value) for name, value in metrics.items()})
       states.append(jax.tree.map(np.asarray, (state.params, state.opt_state, dict(state.ema), state.extra)))
   return state, losses, states
 
 
+@functools.cache
+def plain():
+  """Five steps of the toy on one device."""
+  return run(toys.regression())
+
+
 def test_accumulation_is_exact():
-  whole, losses, _ = run(toys.regression())
+  whole, losses, _ = plain()
   parts, losses_in_parts, _ = run(toys.regression(), accumulate=4)
   np.testing.assert_allclose(losses, losses_in_parts, rtol=1e-5)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), whole.params, parts.params)
+  assert float(whole.extra["seen"]) == float(parts.extra["seen"]) == 5 * 16      # each microbatch goes on from the one before
 
 
 @pytest.mark.parametrize("mesh", [dict(data=8, fsdp=1, tensor=1), dict(data=4, fsdp=2, tensor=1), dict(data=2, fsdp=2, tensor=2)])
 def test_any_mesh_gives_the_same_losses(mesh):
-  _, one, _ = run(toys.regression())
+  _, one, _ = plain()
   _, many, _ = run(toys.regression(), devices=8, mesh=mesh)
   np.testing.assert_allclose(one, many, rtol=1e-5)
 
 
-@pytest.mark.parametrize("bad", [{0}, {3}, {1, 2}])
-def test_a_non_finite_step_changes_nothing_but_the_counters(bad):
-  poison = lambda step: jnp.isin(step, jnp.array(sorted(bad)))
-  state, _, states = run(toys.regression(poison), steps=5)
+@pytest.mark.parametrize("bad, where", [({0}, "poison"), ({3}, "poison"), ({1, 2}, "poison"), ({0, 2, 3}, "poison_gradient")])
+def test_a_non_finite_step_changes_nothing_but_the_counters(bad, where):
+  poison, metrics = lambda step: jnp.isin(step, jnp.array(sorted(bad))), []
+  state, losses, states = run(toys.regression(**{where: poison}), steps=5, metrics_to=metrics)
+  assert np.isfinite(losses).all() == (where == "poison_gradient")
   assert int(state.skipped) == len(bad) and int(state.step) == 5
+  in_a_row = [next(n for n in range(step + 2) if step - n not in bad) for step in range(5)]
+  assert [one["skipped_in_a_row"] for one in metrics] == in_a_row and int(state.skipped_in_a_row) == in_a_row[-1]
+  assert [one["skipped"] for one in metrics] == [sum(step <= now for step in bad) for now in range(5)]
   for step in bad:
     jax.tree.map(np.testing.assert_array_equal, states[step], states[step + 1])
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(states[-1]))
@@ -80,8 +96,8 @@ def test_a_finite_loss_with_a_gradient_that_is_not_changes_nothing_either(wrong)
 def test_frozen_groups_do_not_move_and_hold_no_moments():
   state, _, states = run(toys.regression(), freeze=("image/.*",), optim=dict(text=dict(name="adamw", lr=1e-2)))
   assert state.params["image"]["proj"]["kernel"] is None
-  fresh, _, _ = run(toys.regression(), steps=0)
-  np.testing.assert_array_equal(state.frozen["image"]["proj"]["kernel"], fresh.params["image"]["proj"]["kernel"])
+  fresh = plain()[2][0][0]
+  np.testing.assert_array_equal(state.frozen["image"]["proj"]["kernel"], fresh["image"]["proj"]["kernel"])
   assert not any("image" in jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path((state.opt_state, state.ema)))
 
 
@@ -106,9 +122,22 @@ def test_the_decay_warms_up_to_what_was_asked_for_and_refused_updates_do_not_cou
   assert state.ema_extra["eval"]["seen"] == pytest.approx(0.9 * 16)
 
 
+def test_a_loss_sees_the_averages_as_they_were_before_its_step_and_a_key_of_its_own():
+  metrics = []
+  _, _, states = run(toys.regression(), steps=3, metrics_to=metrics, ema=dict(slow=0.99, fast=0.1))
+  total = lambda params: sum(leaf.sum() for leaf in jax.tree.leaves(params))
+  for name in ("slow", "fast"):
+    np.testing.assert_allclose([one[f"teacher/{name}"] for one in metrics], [total(before[2][name]) for before in states[:3]], rtol=1e-5)
+  assert len({float(total(params)) for params in (states[3][0], *states[3][2].values())}) == 3       # else the lines above say nothing
+  assert len({one["draw"] for one in metrics}) == 3
+  again = []
+  run(toys.regression(), steps=3, metrics_to=again, accumulate=2)
+  assert [one["draw"] for one in again] == [one["draw"] for one in metrics]
+
+
 def test_counts_add_up_beyond_32_bits():
-  state, _, _ = run(toys.regression(), steps=3)
-  assert read_counts(np.asarray(state.counts), toys.Data.count_names) == {"caption/long": 24, "caption/original": 24}
+  state, _, _ = plain()
+  assert read_counts(np.asarray(state.counts), toys.Data.count_names) == {"caption/long": 40, "caption/original": 40}
   totals = jnp.array([[WORD - 1, 5], [7, 0]], jnp.uint32)
   assert read_counts(np.asarray(add_counts(totals, jnp.array([2, 1]))), ("a", "b")) == {"a": 8 * WORD + 1, "b": 6}
 

@@ -8,8 +8,21 @@ from mmdiff.core.objective import Aux, Objective, Variables
 WIDTH = 8
 
 
-def regression(poison=None, *, statistics: bool = False) -> Objective:
-  """Fits a linear map of `image` to `tokens`; `poison(step)` true makes the loss NaN. statistics: `seen` is averaged, too."""
+@jax.custom_vjp
+def spoiled(x, bad):
+  """x, with a gradient of NaN where `bad`."""
+  return x
+
+
+spoiled.defvjp(lambda x, bad: (x, bad), lambda bad, cotangent: (jnp.where(bad, jnp.nan, cotangent), None))
+
+
+def regression(poison=None, poison_gradient=None, *, statistics: bool = False) -> Objective:
+  """Fits a linear map of `image` to `tokens`; `poison(step)` true makes the loss NaN, `poison_gradient(step)` its gradient alone.
+  statistics: `seen` is averaged, too.
+
+  Metrics: `draw`, a number of the step's own key, and `teacher/NAME`, the sum of every average's parameters as the loss sees it.
+  """
   def init(key, batch):
     k_a, k_b = jax.random.split(key)
     return Variables({"image": {"proj": {"kernel": jax.random.normal(k_a, (WIDTH, WIDTH)) * 0.3}},
@@ -24,7 +37,11 @@ def regression(poison=None, *, statistics: bool = False) -> Objective:
     value = jnp.mean(jnp.square(y - batch["tokens"]))
     if poison is not None:
       value = jnp.where(poison(context.step), jnp.nan, value)
-    return value, Aux({"mean": jnp.mean(y)}, {"seen": context.extra["seen"] + jnp.float32(batch["id"].shape[0])})
+    if poison_gradient is not None:
+      value = spoiled(value, poison_gradient(context.step))
+    metrics = {f"teacher/{name}": sum(leaf.sum() for leaf in jax.tree.leaves(params)) for name, params in context.ema.items()}
+    metrics |= {"mean": jnp.mean(y), "draw": jax.random.uniform(jax.random.fold_in(context.key, 0))}
+    return value, Aux(metrics, {"seen": context.extra["seen"] + jnp.float32(batch["id"].shape[0])})
 
   return Objective(init, loss, {}, statistics=statistics)
 
