@@ -158,3 +158,13 @@ def test_what_decays_by_default_in_a_real_model():
     kinds.setdefault(path[-1].key, set()).add(float(leaf[0]))
   assert kinds == {"kernel": {-0.5}, "embedding": {-0.5}, "bias": {0.0}, "scale": {0.0}, "position": {0.0}, "class_token": {0.0},
                    "logit_scale": {0.0}}
+
+
+def test_an_update_of_adafactor_has_at_most_unit_size():
+  """A gradient that jumps is ahead of its second moment; the update is clipped (§6 of https://arxiv.org/abs/1804.04235)."""
+  params = {"image": {"kernel": jnp.ones((4, 4))}}
+  tx, _ = optim.make(dict(default=dict(name="adafactor", lr=1.0, decay="constant", b1=0.0)), 10, ("image",))
+  state = tx.init(params)
+  for size in (1.0, 1.0, 10.0):
+    updates, state = tx.update({"image": {"kernel": jnp.full((4, 4), size)}}, state, params)
+  np.testing.assert_allclose(jnp.abs(updates["image"]["kernel"]), 1.0, rtol=1e-3)
