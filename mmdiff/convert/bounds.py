@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.core.errors import ConfigError, DataError, OptionError
 from mmdiff.core.ranges import ABOVE, DEEP, SIDE, WIDE, wrong_number, wrong_text
 from mmdiff.core.spelling import brief, shown
 
@@ -64,7 +64,7 @@ def understood(where: str, *, told: bool = False) -> Iterator[None]:
   """
   try:
     yield
-  except DataError:
+  except (DataError, OptionError):
     raise
   except ConfigError as error:
     if told:

@@ -18,7 +18,7 @@ from mmdiff.convert.diffusers_formats import POOLED, transformer
 from mmdiff.convert.formats import Format, Reading, Source, Writing
 from mmdiff.convert.rules import Rule, norm, pair
 from mmdiff.convert.tensors import Tensor
-from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.core.errors import ConfigError, DataError, OptionError
 from mmdiff.models.autoencoder import VARIANTS, Autoencoder
 from mmdiff.models.text import CLIP_STATES, ClipStates
 from mmdiff.models.unet import SIZE_WIDTH, UNet
@@ -61,7 +61,7 @@ def read(source: Source, *, part: str | None = None, heads: int | None = None, h
   if part is None and len(known) == 1:
     part, = known
   if part not in known:
-    raise ConfigError(f"{where} holds {', '.join(known)}; expected part to be one of them, found {part!r}")
+    raise OptionError(f"{where} holds {', '.join(known)}; expected part to be one of them, found {part!r}")
   prefix = known[part]
   others = tuple(re.escape(other) + ".*" for name, other in known.items() if name != part)
   ignorable = (*marks.READ, *marks.DERIVED, *marks.LOSSES, r"model_ema\..*", *others,
@@ -73,7 +73,7 @@ def read(source: Source, *, part: str | None = None, heads: int | None = None, h
   own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
   if ema:
     if part != "unet":
-      raise ConfigError(f"ema: a single file has averages of its UNet alone, found part {part!r}")
+      raise OptionError(f"ema: a single file has averages of its UNet alone, found part {part!r}")
     own = averages(own, tensors, source)
     source = source._replace(container=source.container._replace(tensors={**tensors, **{prefix + name: own[name] for name in own}}))
   if part == "unet":
@@ -285,7 +285,7 @@ def _text(source: Source, own: Mapping[str, Tensor], prefix: str, ignorable: tup
   if skip is None:
     skip = max(depth - READ_LAYERS[variant], 0) if variant in READ_LAYERS else own_skip
   if not 0 <= skip < depth:
-    raise ConfigError(f"skip: {source.path}: {prefix} has {depth} layers, found {skip}; use 0 to {depth - 1}")
+    raise OptionError(f"skip: {source.path}: {prefix} has {depth} layers, found {skip}; use 0 to {depth - 1}")
   module = ClipStates(vocab=vocab, length=text_len or need(own, position, source, prefix)[0], width=width, depth=depth,
                       heads=max(width // 64, 1), mlp_dim=need(own, hidden, source, prefix)[0], embed_dim=embed_dim, skip=skip, norm=norm_it,
                       act=act, pad=vocab - 1 if pad == "end" else 0, whole=True)

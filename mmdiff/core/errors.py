@@ -5,6 +5,10 @@ class ConfigError(ValueError):
   """Bad flags or config: exit 64, before any device work."""
 
 
+class OptionError(ConfigError):
+  """An option that the caller gave, or must give, whatever the file says: never the file's fault."""
+
+
 class DataError(ValueError):
   """Bad data or weights (missing file, empty source, wrong layout): exit 65."""
 

@@ -11,8 +11,9 @@ from jax.sharding import AxisType
 from mmdiff.core.precision import objective_of, precise
 from mmdiff.losses import contrastive, reconstruction
 from mmdiff.objectives import OBJECTIVES
+from mmdiff.objectives.contrastive import contrastive as contrastive_objective
 from tests import toy_runs
-from tests.objectives.test_contrastive import batch_of, context, tiny
+from tests.objectives.test_contrastive import Towers, batch_of, context
 
 
 def products(jaxpr):
@@ -75,10 +76,7 @@ def test_a_precise_function_keeps_its_signature():
 
 def test_microbatches_keep_the_precision():
   """Recomputed chunks are traced inside as well."""
-  model = tiny()
-  from mmdiff.objectives.contrastive import contrastive as objective
-  made = objective(model=model)
-  batch = batch_of(model, 4)
+  made, batch = contrastive_objective(model=Towers()), batch_of(4)
   params = jax.eval_shape(made.init, jax.random.key(0), batch).params
   loss = precise(lambda params, batch: made.loss(params, context(microbatches=2), batch)[0], "highest")
   assert exact(precisions(jax.grad(loss), params, batch))
