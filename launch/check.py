@@ -16,12 +16,12 @@ def check(argv: Sequence[str]) -> None:
   if not argv or argv[0] not in COMMANDS:
     raise ConfigError(f"unknown command {argv[0] if argv else ''!r} (known: {', '.join(COMMANDS)})")
   command, rest = importlib.import_module(f"mmdiff.commands.{argv[0]}"), list(argv[1:])
-  known, words = command.FLAGS, ()
+  known, words = command.FLAGS, getattr(command, "POSITIONAL", ())
   if hasattr(command, "TAKES"):                     # a command of commands: each takes some of the flags
     if not rest or rest[0] not in command.TAKES:
       raise ConfigError(f"mmdiff {argv[0]}: unknown command {rest[0] if rest else ''!r} (known: {', '.join(command.TAKES)})")
     action = rest.pop(0)
-    known, words = {name: known[name] for name in command.TAKES[action]}, ("what" if action == "build" else "path",)
+    known, words = {name: known[name] for name in command.TAKES[action]}, words[action] if words else ()
   # The keys of a source or a task depend on what it names: the command itself checks them, as early.
   flags.parse([arg for arg in rest if not arg.startswith(("--source.", "--task."))], known, positional=words)
 

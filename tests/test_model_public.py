@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 import mmdiff
+from mmdiff.commands import convert, evaluate, info
 from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.train import sources
 from tests.data.test_sentencepiece import model as sentencepiece_model
 
 FIXTURES = Path(__file__).parent / "convert" / "fixtures"
@@ -67,3 +69,25 @@ def test_options_belong_to_their_kind(tmp_path):
   (tmp_path / "unet" / "config.json").write_text("{}")
   with pytest.raises(DataError, match="unet: no weights in this folder; expected one of model.safetensors"):
     mmdiff.load(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["load", "load with options", "info", "convert", "evaluate", "init", "tokenizer of init"])
+def test_an_id_of_the_hub_is_no_path(where, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  name = "openai/clip-vit-base-patch32"
+  asked = {"load": lambda: mmdiff.load(name), "load with options": lambda: mmdiff.load(name, image_size=32),
+           "info": lambda: info.main([name]),
+           "convert": lambda: convert.main([f"--src={name}", "--to=open_clip", "--out=out", "--act=gelu"]),
+           "evaluate": lambda: evaluate.main([f"--model={name}", "--task=loss"]), "init": lambda: sources.weights_of(name),
+           "tokenizer of init": lambda: sources.tokenizer_of(name)}
+  with pytest.raises(DataError, match=r"looks like an id of the Hugging Face hub, and mmdiff reads local folders: get it with `hf download "
+                                      r"openai/clip-vit-base-patch32 --local-dir clip-vit-base-patch32`"):
+    asked[where]()
+
+
+def test_what_is_no_id_of_the_hub(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "runs").mkdir()
+  for path in ("runs/clip", "nowhere", "/a/b", "./a/b", "a/b/c"):
+    with pytest.raises(DataError, match="no run directory"):
+      mmdiff.load(path)

@@ -25,7 +25,7 @@ FLAGS = {
   "dtype": dict(choices=("float32", "bfloat16", "float16"), default="float32", help="of the tensors written"),
   "params": dict(type="str", help="of a run: raw, or an average of config.ema; by default eval where there is one"),
   "prefer": dict(type="str", help="of a training checkpoint with several sets of weights: the one to take, such as state_dict_ema"),
-  "variant": dict(type="str", default="", help="fp16 for NAME.fp16.safetensors"),
+  "variant": dict(type="str", default="", help="of a folder with several: fp16 for NAME.fp16.safetensors, …"),
   "allow_missing": dict(type="str", help="regular expression of tensor names that may be missing or unexpected"),
   "image_size": dict(type="int", help="another picture size: position tables are interpolated"),
   "text_len": dict(type="int", help="another text length: position tables are interpolated"),

@@ -66,6 +66,7 @@ TAKES = {
   "tokenizer": ("source", "config", "out", "vocab", "sample"),
   "precompute": ("config", "out", "parts", "dtype", "batch_size", "per_unit", "threads"),
 }
+POSITIONAL = {"build": ("what",), "precompute": ()} | dict.fromkeys(("inspect", "validate", "shard", "index", "tokenizer"), ("path",))
 NEEDS_OUT = ("build", "shard", "tokenizer", "precompute")
 BUILDS = {"scenes": ("train", "val_iid", "val_comp", "val_rel", "val_count", "val_len"), "emoji": ("train", "val", "val_comp")}
 FORMATS = ("webdataset", "array_record")
@@ -78,12 +79,12 @@ def main(argv: list[str]) -> int:
   overrides = _source_flags(rest)
   table = {name: FLAGS[name] | (dict(required=True) if name == "out" and command in NEEDS_OUT else {}) for name in TAKES[command]}
   if command == "build":
-    given = flags.parse(rest, table, positional=("what",))
+    given = flags.parse(rest, table, positional=POSITIONAL[command])
     return _build(given, argv, overrides)
   if command == "precompute":
     return _precompute(flags.parse(rest, table | {"config": dict(required=True)}), argv, overrides)
   try:
-    given = flags.parse(rest, table, positional=("path",))
+    given = flags.parse(rest, table, positional=POSITIONAL[command])
   except ConfigError as error:
     raise ConfigError("\n".join([str(error), *_source_problems(rest, overrides)])) from None
   problems = _bad_numbers(given) + _bad_formats(given)

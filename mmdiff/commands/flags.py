@@ -10,6 +10,9 @@ A command declares its flags as a literal dict, so that help can be read without
   }
   given = parse(argv, FLAGS)       # given["workdir"], …; given["config"] is the checked config as nested dicts
 
+Words that may come without `--` are named once, `POSITIONAL = ("path",)` beside FLAGS (a command of commands: {command: names}), for
+`parse` and for `launch.check`.
+
 `needs=dict(what=("sample",))` says that a flag means something only beside those values of another (True: any, ("",): not given), and
 `apart=("plan",)` that it means nothing beside others: given all the same it is an error, never ignored.
 

@@ -1,39 +1,49 @@
 """What a checkpoint is: format, family, sizes, dtypes, and whether every tensor has its place. Of a public checkpoint it reads headers and
-configs, not values; of a run directory every file, and says what is damaged.
+configs, not values; of a run directory every file, and says what is damaged. Of a whole Stable Diffusion, folder or single file, all parts.
 
-  mmdiff info --model=CLIP-ViT-B-32
-  mmdiff info --model=runs/t2i --json=info.json
+  mmdiff info CLIP-ViT-B-32
+  mmdiff info v1-5.safetensors --part=vae
+  mmdiff info runs/t2i --json=info.json
 """
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmdiff.core.errors import DataError
+from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.files import write_json
 
+POSITIONAL = ("path",)
 FLAGS = {
-  "model": dict(type="str", required=True, help="folder or weight file in a public format, or run directory (DIR@STEP)"),
+  "model": dict(type="str", help="folder or weight file in a public format, or run directory (DIR@STEP); or give it as the first word"),
   "prefer": dict(type="str", help="of a training checkpoint with several sets of weights: the one to look at"),
-  "variant": dict(type="str", default="", help="fp16 for NAME.fp16.safetensors"),
+  "variant": dict(type="str", default="", help="of a folder with several: fp16 for NAME.fp16.safetensors, …"),
   "act": dict(type="str", help="of a bare state dict: gelu or quick_gelu"),
   "head_width": dict(type="int", help="of a bare state dict: width of an attention head"),
-  "part": dict(choices=("unet", "vae", "text", "text_2"), help="of a single file of Stable Diffusion: the model to look at"),
+  "part": dict(choices=("unet", "vae", "text", "text_2"), help="of a whole Stable Diffusion: the model to look at; default: all"),
   "json": dict(type="str", help="write the facts to this file, too"),
 }
 
 
 def main(argv: list[str]) -> int:
   from mmdiff.commands import flags
-  given = flags.parse(argv, FLAGS)
+  given = flags.parse(argv, FLAGS, positional=POSITIONAL)
+  paths = [path for path in (given["path"], given["model"]) if path]
+  if len(paths) != 1:
+    raise ConfigError(f"give one path, `mmdiff info PATH` or --model=PATH; found {len(paths)}")
   from mmdiff.commands import results
   from mmdiff.convert import pipelines, public
-  options = {name: given[name] for name in ("prefer", "variant", "act", "head_width", "part") if given[name]}
-  if not public.is_public(given["model"]):
-    facts = about_run(given["model"])
-  elif pipelines.is_pipeline(given["model"]) and not given["part"]:
-    facts = about_pipeline(given["model"], options)
+  options, path = {name: given[name] for name in ("prefer", "variant", "act", "head_width") if given[name]}, paths[0]
+  if not public.is_public(path):
+    if given["part"]:
+      raise ConfigError(f"--part: {path} is no Stable Diffusion of a public format")
+    facts = about_run(path)
+  elif not pipelines.is_pipeline(path):
+    facts = about_public(path, options | (dict(part=given["part"]) if given["part"] else {}))
+  elif given["part"]:
+    where, how = pipelines.place_of(path, given["part"], variant=options.pop("variant", ""))
+    facts = about_public(str(where), options | how)
   else:
-    facts = about_public(given["model"], options)
+    facts = about_pipeline(path, options)
   print(results.table([dict(what=name, value=said(value)) for name, value in facts.items() if name != "parts"]))
   if given["json"]:
     write_json(Path(given["json"]), facts | dict(argv=["info", *argv]))
@@ -80,17 +90,26 @@ def about_public(path: str, options: Mapping) -> dict[str, Any]:
 
 
 def about_pipeline(path: str, options: Mapping) -> dict[str, Any]:
-  """The facts of a whole Stable Diffusion: its scheduler, and of every part what it is and what is wrong with it. Raises DataError."""
-  from mmdiff.convert import formats, pipelines
-  found = {group: about_public(str(where), {**options, **more}) for group, (where, more) in pipelines.places(path).items()}
+  """The facts of a whole Stable Diffusion: how it is sampled, and of every part what it is and what is wrong with it. Raises DataError."""
+  from mmdiff.convert import containers, formats, pipelines
+  variant, shared = options.get("variant", ""), {name: value for name, value in options.items() if name != "variant"}
+  where, single = pipelines.places(path, variant=variant), Path(path).is_file()
+  found = {group: about_public(str(place), {**shared, **more}) for group, (place, more) in where.items()}
   wrong = {group: {kind: part[kind] for kind in ("missing", "unexpected", "misshapen") if part[kind]} for group, part in found.items()}
-  scheduler = formats.read_json(Path(path) / pipelines.SCHEDULER) if Path(path).is_dir() else {}
-  parameters = sum(part["parameters"] for part in found.values())
-  return dict(path=str(path), format="diffusers" if Path(path).is_dir() else "ldm", about="a text-to-image model of several parts",
-              scheduler=scheduler.get("_class_name", "not said"), prediction=scheduler.get("prediction_type", "not said"),
-              parameters=parameters, **{group: f"{part['format']}, {part['parameters']:,} parameters in {part['tensors']:,} tensors, "
-                                               f"{', '.join(part['dtypes'])}" for group, part in found.items()},
-              wrong={group: problems for group, problems in wrong.items() if problems}, parts=found)
+  notices = list(pipelines.without(where, variant))
+  if single:
+    how = pipelines.sampling(containers.read(path, prefer=options.get("prefer")), where=path)
+    scheduler, notices = how.scheduler, [*notices, *how.notices, *([] if how.said else ["the file does not say what it predicts"])]
+  else:
+    scheduler = formats.read_json(Path(path) / pipelines.SCHEDULER)
+  told = dict(scheduler=scheduler.get("_class_name", "not said"), prediction=scheduler.get("prediction_type", "not said"))
+  told |= dict(zero_terminal_snr=True) if scheduler.get("rescale_betas_zero_snr") else {}
+  return dict(path=str(path), format="ldm" if single else "diffusers", about="a text-to-image model of several parts", **told,
+              parameters=sum(part["parameters"] for part in found.values()),
+              **{group: f"{part['format']}, {part['parameters']:,} parameters in {part['matched']:,} tensors, {', '.join(part['dtypes'])}"
+                 for group, part in found.items()},
+              wrong={group: problems for group, problems in wrong.items() if problems},
+              notices=[*notices, *dict.fromkeys(note for part in found.values() for note in part["notices"])], parts=found)
 
 
 def about_run(path: str) -> dict[str, Any]:

@@ -13,6 +13,11 @@ from mmdiff.core.errors import DataError
 STEMS = ("model", "open_clip_model", "diffusion_pytorch_model", "pytorch_model", "open_clip_pytorch_model", "flax_model",
          "diffusion_flax_model")
 SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".msgpack", ".npz", ".pt", ".pth", ".ckpt")
+# A variant's name stands before the suffix, or within that of an index in one of two places: transformers and diffusers, before 0.30 and
+# after it. Shards are named by their index.
+VARIANT = r"(?![\w-]*-of-\d)[\w-]+"
+NAME = re.compile(rf"(?P<stem>{'|'.join(STEMS)})(\.(?P<before>{VARIANT}))?(?P<suffix>\.(safetensors|bin|msgpack|npz|pt|pth|ckpt))"
+                  rf"(?P<index>(\.(?P<middle>{VARIANT}))??\.index(\.(?P<after>{VARIANT}))?\.json)?")
 WEIGHTS = (".safetensors", ".bin", ".msgpack", ".npz", ".pt", ".pth", ".ckpt", ".json")
 TRAINING_PREFIXES = ("module.", "_orig_mod.")
 
@@ -32,7 +37,7 @@ def read(path: str | os.PathLike, *, prefer: str | None = None) -> Container:
   Raises DataError that names the file: unreadable, damaged, or asking for more than tensors.
   """
   path = Path(path)
-  if path.name.endswith(".index.json"):
+  if path.suffix == ".json":
     return _sharded(path, prefer)
   if not path.is_file():
     raise DataError(f"{path}: no such file")
@@ -52,7 +57,7 @@ def read(path: str | os.PathLike, *, prefer: str | None = None) -> Container:
 
 
 def _sharded(index: Path, prefer: str | None) -> Container:
-  if not index.name.endswith(".bin.index.json"):
+  if ".bin." not in index.name:
     found, metadata = safetensors_file.read_sharded(index)
     return Container(_clean(found), metadata, "safetensors")
   files = safetensors_file.listed(index)
@@ -90,18 +95,37 @@ def as_pytorch(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
   return made
 
 
-def find(folder: str | os.PathLike, *, variant: str = "") -> Path | None:
-  """The weight file of a folder (an index where it is split), or None. `variant` is "fp16" for NAME.fp16.SUFFIX, if there is one.
+def weights(folder: str | os.PathLike) -> dict[str, Path]:
+  """{variant: weight file, an index where it is split} of a folder; "" is the variant that no name says.
 
   A folder with one weight file under any other name has that one.
   """
   folder = Path(folder)
-  for dotted in dict.fromkeys((f".{variant}" if variant else "", "", ".fp16", ".bf16", ".ema")):
-    for suffix in SUFFIXES:
-      for stem in STEMS:
-        first, _, rest = suffix[1:].partition(".")
-        name = f"{stem}.{first}.index{dotted}.json" if rest else f"{stem}{dotted}{suffix}"
-        if (folder / name).is_file():
-          return folder / name
+  found: dict[str, tuple[int, Path]] = {}
+  for file in sorted(folder.iterdir()):
+    named = NAME.fullmatch(file.name)
+    suffix = named["suffix"] + (".index.json" if named["index"] else "") if named else ""
+    if named and suffix in SUFFIXES and file.is_file():
+      variant = named["before"] or named["middle"] or named["after"] or ""
+      rank = SUFFIXES.index(suffix) * len(STEMS) + STEMS.index(named["stem"])
+      found[variant] = min(found.get(variant, (rank, file)), (rank, file))
   others = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in WEIGHTS and file.suffix != ".json")
-  return others[0] if len(others) == 1 else None
+  return {variant: file for variant, (_, file) in found.items()} or ({"": others[0]} if len(others) == 1 else {})
+
+
+def find(folder: str | os.PathLike, *, variant: str = "") -> Path | None:
+  """The weight file of a folder (an index where it is split), or None where there is none.
+
+  Without a `variant` it is the one that no name says, or the only one there. Raises DataError for a variant that is not there, and where
+  it takes one to choose.
+  """
+  there = weights(folder)
+  if variant in there or not there:
+    return there.get(variant)
+  if not variant and len(there) == 1:
+    return next(iter(there.values()))
+  listed = ", ".join(f"{name or 'none'} ({file.name})" for name, file in sorted(there.items()))
+  if variant:
+    raise DataError(f"{folder}: no weights of variant {variant!r}; the variants there are {listed}")
+  raise DataError(f"{folder}: several variants of the weights are there: {listed}; choose one: variant={min(there)!r} "
+                  f"(--variant={min(there)})")

@@ -11,8 +11,8 @@ from mmdiff.convert.containers import Container
 from mmdiff.convert.rules import Rule, Shape
 from mmdiff.convert.tensors import Tensor
 from mmdiff.core import tree
-from mmdiff.core.errors import DataError
-from mmdiff.core.files import parse_json
+from mmdiff.core.errors import DataError, OptionError
+from mmdiff.core.files import parse_json, refuse_id
 from mmdiff.core.spelling import shown
 from mmdiff.data.token_facts import NOBODY, Like
 
@@ -78,9 +78,12 @@ class Format(NamedTuple):
 
 def open_source(path: str | Path, *, prefer: str | None = None, variant: str = "") -> Source:
   """What a folder or a weight file holds. Raises DataError: nothing there, no weights in it, unreadable."""
+  refuse_id(path)
   path = Path(path)
   if not path.exists():
     raise DataError(f"{path}: no such file or folder")
+  if variant and path.is_file():
+    raise OptionError(f"{path} is one file, which has no variants; leave out variant")
   folder = path if path.is_dir() else path.parent
   file = containers.find(path, variant=variant) if path.is_dir() else path
   if file is None and (folder / "model_index.json").is_file():

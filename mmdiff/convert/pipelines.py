@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from mmdiff.convert import containers, formats, ldm_formats, marks, public, rules, safetensors_file
 from mmdiff.convert.public import Loaded
-from mmdiff.core.errors import CannotWrite, ConfigError, DataError
+from mmdiff.core.errors import CannotWrite, ConfigError, DataError, OptionError
 from mmdiff.core.files import write_json
 from mmdiff.data import token_facts, tokenizers
 from mmdiff.data.token_facts import Like
@@ -85,14 +85,15 @@ def groups(parts: list[str]) -> dict[str, str]:
   return {part: named[part] for part in parts}
 
 
-def load(path: str | os.PathLike, *, quiet: bool = False, prediction: str | None = None, **options) -> Pipeline:
+def load(path: str | os.PathLike, *, quiet: bool = False, prediction: str | None = None, variant: str = "", **options) -> Pipeline:
   """Every part of a pipeline, and how it is sampled.
 
   Args:
     prediction: "eps" or "v", of a single file; None is what it says of itself (see `convert.marks`), or eps.
-    **options: for every part, as `public.load` takes them: allow_missing, variant, prefer; and of a single file for the part that they
-      belong to: ema (whether to take the averages of the UNet's weights that are beside them), heads, head_dim, scale, skip (layers that
-      the first text encoder leaves out, "clip skip" less one).
+    variant: of a folder, as of `public.load`; a part that lacks it has the weights that no variant is said of, with a notice.
+    **options: for every part, as `public.load` takes them: allow_missing, prefer; and of a single file for the part that they belong to:
+      ema (whether to take the averages of the UNet's weights that are beside them), heads, head_dim, scale, skip (layers that the first
+      text encoder leaves out, "clip skip" less one).
 
   Raises:
     DataError: as `public.load`, and for a folder without a part that is known.
@@ -102,16 +103,19 @@ def load(path: str | os.PathLike, *, quiet: bool = False, prediction: str | None
   if prediction not in (None, *PREDICTIONS):
     raise ConfigError(f"prediction: expected {' or '.join(PREDICTIONS)}, found {prediction!r}")
   if path.is_file():
+    if variant:
+      raise ConfigError(f"{path} is one file, which has no variants; leave out variant")
     return told(_file(path, quiet=quiet, prediction=prediction, **options), quiet=quiet)
   wrong = [name for name in ("prediction", *(name for names in OF_PARTS.values() for name in names))
            if (prediction if name == "prediction" else options.get(name))]
   if wrong:
     raise ConfigError(f"{path} is a folder, whose configs say more than a single file does; leave out {', '.join(wrong)}")
-  parts = {group: public.load(folder, quiet=quiet, **options) for group, (folder, _) in places(path).items()}
+  where = places(path, variant=variant)
+  parts = {group: public.load(folder, quiet=quiet, **how, **options) for group, (folder, how) in where.items()}
   index = formats.read_json(path / INDEX)
-  scheduler, notices = formats.read_json(path / SCHEDULER), ()
+  scheduler, notices = formats.read_json(path / SCHEDULER), without(where, variant)
   if not scheduler:
-    scheduler, notices = dict(XL_SCHEDULER if _xl(parts) else SD_SCHEDULER), (f"no {SCHEDULER}: took Stable Diffusion's levels",)
+    scheduler, notices = dict(XL_SCHEDULER if _xl(parts) else SD_SCHEDULER), (*notices, f"no {SCHEDULER}: took Stable Diffusion's levels")
   tokenizer = next((folder for name in ("tokenizer", "tokenizer_2") if (folder := public.tokenizer_folder(path / name))), None)
   return told(Pipeline(_penultimate(parts), scheduler, index, tokenizer, bool(index.get("force_zeros_for_empty_prompt")), notices,
                        "diffusers", formats.read_json(path / SMALL) or (X4_SMALL if _enlarges(parts) else {})), quiet=quiet)
@@ -124,16 +128,47 @@ def told(pipeline: Pipeline, *, quiet: bool) -> Pipeline:
   return pipeline
 
 
-def places(path: str | os.PathLike) -> dict[str, tuple[Path, dict[str, str]]]:
-  """{parameter group: (folder or file, options of `public.load`)} of the parts that there are. Reads names at most."""
+def places(path: str | os.PathLike, *, variant: str = "") -> dict[str, tuple[Path, dict[str, str]]]:
+  """{parameter group: (folder or file, options of `public.load`)} of the parts that there are. Reads names at most.
+
+  variant: of the weights of the folders that have it; others have none. Raises DataError where none of them has it.
+  """
+  path = Path(path)
+  parts = parts_of(path)
+  named = groups(list(parts))
+  if path.is_file():
+    return {named[part]: (path, dict(part=part)) for part in parts}
+  there = {part: containers.weights(path / name) for part, name in parts.items()}
+  if variant and not any(variant in files for files in there.values()):
+    known = sorted({name for files in there.values() for name in files if name})
+    raise DataError(f"{path}: no weights of variant {variant!r}; the variants there are {', '.join(known) or 'none'}")
+  return {named[part]: (path / name, dict(variant=variant) if variant and variant in there[part] else {}) for part, name in parts.items()}
+
+
+def parts_of(path: str | os.PathLike) -> dict[str, str]:
+  """{part: its folder's name, or its prefix in a single file}. Reads names at most. Raises DataError."""
   path = Path(path)
   if path.is_file():
-    named = groups(list(ldm_formats.parts_in(containers.read(path).tensors)))
-    return {group: (path, dict(part=part)) for part, group in named.items()}
-  folders = {part: path / name for name, part in FOLDERS.items() if (path / name / "config.json").is_file()}
-  if not folders:
+    return ldm_formats.parts_in(containers.read(path).tensors)
+  found = {part: name for name, part in FOLDERS.items() if (path / name / "config.json").is_file()}
+  if not found:
     raise DataError(f"{path}: {INDEX} is there, and none of the folders {', '.join(FOLDERS)} with a config.json; is the download complete?")
-  return {group: (folders[part], {}) for part, group in groups(list(folders)).items()}
+  return found
+
+
+def place_of(path: str | os.PathLike, part: str, *, variant: str = "") -> tuple[Path, dict[str, str]]:
+  """(folder or file, options of `public.load`) of one part: "unet", "vae", "text" or "text_2". Raises OptionError for one that is not
+  there."""
+  parts = list(parts_of(path))
+  if part not in parts:
+    raise OptionError(f"{path} holds {', '.join(parts)}; expected part to be one of them, found {part!r}")
+  return places(path, variant=variant)[groups(parts)[part]]
+
+
+def without(where: Mapping[str, tuple[Path, dict[str, str]]], variant: str) -> tuple[str, ...]:
+  """A notice of the parts that lack a variant."""
+  lacking = [folder.name for folder, how in where.values() if variant and "variant" not in how]
+  return (f"no weights of variant {variant!r} in {', '.join(lacking)}: took those without one",) if lacking else ()
 
 
 def _file(path: Path, *, quiet: bool, prediction: str | None, **options) -> Pipeline:

@@ -15,6 +15,7 @@ from mmdiff.convert.formats import STATISTICS, TOKENIZER_FILES, Format, Reading,
 from mmdiff.convert.rules import Report
 from mmdiff.core.build import lookup, resolve
 from mmdiff.core.errors import CannotWrite, ConfigError, DataError
+from mmdiff.core.files import refuse_id
 from mmdiff.data import token_facts, tokenizers
 from mmdiff.data.token_facts import NOBODY, Like
 
@@ -42,13 +43,15 @@ class Loaded(NamedTuple):
 
 
 def is_public(path: str | os.PathLike) -> bool:
-  """Whether a path is meant as a public checkpoint: a weight file, or a folder with weights whose config.json is not a run's."""
+  """Whether a path is meant as a public checkpoint: a weight file, or a folder with weights whose config.json is not a run's. Raises
+  DataError for the id of one on the Hugging Face hub."""
+  refuse_id(path)
   path = Path(path)
   if path.is_file():
     return path.suffix in containers.WEIGHTS
   if not path.is_dir() or "objective" in formats.read_json(path / "config.json"):
     return False
-  return (path / "model_index.json").is_file() or containers.find(path) is not None
+  return (path / "model_index.json").is_file() or bool(containers.weights(path))
 
 
 def detect(source: Source) -> Format:
@@ -85,7 +88,7 @@ def load(path: str | os.PathLike, *, allow_missing: str | None = None, quiet: bo
     path: a folder with weights and their config, or a weight file (its folder's config is read, where there is one).
     allow_missing: regular expression of tensor names that may be missing or unexpected; missing ones get initial values.
     prefer: of a training checkpoint with several sets of weights, which: "state_dict_ema", …
-    variant: "fp16" for NAME.fp16.safetensors.
+    variant: of a folder with several, such as "fp16" for NAME.fp16.safetensors or the files of NAME.safetensors.index.fp16.json.
     **options: what the weights don't say, or what shall differ from them: image_size, text_len, patch, act, head_width.
 
   Raises:

@@ -2,13 +2,14 @@
 import importlib.metadata
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmdiff.core.errors import CannotWrite
+from mmdiff.core.errors import CannotWrite, DataError
 from mmdiff.core.spelling import shown
 
 # What may change a result.
@@ -43,6 +44,14 @@ def parse_json(text: str) -> Any:
     return json.loads(text, object_pairs_hook=once, parse_constant=refuse)
   except RecursionError:
     raise ValueError("nested too deeply") from None
+
+
+def refuse_id(path: str | os.PathLike) -> None:
+  """Raises DataError for an id of the Hugging Face hub, OWNER/NAME, where a path is expected and none of that name is there."""
+  owner, _, name = str(path).partition("/")
+  if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(path)) and not Path(path).exists() and not Path(owner).exists():
+    raise DataError(f"{path}: no such file or folder. It looks like an id of the Hugging Face hub, and mmdiff reads local folders: get it "
+                    f"with `hf download {path} --local-dir {name}` and give {name} here")
 
 
 def plain(value: Any) -> Any:

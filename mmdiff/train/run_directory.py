@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mmdiff.core import ranges, schema
 from mmdiff.core.errors import DataError
-from mmdiff.core.files import parse_json
+from mmdiff.core.files import parse_json, refuse_id
 from mmdiff.core.spelling import shown
 from mmdiff.train import sums
 
@@ -15,6 +15,7 @@ def locate(path: str | Path) -> tuple[Path, int | None]:
   """`DIR` or `DIR@STEP` as (run directory, step). Raises DataError with the run directories nearby."""
   folder, _, number = str(path).rpartition("@")
   where, step = (Path(folder), int(number)) if folder and number.isdigit() and not Path(path).exists() else (Path(path), None)
+  refuse_id(path)
   if not (where / "config.json").is_file():
     near = sorted(str(file.parent) for file in where.glob("*/config.json"))[:5] if where.is_dir() else []
     raise DataError(f"{where}: no run directory (it has no config.json)" + (f"; did you mean {', '.join(near)}?" if near else

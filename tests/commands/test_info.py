@@ -1,7 +1,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
+
 from mmdiff.__main__ import main
+from mmdiff.convert import safetensors_file as st
+from mmdiff.convert import tensors
 from mmdiff.core.tree import count
 from mmdiff.train.checkpoint import restore_params
 from tests import toy_pipelines, toy_runs
@@ -45,6 +49,25 @@ def test_a_pipeline_is_described(tmp_path, capsys):
   assert "DDIMScheduler" in said and "diffusers-unet, " in said and "hf-clip-text, " in said
   facts = json.loads((tmp_path / "info.json").read_text())
   assert facts["wrong"] == {} and facts["parameters"] == sum(part["parameters"] for part in facts["parts"].values())
-  single = toy_pipelines.file(tmp_path / "file")
+  assert main(["info", str(folder), "--part=vae"]) == 0
+  assert "diffusers' AutoencoderKL" in capsys.readouterr().out
+
+
+def test_a_single_file_is_described_whole_and_by_part(tmp_path, capsys):
+  single = toy_pipelines.file(tmp_path / "file", xl=True)
+  named, _ = st.read(single)
+  st.write(single, named | {name: tensors.of(np.zeros((0,), np.float32)) for name in ("v_pred", "ztsnr")})       # as others write it
+  assert main(["info", str(single), f"--json={tmp_path / 'info.json'}"]) == 0
+  facts = json.loads((tmp_path / "info.json").read_text())
+  assert set(facts["parts"]) == {"denoiser", "autoencoder", "text/first", "text/second"} and facts["format"] == "ldm"
+  assert (facts["scheduler"], facts["prediction"], facts["zero_terminal_snr"]) == ("EulerDiscreteScheduler", "v_prediction", True)
+  assert facts["parameters"] == sum(part["parameters"] for part in facts["parts"].values()) and facts["wrong"] == {}
+  capsys.readouterr()
   assert main(["info", f"--model={single}", "--part=vae"]) == 0
-  assert "a single file of Stable Diffusion" in capsys.readouterr().out
+  said = capsys.readouterr().out
+  assert "a single file of Stable Diffusion" in said and "text/first" not in said
+
+
+def test_one_path_is_given_once(capsys):
+  assert main(["info"]) == 64 and main(["info", "a", "--model=b"]) == 64
+  assert "give one path, `mmdiff info PATH` or --model=PATH; found 2" in capsys.readouterr().err

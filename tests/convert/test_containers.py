@@ -1,3 +1,4 @@
+import json
 import re
 from pathlib import Path
 
@@ -5,9 +6,9 @@ import numpy as np
 import pytest
 from flax import serialization
 
-from mmdiff.convert import containers, public, tensors
+from mmdiff.convert import containers, formats, public, tensors
 from mmdiff.convert import safetensors_file as st
-from mmdiff.core.errors import DataError
+from mmdiff.core.errors import ConfigError, DataError
 from tests import toy_pipelines
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -55,6 +56,34 @@ def test_a_folder_has_one_weight_file(tmp_path):
     (tmp_path / name).touch()
     assert containers.find(tmp_path).name == (name if name != "model.fp16.safetensors" else "pytorch_model.bin")
   assert containers.find(tmp_path, variant="fp16").name == "model.fp16.safetensors"
+  with pytest.raises(DataError, match=r"no weights of variant 'bf16'; the variants there are none \(model.safetensors\), fp16 "):
+    containers.find(tmp_path, variant="bf16")
+
+
+@pytest.mark.parametrize("index", ["model.safetensors.index.fp16.json", "diffusion_pytorch_model.safetensors.index.fp16.json",
+                                   "diffusion_pytorch_model.safetensors.fp16.index.json", "pytorch_model.bin.index.fp16.json"])
+def test_split_weights_of_a_variant(tmp_path, index):
+  """transformers' and diffusers' names of the index, and both of the shards."""
+  stem = index.split(".")[0]
+  shards = (f"{stem}.fp16-00001-of-00002.safetensors", f"{stem}-00002-of-00002.fp16.safetensors")
+  for i, shard in enumerate(shards):
+    st.write(tmp_path / shard, {f"a{i}": tensors.of(np.full(2, i, np.float16))})
+  (tmp_path / index).write_text(json.dumps(dict(weight_map=dict(a0=shards[0], a1=shards[1]))))
+  assert containers.find(tmp_path) == containers.find(tmp_path, variant="fp16") == tmp_path / index
+  found = containers.read(tmp_path / index).tensors
+  assert [found[name].read().tolist() for name in ("a0", "a1")] == [[0, 0], [1, 1]]
+  st.write(tmp_path / f"{stem}.safetensors", ONE)
+  assert containers.find(tmp_path).name == f"{stem}.safetensors" and containers.find(tmp_path, variant="fp16") == tmp_path / index
+
+
+def test_one_of_several_variants_is_never_taken_silently(tmp_path):
+  for name in ("fp16", "non_ema"):
+    st.write(tmp_path / f"model.{name}.safetensors", ONE)
+  with pytest.raises(DataError, match=r"several variants .*fp16 .*, non_ema .*choose one: variant='fp16' \(--variant=fp16\)"):
+    containers.find(tmp_path)
+  assert set(containers.weights(tmp_path)) == {"fp16", "non_ema"} and public.is_public(tmp_path)
+  with pytest.raises(ConfigError, match="is one file, which has no variants"):
+    formats.open_source(tmp_path / "model.fp16.safetensors", variant="fp16")
 
 
 def flax_names(found):

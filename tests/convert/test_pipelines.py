@@ -4,9 +4,9 @@ import json
 import numpy as np
 import pytest
 
-from mmdiff.convert import containers, ldm_formats, marks, pipelines, public
+from mmdiff.convert import containers, ldm_formats, marks, pipelines, public, tensors
 from mmdiff.convert import safetensors_file as st
-from mmdiff.core.errors import DataError
+from mmdiff.core.errors import ConfigError, DataError
 from tests import toy_pipelines
 from tests.convert import test_ldm_formats as ldm
 
@@ -114,6 +114,23 @@ def test_stable_diffusion_2_of_a_file_and_of_a_folder(tmp_path):
   tokens, mask = np.asarray([[58, 3, 4, 59] + [0] * 8], np.int32), np.arange(12)[None] < 4
   one, other = (part.module.clone(pad=0).apply({"params": part.params}, tokens, mask)["tokens"] for part in (a, b))
   np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_variants_of_a_folder(tmp_path):
+  """Parts that lack a variant are named; a variant that none has is refused."""
+  folder = toy_pipelines.folder(tmp_path / "sd")
+  unet = folder / "unet" / "diffusion_pytorch_model.safetensors"
+  half = {name: tensors.of(np.asarray(tensor.read() * 0.5, np.float16)) for name, tensor in containers.read(unet).tensors.items()}
+  st.write(unet.with_name("diffusion_pytorch_model.fp16.safetensors"), half)
+  whole, chosen = pipelines.load(folder, quiet=True), pipelines.load(folder, quiet=True, variant="fp16")
+  kernel = lambda pipeline: pipeline.parts["denoiser"].params["conv_in"]["kernel"]
+  np.testing.assert_allclose(kernel(chosen), 0.5 * kernel(whole), rtol=1e-3)
+  assert chosen.notices == ("no weights of variant 'fp16' in vae, text_encoder: took those without one",) and not whole.notices
+  with pytest.raises(DataError, match="sd: no weights of variant 'bf16'; the variants there are fp16"):
+    pipelines.load(folder, quiet=True, variant="bf16")
+  assert pipelines.place_of(folder, "unet", variant="fp16") == (folder / "unet", dict(variant="fp16"))
+  with pytest.raises(ConfigError, match="holds unet, vae, text; expected part to be one of them, found 'text_2'"):
+    pipelines.place_of(folder, "text_2")
 
 
 def test_what_is_none(tmp_path):

@@ -25,7 +25,8 @@ def test_unknown_command(capsys):
 
 @pytest.mark.parametrize("argv, code", [
   (["data", "build", "emoji", "--out=x"], 0), (["data", "inspect", "scenes:T32", "--source.split=val_iid"], 0), (["data", "biuld"], 64),
-  (["data", "index", "x.tar", "--vocab=3"], 64), (["evaluate", "--workdir=x", "--task=retrieval", "--task.limit=3"], 0)])
+  (["data", "index", "x.tar", "--vocab=3"], 64), (["data", "precompute", "x"], 64), (["info", "CLIP-ViT-B-32"], 0),
+  (["info", "a", "b"], 64), (["search", "query", "x"], 64), (["evaluate", "--workdir=x", "--task=retrieval", "--task.limit=3"], 0)])
 def test_commands_of_commands(argv, code):
   assert check.main(argv) == code
 
