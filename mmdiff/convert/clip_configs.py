@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from mmdiff.convert.formats import take
+from mmdiff.convert.formats import need, take
 from mmdiff.convert.tensors import Tensor
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.data import cleaning
@@ -131,9 +131,9 @@ def open_clip_like(config: Mapping[str, Any], where: str) -> Like:
   return Like("" if theirs else "CLIPTokenizer", cleaning.OPEN_CLIP[name], only=not theirs, end=end, pad=None if theirs else 0)
 
 
-def openai_options(found: Mapping[str, Tensor], *, act: str, head_width: int = 64) -> dict[str, Any]:
-  """The keys of `clip` from the shapes of OpenAI's tensors, as `build_model` of openai/CLIP model.py takes them."""
-  shape = lambda name: found[name].shape
+def openai_options(found: Mapping[str, Tensor], where: str, *, act: str, head_width: int = 64) -> dict[str, Any]:
+  """The keys of `clip` from the shapes of OpenAI's tensors, as `build_model` of openai/CLIP model.py takes them. Raises DataError."""
+  shape = lambda name: need(found, name, where)
   count = lambda pattern: len({name.split(".")[-3] for name in found if name.startswith(pattern[0]) and name.endswith(pattern[1])})
   text_width = shape("ln_final.weight")[0]
   common = dict(embed_dim=shape("text_projection")[1], text_len=shape("positional_embedding")[0], vocab=shape("token_embedding.weight")[0],

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmdiff.convert import clip_configs, clip_tables, preprocessing, rules, tensors
+from mmdiff.convert import clip_configs, clip_tables, preprocessing, rules, spellings, tensors
 from mmdiff.convert.clip_configs import HF_IMAGE, HF_TEXT, hf_tower, square
-from mmdiff.convert.formats import STATISTICS, Format, Reading, Source, Writing, take, variables
+from mmdiff.convert.formats import STATISTICS, Format, Reading, Source, Writing, need, take, variables
 from mmdiff.convert.rules import Rule
 from mmdiff.convert.tensors import Tensor
 from mmdiff.core.errors import DataError
@@ -108,7 +108,7 @@ def read_openai(source: Source, *, act: str | None = None, head_width: int | Non
   if not own and (act is None or head_width is None):
     raise DataError(f"{source.path}: the weights of a CLIP without its config: put open_clip_config.json beside them, or say what they do "
                     "not: act (gelu or quick_gelu) and head_width (64 but for the largest)")
-  given = clip_configs.openai_options(source.container.tensors, act=act or "quick_gelu", head_width=head_width or 64)
+  given = clip_configs.openai_options(source.container.tensors, str(source.path), act=act or "quick_gelu", head_width=head_width or 64)
   return _openai_names(source, given, {}, overrides, custom=False, style=dict(custom_text=False), like=OPENAI_TEXTS)
 
 
@@ -143,15 +143,22 @@ def read_hf_text(source: Source, *, text_len: int | None = None) -> Reading:
   where = f"{source.path}: config.json"
   config = {**HF_TEXT, **source.config}
   tower = hf_tower(config, {}, where)
-  projected = "text_projection.weight" in source.container.tensors
+  projected = is_projected(source, "text_projection.weight")
   vocab = take(config, "vocab_size", int, where)
   pad = pad_of(source, vocab)
   module = ClipStates(vocab=vocab, length=text_len or take(config, "max_position_embeddings", int, where),
                       embed_dim=take(config, "projection_dim", int, where) if projected else None, pad=pad, **tower)
-  prefixed = any(name.startswith("text_model.") for name in source.container.tensors)
+  start = spellings.start(source.container.tensors, spellings.TEXT)
   return Reading(module, dict(objective=None, model=dict(name="clip_text"), data=dict(text_len=module.length)),
-                 text_table("text_model." if prefixed else ""), source.container.tensors, clip_inputs(8, module.length)[1:],
-                 (*clip_tables.IGNORABLE, "logit_scale"), dict(config=dict(source.config), prefixed=prefixed), like=Like("CLIPTokenizer"))
+                 text_table(start), source.container.tensors, clip_inputs(8, module.length)[1:],
+                 (*clip_tables.IGNORABLE, "logit_scale"), dict(config=dict(source.config), start=start), like=Like("CLIPTokenizer"))
+
+
+def is_projected(source: Source, name: str) -> bool:
+  """Whether a tower ends in a projection. Raises DataError where its class has one and its weights have not."""
+  if "WithProjection" in str(source.config.get("architectures")):
+    need(source.container.tensors, name, str(source.path))
+  return name in source.container.tensors
 
 
 def text_table(theirs: str = "text_model.") -> tuple[Rule, ...]:
@@ -178,14 +185,13 @@ def write_hf_text(module: ClipStates, config: Mapping, style: Mapping) -> Writin
               hidden_act=clip_configs.HF_ACTIVATIONS[module.act], layer_norm_eps=module.eps, attention_dropout=0.0,
               bos_token_id=end - 1, eos_token_id=end, pad_token_id=end)
   made |= dict(projection_dim=module.embed_dim) if module.embed_dim else {}
-  table = text_table("text_model." if style.get("prefixed", True) else "")
-  return Writing(table, {"config.json": merged(style.get("config", {}), made)}, "model")
+  return Writing(text_table(style.get("start", spellings.TEXT)), {"config.json": merged(style.get("config", {}), made)}, "model")
 
 
 def read_hf_image(source: Source, *, image_size: int | None = None, patch: int | None = None) -> Reading:
   where = f"{source.path}: config.json"
   config, found = {**HF_IMAGE, **source.config}, source.container.tensors
-  projected = "visual_projection.weight" in found
+  projected = is_projected(source, "visual_projection.weight")
   tower = hf_tower(config, {}, where)
   module = ViT(patch=patch or square(config["patch_size"], where),
                embed_dim=take(config, "projection_dim", int, where) if projected else None, **tower)
@@ -195,12 +201,12 @@ def read_hf_image(source: Source, *, image_size: int | None = None, patch: int |
   mean, std = pixels.get("mean", mean), pixels.get("std", std)
   if not source.preprocessor:
     notices = [*notices, f"no preprocessing beside the weights: pixels are normalised by mean {mean} and std {std}"]
-  prefixed = any(name.startswith("vision_model.") for name in found)
+  start = spellings.start(found, spellings.IMAGE)
   model = dict(name="clip_image", mean=mean, std=std)
   data = dict(image_size=size, resize="crop", interpolation="bicubic") | data
-  return Reading(module, dict(objective=None, model=model, data=data), image_table("vision_model." if prefixed else ""), found,
+  return Reading(module, dict(objective=None, model=model, data=data), image_table(start), found,
                  (jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32),),
-                 (*clip_tables.IGNORABLE, "logit_scale"), dict(config=dict(source.config), prefixed=prefixed), notices)
+                 (*clip_tables.IGNORABLE, "logit_scale"), dict(config=dict(source.config), start=start), notices)
 
 
 def image_table(theirs: str) -> tuple[Rule, ...]:
@@ -216,7 +222,7 @@ def write_hf_image(module: ViT, config: Mapping, style: Mapping) -> Writing:
   made |= dict(projection_dim=module.embed_dim) if module.embed_dim else {}
   pixels = preprocessing.to_hf(size, config["model"]["mean"], config["model"]["std"], config["data"], siglip=False)
   files = {"config.json": merged(style.get("config", {}), made), "preprocessor_config.json": pixels}
-  return Writing(image_table("vision_model." if style.get("prefixed", True) else ""), files, "model")
+  return Writing(image_table(style.get("start", spellings.IMAGE)), files, "model")
 
 
 # big_vision
@@ -249,7 +255,7 @@ def _has(source: Source, *patterns: str) -> bool:
   return all(any(re.fullmatch(pattern, name) for name in source.container.tensors) for pattern in patterns)
 
 
-HF_CLIP = Format("hf-clip", "clip", "transformers' CLIPModel", lambda s: s.model_type == "clip" and _has(s, "visual_projection.weight"),
+HF_CLIP = Format("hf-clip", "clip", "transformers' CLIPModel", lambda s: s.model_type == "clip" and _has(s, r"(text|vision)_model\..*"),
                  read_hf, write_hf_clip, OVERRIDES)
 HF_SIGLIP = Format("hf-siglip", "clip", "transformers' SiglipModel", lambda s: s.model_type == "siglip", read_hf, write_hf_siglip,
                    OVERRIDES)
@@ -261,7 +267,7 @@ OPEN_CLIP = Format("open_clip", "clip", "open_clip's folder",
                    lambda s: _has(s, r"visual\..*") and "text_cfg" in (model_cfg := s.open_clip.get("model_cfg") or {})
                    and "multimodal_cfg" not in model_cfg, read_open_clip, write_open_clip, OVERRIDES)
 OPENAI = Format("openai", "clip", "OpenAI's file",
-                lambda s: not s.open_clip and _has(s, r"visual\.(proj|layer1\.0\.conv1\.weight)", "text_projection"),
+                lambda s: not s.open_clip and _has(s, r"visual\.(proj|layer1\.0\.conv1\.weight)", r"transformer\.resblocks\..*"),
                 read_openai, None, ("act", "head_width", *OVERRIDES))
 BIG_VISION = Format("big_vision", "clip", "big_vision's npz of SigLIP", lambda s: _has(s, "(params/)?img/embedding/kernel"),
                     read_big_vision, None, OVERRIDES)

@@ -138,6 +138,13 @@ def variables(module: nn.Module, inputs: tuple) -> dict[str, Shape]:
   return shapes
 
 
+def need(found: Mapping[str, Tensor], name: str, where: str, prefix: str = "") -> Shape:
+  """The shape of a tensor that the architecture is read from; `prefix` was taken off the names. Raises DataError."""
+  if name not in found:
+    raise DataError(f"{where}: {prefix}{name} is missing, from which the architecture is read")
+  return found[name].shape
+
+
 def take(config: Mapping[str, Any], key: str, kind: type | tuple[type, ...], where: str, default: Any = None) -> Any:
   """A value of a public config. Raises DataError that names the key if it is absent without a default, or of another type."""
   value = config.get(key, default)

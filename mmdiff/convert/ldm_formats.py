@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from mmdiff.convert import clip_tables, diffusers_formats, marks, spellings
 from mmdiff.convert.clip_formats import clip_inputs
 from mmdiff.convert.diffusers_formats import POOLED, transformer
-from mmdiff.convert.formats import Format, Reading, Source, Writing
+from mmdiff.convert.formats import Format, Reading, Source, Writing, need
 from mmdiff.convert.rules import Rule, norm, pair
 from mmdiff.convert.tensors import Tensor
 from mmdiff.core.errors import ConfigError, DataError, OptionError
@@ -134,13 +134,6 @@ def table(group: str, module: Any, config: Mapping[str, Any], style: Mapping[str
   return clip_tables.openai_text(prefix, "") if prefix in OPEN else clip_tables.hf_text(prefix + style.get("start", spellings.TEXT), "")
 
 
-def need(own: Mapping[str, Tensor], name: str, source: Source, prefix: str) -> tuple[int, ...]:
-  """The shape of a tensor that the architecture is read from. Raises DataError."""
-  if name not in own:
-    raise DataError(f"{source.path}: {prefix}{name} is missing, from which the architecture is read")
-  return own[name].shape
-
-
 def count(own: Mapping[str, Tensor], pattern: str) -> int:
   """How many numbers a pattern with one group takes."""
   return len({found[1] for name in own if (found := re.match(pattern, name))})
@@ -178,7 +171,8 @@ def unet_table(attends: tuple[bool, ...], blocks: int, *, linear: bool, prefix: 
 
 def _unet(source: Source, own: Mapping[str, Tensor], prefix: str, ignorable: tuple[str, ...], *, heads: int | None,
           head_dim: int | None, size: int) -> Reading:
-  shape_of = lambda name: need(own, name, source, prefix)
+  where = str(source.path)
+  shape_of = lambda name: need(own, name, where, prefix)
   width, inside, *_ = shape_of("input_blocks.0.0.weight")
   out = shape_of("out.2.weight")[0]
   last = count(own, r"input_blocks\.(\d+)\.") - 1
@@ -251,12 +245,13 @@ def vae_table(levels: int, prefix: str = VAE) -> tuple[Rule, ...]:
 def _vae(source: Source, own: Mapping[str, Tensor], prefix: str, ignorable: tuple[str, ...], scaling: Mapping[str, Any], *,
          told: bool) -> Reading:
   """scaling: `scale` and `shift` of the latents; told: whether they are more than what is usual."""
+  where = str(source.path)
   theirs = any(name.startswith("encoder.down_blocks.") for name in own)              # diffusers' names, of its folder's weights alone
   down, block = ("down_blocks", "resnets") if theirs else ("down", "block")
   levels = count(own, rf"encoder\.{down}\.(\d+)\.")
-  widths = tuple(need(own, f"encoder.{down}.{level}.{block}.0.conv2.weight", source, prefix)[0] for level in range(levels))
+  widths = tuple(need(own, f"encoder.{down}.{level}.{block}.0.conv2.weight", where, prefix)[0] for level in range(levels))
   quant, post_quant = ("quant_conv.weight" in own, "post_quant_conv.weight" in own)
-  latents = need(own, "decoder.conv_in.weight", source, prefix)[1]
+  latents = need(own, "decoder.conv_in.weight", where, prefix)[1]
   notices = () if told else (f"the file does not say how its latents are scaled; took Stable Diffusion's {scaling['scale']}",)
   module = Autoencoder(widths=widths, latent_channels=latents, blocks=count(own, rf"encoder\.{down}\.0\.{block}\.(\d+)\."),
                        image_size=256, quant=quant, post_quant=post_quant, **scaling)
@@ -273,21 +268,21 @@ def _vae(source: Source, own: Mapping[str, Tensor], prefix: str, ignorable: tupl
 def _text(source: Source, own: Mapping[str, Tensor], prefix: str, ignorable: tuple[str, ...], variant: str, *,
           text_len: int | None, skip: int | None) -> Reading:
   _, _, _, pooled, own_skip, norm_it, act, pad = CLIP_STATES[variant]
-  open_clip = prefix in OPEN
-  start = "" if open_clip else spellings.text_start(own)
+  where, open_clip = str(source.path), prefix in OPEN
+  start = "" if open_clip else spellings.start(own, spellings.TEXT)
   layers = r"transformer\.resblocks\." + NUMBER + r"\." if open_clip else re.escape(start) + r"encoder\.layers\." + NUMBER + r"\."
   embedding = "token_embedding.weight" if open_clip else f"{start}embeddings.token_embedding.weight"
   position = "positional_embedding" if open_clip else f"{start}embeddings.position_embedding.weight"
   hidden = "transformer.resblocks.0.mlp.c_fc.weight" if open_clip else f"{start}encoder.layers.0.mlp.fc1.weight"
-  vocab, width = need(own, embedding, source, prefix)
+  vocab, width = need(own, embedding, where, prefix)
   depth = count(own, layers)
-  embed_dim = need(own, "text_projection", source, prefix)[1] if pooled or "text_projection" in own else None
+  embed_dim = need(own, "text_projection", where, prefix)[1] if pooled or "text_projection" in own else None
   if skip is None:
     skip = max(depth - READ_LAYERS[variant], 0) if variant in READ_LAYERS else own_skip
   if not 0 <= skip < depth:
     raise OptionError(f"skip: {source.path}: {prefix} has {depth} layers, found {skip}; use 0 to {depth - 1}")
-  module = ClipStates(vocab=vocab, length=text_len or need(own, position, source, prefix)[0], width=width, depth=depth,
-                      heads=max(width // 64, 1), mlp_dim=need(own, hidden, source, prefix)[0], embed_dim=embed_dim, skip=skip, norm=norm_it,
+  module = ClipStates(vocab=vocab, length=text_len or need(own, position, where, prefix)[0], width=width, depth=depth,
+                      heads=max(width // 64, 1), mlp_dim=need(own, hidden, where, prefix)[0], embed_dim=embed_dim, skip=skip, norm=norm_it,
                       act=act, pad=vocab - 1 if pad == "end" else 0, whole=True)
   table = clip_tables.openai_text(prefix, "") if open_clip else clip_tables.hf_text(prefix + start, "")
   return Reading(module, dict(objective=None, model=dict(name="clip_text"), data=dict(text_len=module.length)), table,

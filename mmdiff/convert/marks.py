@@ -78,7 +78,7 @@ def predicts(container: Container, *, asked: str | None, where: str) -> tuple[st
     said[f"its metadata modelspec.prediction_type {text!r}"] = PREDICTIONS[text]
   if (text := metadata.get("modelspec.architecture")) in ARCHITECTURES:
     said[f"its metadata modelspec.architecture {text!r}"] = ARCHITECTURES[text]
-  if "global_step" in found and int(found["global_step"].read().reshape(-1)[0]) == BASE_STEPS:
+  if "global_step" in found and found["global_step"].read().reshape(-1).tolist() == [BASE_STEPS]:
     said[f"global_step {BASE_STEPS}"] = "eps"
   if asked:
     against = [mark for mark, kind in said.items() if kind != asked]
@@ -112,6 +112,14 @@ def scheduler(container: Container, assumed: Mapping[str, Any], *, asked: str | 
   return Marks(made, prediction is not None, notices)
 
 
+def number(found: Mapping[str, Tensor], name: str, where: str) -> float:
+  """The one number above zero of a tensor. Raises DataError."""
+  values = np.asarray(found[name].read(), np.float64).reshape(-1)
+  if values.size != 1 or not 0 < values[0] < np.inf:
+    raise DataError(f"{where}: {name}: expected a number above zero, found {values}")
+  return float(values[0])
+
+
 def edm_of(found: Mapping[str, Tensor], where: str) -> dict[str, Any]:
   """The scheduler of a file of EDM's formulation, {} of another."""
   if "edm_mean" in found or "edm_std" in found:
@@ -122,10 +130,9 @@ def edm_of(found: Mapping[str, Tensor], where: str) -> dict[str, Any]:
     if "edm_vpred.sigma_min" in found:
       raise DataError(f"{where}: edm_vpred.sigma_min is there, and no edm_vpred.sigma_max")
     return {}
-  number = lambda name: float(found[name].read().reshape(-1)[0])
-  low = number("edm_vpred.sigma_min") if "edm_vpred.sigma_min" in found else 0.002
-  return dict(_class_name="EDMEulerScheduler", sigma_min=low, sigma_max=number("edm_vpred.sigma_max"), sigma_data=1.0, rho=7.0,
-              sigma_schedule="exponential", num_train_timesteps=1000, prediction_type="v_prediction", final_sigmas_type="zero")
+  low = number(found, "edm_vpred.sigma_min", where) if "edm_vpred.sigma_min" in found else 0.002
+  high = number(found, "edm_vpred.sigma_max", where)
+  return dict(_class_name="EDMEulerScheduler", sigma_min=low, sigma_max=high, sigma_data=1.0, rho=7.0, sigma_schedule="exponential", num_train_timesteps=1000, prediction_type="v_prediction", final_sigmas_type="zero")
 
 
 def levels_of(found: Mapping[str, Tensor], assumed: Mapping[str, Any], where: str, notices: list[str], *,
@@ -160,10 +167,7 @@ def latents(found: Mapping[str, Tensor], assumed: float, where: str) -> dict[str
       raise DataError(f"{where}: edm_mean and edm_std: expected one number above zero for each channel, found {mean} and {std}")
     return dict(scale=tuple(float(EDM_SCALE / value) for value in std), shift=tuple(map(float, mean)))
   if "scale_factor" in found:
-    value = float(found["scale_factor"].read().reshape(-1)[0])
-    if not value > 0:
-      raise DataError(f"{where}: scale_factor: expected a number above zero, found {value}")
-    return dict(scale=value)
+    return dict(scale=number(found, "scale_factor", where))
   return dict(scale=assumed)
 
 

@@ -12,9 +12,9 @@ ATTENTION = {"query": ("to_q", "query", "q"), "key": ("to_k", "key", "k"), "valu
 MIDDLES = {"diffusers": r"mid_block\.attentions\.0", "ldm": r"mid\.attn_1"}
 COLUMN = {"diffusers": 0, "ldm": 2}
 NORMS = {"diffusers": ("group_norm", "norm"), "ldm": ("norm", "group_norm")}
-# CLIP's text encoder: transformers before 5 and CLIPTextModelWithProjection keep it under `text_model.`, others write it bare.
-TEXT = "text_model."
-TEXT_PARTS = r"(embeddings|encoder|final_layer_norm)\."
+# CLIP's towers alone: transformers before 5, and the classes with a projection, keep them under these groups, others write them bare.
+TEXT, IMAGE = "text_model.", "vision_model."
+OF_TOWERS = r"(embeddings|encoder|final_layer_norm|pre_layrnorm|post_layernorm)\."
 
 
 def autoencoder(found: Mapping[str, Tensor], style: str, prefix: str = "") -> dict[str, Tensor]:
@@ -26,7 +26,7 @@ def autoencoder(found: Mapping[str, Tensor], style: str, prefix: str = "") -> di
   return rules.renamed(found, [*spelt, (rf"{start}\.{other}\.", rf"\1.{norm}.")])
 
 
-def text_start(names: Iterable[str], prefix: str = "") -> str:
-  """How the names of a text encoder of transformers begin after `prefix`: with `text_model.` or bare."""
-  bare = re.compile(re.escape(prefix) + TEXT_PARTS)
-  return "" if any(bare.match(name) for name in names) else TEXT
+def start(names: Iterable[str], group: str, prefix: str = "") -> str:
+  """How the names of a tower of transformers begin after `prefix`: with the group `TEXT` or `IMAGE`, or bare."""
+  bare = re.compile(re.escape(prefix) + OF_TOWERS)
+  return "" if any(bare.match(name) for name in names) else group

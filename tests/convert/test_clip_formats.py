@@ -1,5 +1,6 @@
 """The committed checkpoints compute what their makers computed, and are written back as they were."""
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -7,11 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from mmdiff.convert import containers, formats, public
+from mmdiff.convert import containers, formats, public, tensors
+from mmdiff.convert import safetensors_file as st
 from mmdiff.convert.clip_formats import clip_inputs
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.data import tokenizers
 from mmdiff.models.clip import clip
+from mmdiff.models.text import ClipStates
 from mmdiff.nn.embed import patches, unpatch
 from tests.data.test_tokenizers import BPE
 
@@ -105,6 +108,57 @@ def test_configs_decide_and_must_fit_the_weights(tmp_path):
   odd = copied("hf_clip", tmp_path / "e", lambda config: config["text_config"].update(hidden_act="mish"))
   with pytest.raises(DataError, match="text_config: unknown activation 'mish'"):
     public.load(odd, quiet=True)
+
+
+@pytest.mark.parametrize("name, lacking", [
+  ("hf_clip", "text_projection.weight"), ("hf_clip", "visual_projection.weight"), ("open_clip_vit", "text_projection"),
+  ("open_clip_vit", "visual.proj"), ("open_clip_rn", "visual.attnpool.positional_embedding"), ("hf_siglip", "text_model.head.weight")])
+def test_a_missing_tensor_is_named(tmp_path, name, lacking):
+  shutil.copytree(FIXTURES / name, tmp_path / "x")
+  file = containers.find(tmp_path / "x")
+  found = {name: tensors.of(np.array(tensor.read())) for name, tensor in containers.read(file).tensors.items() if name != lacking}
+  st.write(file, found)
+  with pytest.raises(DataError, match=rf"missing: {re.escape(lacking)}"):
+    public.load(tmp_path / "x", quiet=True)
+
+
+@pytest.mark.parametrize("lacking", ["text_projection", "token_embedding.weight", "ln_final.weight", "positional_embedding", "visual.proj",
+                                     "visual.positional_embedding", "visual.conv1.weight"])
+def test_a_missing_tensor_of_a_bare_state_dict_is_named(tmp_path, lacking):
+  found = containers.read(FIXTURES / "open_clip_vit" / "open_clip_model.safetensors").tensors
+  st.write(tmp_path / "x.safetensors", {name: tensor for name, tensor in found.items() if name != lacking})
+  with pytest.raises(DataError, match=rf"x.safetensors: {re.escape(lacking)} is missing|no known format") as error:
+    public.load(tmp_path / "x.safetensors", quiet=True, act="quick_gelu", head_width=8)
+  assert lacking == "visual.proj" or "is missing, from which the architecture is read" in str(error.value)
+
+
+@pytest.mark.parametrize("lacking", ["img/embedding/kernel", "txt/head/kernel", "txt/Embed_0/embedding", "txt/pos_embedding"])
+def test_a_missing_tensor_of_big_vision_is_named(tmp_path, lacking):
+  named = dict(np.load(FIXTURES / "siglip_big_vision.npz"))
+  np.savez(tmp_path / "x.npz", **{name: value for name, value in named.items() if not name.endswith(lacking)})
+  assert any(name.endswith(lacking) for name in named)
+  with pytest.raises(DataError, match=lacking if lacking != "img/embedding/kernel" else "no known format"):
+    public.load(tmp_path / "x.npz", quiet=True)
+
+
+def test_a_tower_with_a_projection_by_its_class_lacks_none(tmp_path):
+  """Without it the pooled text would be another one, of the wrong width at best."""
+  module = ClipStates(vocab=20, length=6, width=12, depth=1, heads=2, mlp_dim=16, embed_dim=8)
+  shapes = formats.variables(module, clip_inputs(8, 6)[1:])
+  params = public.nest({name: np.ones(shape, np.float32) for name, shape in shapes.items()})
+  public.save(tmp_path, format="hf-clip-text", module=module, config=dict(data={}), params=params)
+  file = tmp_path / "model.safetensors"
+  st.write(file, {name: tensor for name, tensor in containers.read(file).tensors.items() if name != "text_projection.weight"})
+  with pytest.raises(DataError, match="text_projection.weight is missing"):
+    public.load(tmp_path, quiet=True)
+  bare = {name.replace("text_model.", ""): tensor for name, tensor in containers.read(file).tensors.items()}
+  st.write(tmp_path / "bare.safetensors", bare | {"text_projection.weight": tensors.of(np.ones((8, 12), np.float32))})
+  file.unlink()
+  loaded = public.load(tmp_path, quiet=True)
+  public.save(tmp_path / "again", format="hf-clip-text", module=loaded.module, config=loaded.config, params=loaded.params,
+              style=loaded.style)
+  again = containers.read(tmp_path / "again" / "model.safetensors").tensors
+  assert set(again) == {*bare, "text_projection.weight"} and "embeddings.token_embedding.weight" in again
 
 
 @pytest.mark.parametrize("change, message", [

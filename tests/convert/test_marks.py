@@ -82,6 +82,9 @@ def test_a_schedule_of_its_own_is_sampled_by():
   with pytest.raises(DataError, match="alphas_cumprod is no schedule"):
     scheduler(container(alphas_cumprod=np.zeros(1000) * np.nan), SD)
   assert marks.latents(container(scale_factor=np.float32(0.25)).tensors, 0.18215, "file") == dict(scale=0.25)
+  for damaged in (np.zeros(0), np.float32(np.nan), np.ones(2)):
+    with pytest.raises(DataError, match="scale_factor: expected a number above zero"):
+      marks.latents(container(scale_factor=damaged).tensors, 0.18215, "file")
 
 
 def test_what_is_left_to_the_caller_is_said():

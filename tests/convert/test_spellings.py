@@ -23,6 +23,6 @@ def test_every_spelling_of_an_autoencoders_attention_becomes_one(style, middle, 
 
 
 def test_a_text_encoder_with_and_without_its_group():
-  assert spellings.text_start(["text_model.embeddings.token_embedding.weight", "text_projection.weight"]) == "text_model."
-  assert spellings.text_start(["embeddings.token_embedding.weight"]) == ""
-  assert spellings.text_start(["a.transformer.encoder.layers.0.mlp.fc1.bias"], "a.transformer.") == ""
+  assert spellings.start(["text_model.embeddings.token_embedding.weight", "text_projection.weight"], spellings.TEXT) == "text_model."
+  assert spellings.start(["embeddings.token_embedding.weight"], spellings.TEXT) == ""
+  assert spellings.start(["a.transformer.encoder.layers.0.mlp.fc1.bias"], spellings.TEXT, "a.transformer.") == ""
