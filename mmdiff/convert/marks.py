@@ -132,7 +132,8 @@ def edm_of(found: Mapping[str, Tensor], where: str) -> dict[str, Any]:
     return {}
   low = number(found, "edm_vpred.sigma_min", where) if "edm_vpred.sigma_min" in found else 0.002
   high = number(found, "edm_vpred.sigma_max", where)
-  return dict(_class_name="EDMEulerScheduler", sigma_min=low, sigma_max=high, sigma_data=1.0, rho=7.0, sigma_schedule="exponential", num_train_timesteps=1000, prediction_type="v_prediction", final_sigmas_type="zero")
+  return dict(_class_name="EDMEulerScheduler", sigma_min=low, sigma_max=high, sigma_data=1.0, rho=7.0,
+              sigma_schedule="exponential", num_train_timesteps=1000, prediction_type="v_prediction", final_sigmas_type="zero")
 
 
 def levels_of(found: Mapping[str, Tensor], assumed: Mapping[str, Any], where: str, notices: list[str], *,
