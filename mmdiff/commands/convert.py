@@ -36,7 +36,7 @@ FLAGS = {
   "ema": dict(type="bool", default=False, help="of a single file of Stable Diffusion: the averages of the UNet's weights"),
   "prediction": dict(choices=("eps", "v"), help="of a whole single file: what its UNet predicts"),
   "shard_gb": dict(type="float", default=5.0, help="largest weight file, in 10⁹ bytes"),
-  "verify": dict(type="bool", default=False, help="read the result back and compare the outputs of both"),
+  "verify": dict(type="bool", default=False, help="read the result back and compare outputs, of a pipeline those of every part"),
 }
 LOAD = ("prefer", "variant", "allow_missing", "image_size", "text_len", "patch", "act", "head_width", "part", "ema")
 SHARED = ("prefer", "variant", "allow_missing")                            # of every part of a pipeline
@@ -90,9 +90,7 @@ def run(given: Mapping, *, argv: list[str]) -> None:
                                             again.inputs)
     print(f"verified: outputs differ by at most {facts['difference']:.2g} of the largest")
   write_json(out / "convert.json", facts)
-  if facts.get("difference", 0) > TOLERANCE[given["dtype"]]:
-    raise DataError(f"{out}: read back, its outputs differ by {facts['difference']:.2g} of the largest, and rounding by at most "
-                    f"{TOLERANCE[given['dtype']]}: do not use it, and report this")
+  refuse(facts.get("difference", 0), given["dtype"], out)
 
 
 def whole(given: Mapping) -> bool:
@@ -130,10 +128,23 @@ def convert_pipeline(given: Mapping, options: Mapping, *, argv: list[str]) -> No
   print(f"written to {out}: {', '.join(files)}", file=sys.stderr)
   if given["verify"]:
     again = pipelines.load(out if given["to"] == "diffusers" else out / "model.safetensors", quiet=True)
-    facts["difference"] = max(verify.values(found.parts[group].params, part.params) for group, part in again.parts.items()
-                              if part.module.__class__ is found.parts[group].module.__class__)
-    print(f"verified: parameters differ by at most {facts['difference']:.2g} of the largest of their kind")
+    facts["differences"], told = verify.pipelines(found, again, dtype=given["dtype"])
+    facts["difference"] = max(facts["differences"].values(), default=0.0)
+    listed = ", ".join(f"{group} {value:.2g}" for group, value in facts["differences"].items())
+    if told:
+      raise DataError(f"{out}: read back, it is not the same: " + "; ".join(f"{name}: {b!r:.120}, expected {a!r:.120}" for name, (a, b) in
+                                                                          told.items()) + "; do not use it, and report this")
+    rounded = "" if given["dtype"] == "float32" else f", from those of the source in {given['dtype']}"
+    print(f"verified: outputs differ by at most {facts['difference']:.2g} of the largest ({listed}){rounded}")
   write_json(out / "convert.json", facts)
+  refuse(facts.get("difference", 0), "float32", out)
+
+
+def refuse(difference: float, dtype: str, out: Path) -> None:
+  """Raises DataError for outputs that differ by more than rounding."""
+  if not difference <= TOLERANCE[dtype]:
+    raise DataError(f"{out}: read back, its outputs differ by {difference:.2g} of the largest, and rounding by at most {TOLERANCE[dtype]}: "
+                    "do not use it, and report this")
 
 
 def of_run(given: Mapping, options: Mapping):

@@ -23,8 +23,10 @@ WRAPPERS = ("state_dict", "model", "module", "params", "params_ema", "ema", "sta
 
 
 def is_pytorch(buffer: np.ndarray) -> bool:
-  """Whether the first bytes are those of a zip or of a pickle."""
-  return buffer[:2].tobytes() in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+  """Whether the first bytes are those of a zip or of a pickle. The length of a safetensors header (8 bytes, the last four of them zero, and
+  then a brace) may begin like either."""
+  safe = buffer[4:9].tobytes() == b"\0\0\0\0{"
+  return not safe and buffer[:2].tobytes() in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 def read_pytorch(path: Path) -> Any:

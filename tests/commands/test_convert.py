@@ -6,6 +6,7 @@ import pytest
 
 import mmdiff
 from mmdiff.__main__ import main
+from mmdiff.convert import ldm_formats, marks, pipelines
 from tests import toy_pipelines, toy_runs
 
 FIXTURES = Path(__file__).parent.parent / "convert" / "fixtures"
@@ -56,7 +57,28 @@ def test_a_whole_pipeline_is_converted(tmp_path, capsys):
   assert "unet/diffusion_pytorch_model.safetensors" in facts["source"]["digests"]
   capsys.readouterr()
   assert main(["convert", f"--src={folder}", "--to=diffusers", f"--out={tmp_path / 'again'}", "--verify"]) == 0
-  assert "parameters differ by at most 0 of" in capsys.readouterr().out
+  assert "outputs differ by at most 0 of the largest (denoiser 0, autoencoder 0, text 0)" in capsys.readouterr().out
   assert main(["convert", f"--src={folder}", "--to=hf-clip", f"--out={tmp_path / 'x'}"]) == 64
   assert "holds several models: --to is diffusers or ldm" in capsys.readouterr().err
   assert main(["convert", f"--src={single}", "--part=unet", "--to=diffusers", f"--out={tmp_path / 'x'}"]) == 64
+
+
+@pytest.mark.parametrize("forgotten", ["scale", "layer", "heads", "scheduler"])
+def test_verification_compares_what_a_pipeline_computes(tmp_path, capsys, monkeypatch, forgotten):
+  """What no parameter says and a writer might drop: none of these changes a single value of the file."""
+  folder, keep, own, of = toy_pipelines.folder(tmp_path / "sd"), marks.unsaid, marks.own, ldm_formats.CLIP_STATES["sd1"]
+  if forgotten in ("scale", "heads"):
+    other = dict(heads=1, scale=0.18215)[forgotten]
+    monkeypatch.setattr(marks, "unsaid", lambda *modules: {name: other if name == forgotten else value
+                                                           for name, value in keep(*modules).items()})
+  elif forgotten == "layer":
+    monkeypatch.setattr(marks, "unsaid", lambda *modules: {name: value for name, value in keep(*modules).items() if name != "skip"})
+    monkeypatch.setitem(ldm_formats.CLIP_STATES, "sd1", (*of[:4], 1, *of[5:]))
+  else:
+    monkeypatch.setattr(marks, "own", lambda container: {**own(container), "scheduler": {}})
+    capsys.readouterr()
+    made = json.loads((folder / pipelines.SCHEDULER).read_text()) | dict(prediction_type="v_prediction", timestep_spacing="trailing")
+    (folder / pipelines.SCHEDULER).write_text(json.dumps(made))
+  assert main(["convert", f"--src={folder}", "--to=ldm", f"--out={tmp_path / 'file'}", "--verify"]) == 65
+  said = capsys.readouterr().err
+  assert "it is not the same: scheduler: {" in said if forgotten == "scheduler" else "its outputs differ by" in said

@@ -29,6 +29,19 @@ def test_the_bytes_decide_what_a_file_is(tmp_path):
     containers.read(tmp_path / "none.bin")
 
 
+@pytest.mark.parametrize("length", [0x280, 0x580, 0x4b50])
+def test_a_header_as_long_as_a_pickle_or_a_zip_begins(tmp_path, length):
+  """The first two bytes of a safetensors file are the end of a number, which may be any."""
+  st.write(tmp_path / "x.safetensors", ONE, {"format": "pt"})
+  short = int.from_bytes((tmp_path / "x.safetensors").read_bytes()[:8], "little")
+  for more in range(length - short - 24, length - short):
+    st.write(tmp_path / "x.safetensors", ONE, {"format": "pt" + "x" * more})
+    if int.from_bytes((tmp_path / "x.safetensors").read_bytes()[:8], "little") == length:
+      break
+  assert (tmp_path / "x.safetensors").read_bytes()[:2] == length.to_bytes(2, "little")
+  assert containers.read(tmp_path / "x.safetensors").kind == "safetensors"
+
+
 def test_prefixes_of_training_are_taken_off(tmp_path):
   assert "single" in containers.read(FIXTURES / "training.ckpt").tensors
   st.write(tmp_path / "x.safetensors", {f"_orig_mod.module.{name}": tensor for name, tensor in ONE.items()})

@@ -1,10 +1,14 @@
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mmdiff.convert import verify
 from mmdiff.convert.clip_formats import clip_inputs
+from mmdiff.models.autoencoder import Autoencoder
 from mmdiff.models.text import TextTransformer
+from tests import toy_pipelines
 
 
 def test_a_difference_is_seen_and_none_is_zero():
@@ -16,6 +20,27 @@ def test_a_difference_is_seen_and_none_is_zero():
   assert 1e-4 < verify.difference((module, params, ()), (module, other, ()), inputs) < 1
   quick = module.clone(act="quick_gelu")
   assert verify.difference((module, params, ()), (quick, params, ()), inputs) > 1e-5
+
+
+def test_the_scale_of_latents_is_seen():
+  module = Autoencoder(widths=(8, 8), latent_channels=4, blocks=1, groups=4)
+  inputs = (jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32),)
+  params = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+  assert verify.difference((module, params, ()), (module.clone(scale=1.1), params, ()), inputs) > 0.05
+
+
+def test_what_a_pipeline_lacks_or_reads_otherwise(tmp_path):
+  made = toy_pipelines.make(tmp_path / "tokenizer")
+  text = made._replace(parts=dict(text=made.parts["text"]))
+  assert verify.pipelines(text, text) == (dict(text=0.0), {})
+  assert verify.pipelines(made._replace(parts={}), text)[1] == dict(text=("nothing", "ClipStates"))
+  assert verify.pipelines(text._replace(parts=dict(text=made.parts["autoencoder"])), text)[1] == dict(text=("Autoencoder", "ClipStates"))
+  words = toy_pipelines.WORDS
+  (toy_pipelines.tokenizer(tmp_path / "b" / "tokenizer") / "vocab.json").write_text(
+    json.dumps({word: i for i, word in enumerate([words[0], words[2], words[1], *words[3:]])}))
+  (ids, others), = verify.tokens(text, text._replace(tokenizer=tmp_path / "b" / "tokenizer")).values()
+  assert ids != others and len(ids) == len(others)
+  assert not verify.tokens(text, text._replace(tokenizer=None))
 
 
 def test_inputs_fit_the_model():
