@@ -1,5 +1,6 @@
 """Every test runs on eight virtual CPU devices, with JAX's strict checks on and no network."""
 import os
+import signal
 import socket
 from pathlib import Path
 
@@ -7,8 +8,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 # Virtual devices on few cores: independent collectives of one step must run one after another, or they wait for each other for ever.
 # And most of the suite's time is compiling: code that is optimised less is there sooner.
-os.environ["XLA_FLAGS"] = ("--xla_cpu_enable_concurrency_optimized_scheduler=false --xla_backend_optimization_level=1 "
+os.environ["XLA_FLAGS"] = ("--xla_cpu_enable_concurrency_optimized_scheduler=false --xla_backend_optimization_level=0 "
+                           "--xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false "
                            + os.environ.get("XLA_FLAGS", ""))
+# A suite under nohup was told to ignore this, and so would be the processes that it starts and signals.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import jax
 import pytest

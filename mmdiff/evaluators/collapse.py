@@ -50,9 +50,9 @@ def collapse(services: Services, *, source: Built["mmdiff.data:SOURCES"], every_
 
 
 def alike(x: np.ndarray) -> float:
-  """Mean cosine of two different rows of x [N D], unit norm."""
+  """Mean cosine of two different rows of x [N D], unit norm; at most 1, however the norms were rounded."""
   count = len(x)
-  return float((np.square(x.sum(0, dtype=np.float64)).sum() - count) / (count * (count - 1)))
+  return min(1.0, float((np.square(x.sum(0, dtype=np.float64)).sum() - count) / (count * (count - 1))))
 
 
 def dimensions(x: np.ndarray) -> float:

@@ -60,15 +60,18 @@ def start(tmp_path, source, *argv, shell=""):
 
 def ends(process, number, *numbers):
   """(exit code, stderr) after the signals."""
-  assert process.stdout.readline().startswith("ready")
-  for one in (number, *numbers):
-    process.send_signal(one)
-    try:
-      process.wait(timeout=1.0 if numbers else 30)
-    except subprocess.TimeoutExpired:
-      pass
-  _, err = process.communicate(timeout=30)
-  return process.returncode, err
+  try:
+    assert process.stdout.readline().startswith("ready")
+    for one in (number, *numbers):
+      process.send_signal(one)
+      try:
+        process.wait(timeout=1.0 if numbers else 30)
+      except subprocess.TimeoutExpired:
+        pass
+    _, err = process.communicate(timeout=30)
+    return process.returncode, err
+  finally:
+    process.kill()
 
 
 @pytest.mark.parametrize("name", [*COMMANDS][::3])        # of one command line, whatever the command

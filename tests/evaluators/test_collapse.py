@@ -11,7 +11,8 @@ def test_measures():
   eye = np.eye(4, dtype=np.float32)
   assert collapse.alike(eye) == 0 and collapse.dimensions(eye) == pytest.approx(4)
   one = np.tile(eye[:1], (5, 1))
-  assert collapse.alike(one) == pytest.approx(1) and collapse.dimensions(one) == pytest.approx(1)
+  assert collapse.alike(one) == pytest.approx(1) and collapse.alike(one * np.float32(1.000001)) == 1        # `stop_at=1` never stops
+  assert collapse.dimensions(one) == pytest.approx(1)
   assert collapse.alike(np.concatenate([eye[:1], -eye[:1]])) == pytest.approx(-1)
   x = np.random.default_rng(0).normal(size=(50, 8))
   x /= np.linalg.norm(x, axis=1, keepdims=True)
