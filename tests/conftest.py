@@ -11,11 +11,12 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ["XLA_FLAGS"] = ("--xla_cpu_enable_concurrency_optimized_scheduler=false --xla_backend_optimization_level=0 "
                            "--xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false "
                            + os.environ.get("XLA_FLAGS", ""))
-# A suite under nohup was told to ignore this, and so would be the processes that it starts and signals.
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import jax
 import pytest
+
+# A suite under nohup was told to ignore this, and so would be the processes that it starts and signals.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -1,4 +1,5 @@
 """What every format module offers, and what a path is before anyone knows its format."""
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,8 +131,14 @@ def variables(module: nn.Module, inputs: tuple) -> dict[str, Shape]:
 
   inputs: arguments of the module as ShapeDtypeStructs.
   """
-  made = jax.eval_shape(lambda key, *args: module.init(key, *args), jax.random.key(0), *inputs)
-  shapes = {}
+  leaves, structure = jax.tree.flatten(inputs)
+  return dict(_variables(module, structure, *leaves))
+
+
+@functools.lru_cache(maxsize=64)         # tracing a published UNet takes seconds, and reading and saving both ask
+def _variables(module: nn.Module, structure: jax.tree_util.PyTreeDef, *leaves: jax.ShapeDtypeStruct) -> dict[str, Shape]:
+  made = jax.eval_shape(module.init, jax.random.key(0), *jax.tree.unflatten(structure, leaves))
+  shapes: dict[str, Shape] = {}
   for collection, values in made.items():
     prefix = "" if collection == "params" else f"{collection}/"
     shapes |= {prefix + path: leaf.shape for path, leaf in zip(tree.paths(values), jax.tree.leaves(values))}
