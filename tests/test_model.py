@@ -96,9 +96,9 @@ def test_samplers_negative_prompts_and_guidance_change_the_picture(t2i):
   draw = lambda **kw: t2i.generate(["a red circle"], steps=3, output="float", **kw)
   base = draw()
   for other in (dict(sampler="heun"), dict(guidance=9.0), dict(negative_prompts="a dark picture"), dict(steps=5)):
-    assert np.abs(t2i.generate(["a red circle"], **(dict(steps=3, output="float") | other)) - base).max() > 1e-5
+    assert np.abs(t2i.generate(["a red circle"], **(dict(steps=3, output="float") | other)) - base).max() > 0.1
   np.testing.assert_array_equal(draw(sampler="euler"), base)                  # a flow model's own
-  np.testing.assert_allclose(draw(negative_prompts=""), base, atol=1e-6)
+  np.testing.assert_allclose(draw(negative_prompts=""), base, atol=5e-3)          # another program, and random weights
   np.testing.assert_array_equal(draw(guidance=1.0, negative_prompts=["a dark picture"]), draw(guidance=1.0))
 
 

@@ -46,6 +46,7 @@ def test_zero_terminal_snr_and_v(tmp_path):
   np.testing.assert_allclose(drawn(mmdiff.load(tmp_path / "out")), drawn(mmdiff.load(run)), atol=1e-4)
 
 
+@pytest.mark.long
 def test_a_single_file_of_a_run(run, tmp_path):
   assert main(["convert", f"--src={run}", "--to=ldm", f"--out={tmp_path / 'out'}", "--dtype=float16"]) == 0
   found = public.load(tmp_path / "out" / "model.safetensors", part="unet", heads=2, quiet=True)

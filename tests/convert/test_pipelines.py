@@ -42,7 +42,10 @@ def same(a, b):
   assert a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("options", [{}, dict(inpaints=True), dict(xl=True), dict(enlarges=True)], ids=["sd", "inpainting", "xl", "x4"])
+@pytest.mark.parametrize("options", [
+  pytest.param({}, id="sd"), pytest.param(dict(xl=True), id="xl"),
+  pytest.param(dict(inpaints=True), marks=pytest.mark.long, id="inpainting"),
+  pytest.param(dict(enlarges=True), marks=pytest.mark.long, id="x4")])
 def test_written_and_read_again(tmp_path, options, capsys):
   """A folder of diffusers, from it a single file, and from that a folder: parameters, scheduler and null text stay."""
   folder = toy_pipelines.folder(tmp_path / "a", **options)

@@ -169,6 +169,7 @@ def test_the_null_is_the_encoders_empty_text_or_zeros():
   assert not np.asarray(blank["tokens"]).any() and not np.asarray(blank["pooled"]).any() and blank["mask"].all()
 
 
+@pytest.mark.long
 def test_a_unet_on_latents():
   """Built parts fit together: shapes by tracing alone."""
   denoiser = unet(variant="tiny", image_size=4, width=8, groups=4, text_width=16, heads=2, mults=(1, 2), depths=(0, 1), blocks=1)
