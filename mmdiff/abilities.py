@@ -11,13 +11,14 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from mmdiff import asked
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.types import Tree
-from mmdiff.data import decode, masking, transforms
-from mmdiff.data.quarantine import BadRecord
+from mmdiff.data import masking, transforms
 from mmdiff.evaluators import base
 
 ROWS = 64             # most rows of one call of the network
+PICTURES = 4          # of an autoencoder, which works on whole pictures
 SAMPLING = dict(steps=20, guidance=2.0, rows=ROWS)       # of models trained here
 Output = Literal["uint8", "float", "latents"]
 
@@ -39,8 +40,10 @@ class Model:
     known = [method for ability in ABILITIES for method in vars(ability) if method.islower() and method[0] != "_" and method != "sampling"]
     if name in known:
       has = [method for method in known if method in dir(type(self))]
-      raise AttributeError(f"{self.report['path']} is a {self.report['objective']} model: it has {', '.join(has) or 'no methods'}, "
-                           f"not {name}")
+      hint = f"; {self.report['hint']}" if self.report.get("hint") else ""
+      kind = self.report["objective"]
+      article = "an" if kind[0] in "aeiou" else "a"
+      raise AttributeError(f"{self.report['path']} is {article} {kind} model: it has {', '.join(has) or 'no methods'}, not {name}{hint}")
     raise AttributeError(name)
 
   def tokenize(self, texts: str | Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -48,7 +51,7 @@ class Model:
     if self.tokenizer is None:
       raise DataError(f"{self.report['path']}: there is no tokenizer beside the weights: put tokenizer.json, or vocab.json and merges.txt, "
                       "there, or load with tokenizer=FOLDER")
-    return self.tokenizer.batch(_texts(texts), self.config["data"]["text_len"])
+    return self.tokenizer.batch(asked.texts(texts), self.config["data"]["text_len"])
 
   def _over_texts(self, name: str, texts: str | Sequence[str]) -> Any:
     tokens, mask = self.tokenize(texts)
@@ -61,7 +64,7 @@ class Model:
 
   def _preprocess(self, images) -> np.ndarray:
     data = self.config["data"]
-    found = _pictures(images)
+    found = asked.pictures(images)
     fitted = np.empty((len(found), data["image_size"], data["image_size"], 3), np.uint8)
     for i, pixels in enumerate(found):
       fitted[i] = transforms.fit(pixels, size=data["image_size"], resize=data["resize"], interpolation=data["interpolation"])
@@ -117,6 +120,36 @@ class EncodesTexts(Model):
     return self._over_texts("text_states", texts)
 
 
+class Autoencodes(Model):
+  """Pictures to latents and back."""
+  NEEDS = ("encode", "decode")
+
+  def encode(self, images, *, height: int | None = None, width: int | None = None, batch_size: int = PICTURES) -> np.ndarray:
+    """Pictures, as for `embed_image` -> the means of their latents, float32 [B h w C], shifted and scaled as `generate` works on them.
+
+    height, width: what the pictures are scaled and cropped to; None keeps their own size, which must be one for all.
+    """
+    found = asked.pictures(asked.several(images))
+    if height or width:
+      found = [transforms.cover(image, height=height or image.shape[0], width=width or image.shape[1])[0] for image in found]
+    if (sizes := len({image.shape for image in found})) != 1:
+      raise ConfigError(f"images: expected pictures of one size, found {sizes} sizes; give height and width")
+    return self._over_pictures("encode", np.stack(found), batch_size)[0]
+
+  def decode(self, latents: np.ndarray, *, output: Literal["uint8", "float"] = "uint8", batch_size: int = PICTURES) -> np.ndarray:
+    """Latents [B h w C] as `encode` and `generate(output="latents")` give them -> pictures [B H W 3], uint8 or float32 in [-1, 1]."""
+    if output not in ("uint8", "float") or np.ndim(latents) != 4 or not len(latents):
+      raise ConfigError(f"decode: expected latents [B h w C] and output 'uint8' or 'float', found {list(np.shape(latents))} and {output!r}")
+    made = self._over_pictures("decode", np.asarray(latents, np.float32), batch_size)
+    return base.to_uint8(made) if output == "uint8" else made
+
+  def _over_pictures(self, name: str, rows: np.ndarray, batch_size: int) -> Any:
+    with jax.set_mesh(self.mesh):
+      function = jax.jit(self.services.predict[name])
+      return base.over_rows(self.services, lambda batch: function(self.params, batch["rows"], extra=self.extra), dict(rows=rows),
+                            size=self._size(len(rows), batch_size))
+
+
 class Prompted(Model):
   """What all that draws from prompts shares."""
   NEEDS = ("plan",)
@@ -136,7 +169,7 @@ class Prompted(Model):
                         + ("" if decodes else "; this model has no latents but its pixels"))
     if isinstance(negative_prompts, str):
       negative_prompts = [negative_prompts] * len(prompts)
-    seeds = _seeds(seeds, len(prompts), "prompts")
+    seeds = asked.seeds(seeds, len(prompts), "prompts")
     for name, given in (("negative_prompts", negative_prompts), *rows.items()):
       if given is not None and len(given) != len(prompts):
         raise ConfigError(f"{name}: expected one for each of the {len(prompts)} prompts, found {len(given)}")
@@ -179,7 +212,7 @@ class Prompted(Model):
   def _pixels(self, images, prompts: str | Sequence[str], options: dict[str, Any]) -> tuple[np.ndarray, list[str], list[tuple[int, int]]]:
     """(uint8 [B H W 3], prompts [B]) of one size, and the (height, width) that the pictures had; takes height and width out of the
     options."""
-    prompts, found = _texts(prompts), _pictures([images] if getattr(images, "ndim", None) == 3 or hasattr(images, "convert") else images)
+    prompts, found = asked.texts(prompts), asked.pictures(asked.several(images))
     if not found or not prompts:
       raise ConfigError(f"images and prompts: expected at least one of each, found {len(found)} and {len(prompts)}")
     own = self.config["data"]["image_size"]
@@ -226,7 +259,7 @@ class Draws(Prompted):
       batch_size: pictures drawn at a time; None is as many as there are, up to 64, or 4 for a public model.
       **options: of the plan, such as rescale and eta.
     """
-    prompts = _texts(prompts)
+    prompts = asked.texts(prompts)
     own = self.config["data"]["image_size"]
     decodes = "decode" in self.services.predict
     if (height or own, width or own) != (own, own) and not decodes:
@@ -346,39 +379,11 @@ class Captions(Model):
     """The same as (tokens int32 [B L], lengths int32 [B]); a row that lacks the end token was cut off."""
     settings = base.caption_settings(self.tokenizer, self.config["data"]["text_len"], **decoding)
     pixels = self._preprocess(images)
-    seeds = _seeds(seeds, len(pixels), "images")
+    seeds = asked.seeds(seeds, len(pixels), "images")
     if not len(pixels):
       return np.zeros((0, settings.max_len), np.int32), np.zeros((0,), np.int32)
     with jax.set_mesh(self.mesh):
       return base.write_captions(self.services, self.params, pixels, seeds, settings, extra=self.extra, size=self._size(len(pixels)))
 
 
-ABILITIES = (EmbedsImages, EmbedsTexts, Compares, EncodesTexts, Edits, Draws, Enlarges, Captions)
-
-
-def _seeds(seeds: int | Sequence[int], count: int, what: str) -> list[int]:
-  """One seed for each of `count`. Raises ConfigError."""
-  each = [int(seed) for seed in (range(seeds, seeds + count) if isinstance(seeds, (int, np.integer)) else seeds)]
-  if len(each) != count:
-    raise ConfigError(f"seeds: expected one for each of the {count} {what}, found {len(each)}")
-  beyond = [seed for seed in each if not 0 <= seed < 2 ** 32]
-  if beyond:
-    raise ConfigError(f"seeds: expected whole numbers from 0 to 2**32 - 1, found {beyond[0]}")
-  return each
-
-
-def _pictures(images) -> list[np.ndarray]:
-  """uint8 [B H W 3], or a list of uint8 [H W 3] or of PIL images, as uint8 [H W 3] each. Raises DataError."""
-  if isinstance(images, np.ndarray) and images.ndim != 4:
-    raise DataError(f"images: expected uint8 [B H W 3] or a list of pictures, found an array {list(images.shape)}")
-  found = []
-  for i, image in enumerate(images):
-    try:
-      found.append(decode.pixels(image if isinstance(image, np.ndarray) else np.asarray(decode.to_rgb(image))))
-    except (BadRecord, AttributeError) as error:
-      raise DataError(f"image {i}: expected uint8 [H W 3] or a PIL image, found {type(image).__name__}: {error}") from None
-  return found
-
-
-def _texts(texts: str | Sequence[str]) -> list[str]:
-  return [texts] if isinstance(texts, str) else list(texts)
+ABILITIES = (EmbedsImages, EmbedsTexts, Compares, EncodesTexts, Autoencodes, Edits, Draws, Enlarges, Captions)

@@ -39,7 +39,8 @@ def load(path: str | Path, *, step: int | None = None, params: str | None = None
   """The model of a run directory, or of a folder or file in a public format, ready to use.
 
   Args:
-    path: `DIR` for a run's newest good step, `DIR@STEP` for another; or a public checkpoint, see `mmdiff.convert.public.load`.
+    path: `DIR` for a run's newest good step, `DIR@STEP` for another; or a public checkpoint, see `mmdiff.convert.public.load`, whole, or of
+      a Stable Diffusion the folder of one part ("sd/vae"), or the whole with part="vae" ("unet", "text", "text_2").
     step: the same as `@STEP`.
     params: "raw", or the name of an average of `config.ema`; None is "eval" where there is one, else raw.
     mesh: sizes of the axes data, fsdp and tensor; None splits batches over all devices and keeps the parameters whole on each.
@@ -89,7 +90,7 @@ def _load_pipeline(path: str | Path, *, mesh: Mapping[str, int] | None, tokenize
   data = dict(captions=dict(original=1.0), on_missing="any", image_size=denoiser.image_size * encode.factor, text_len=condition.length,
               resize="crop", interpolation="bicubic")
   sampling = dict(steps=50, guidance=5.0 if denoiser.sizes else 7.5, rows=PUBLIC_ROWS)
-  config = dict(seed=0, steps=0, batch_size=ROWS, ema={}, evals={}, objective=None, data=data, sampling=sampling)
+  config = dict(seed=0, steps=0, batch_size=PUBLIC_ROWS, ema={}, evals={}, objective=None, data=data, sampling=sampling)
   report = dict(path=str(path), step=0, params=run_directory.RAW, objective="text-to-image",
                 format=found.format, notices=list(found.notices),
                 parts={group: part.report._asdict() for group, part in found.parts.items()},
@@ -101,6 +102,18 @@ def _load_pipeline(path: str | Path, *, mesh: Mapping[str, int] | None, tokenize
     found = found._replace(tokenizer=Path(tokenizer) if Path(tokenizer).is_dir() else Path(tokenizer).parent)
   model.origin = found._replace(parts={group: part._replace(params=None) for group, part in found.parts.items()})
   return model
+
+
+def _beside(path: Path) -> Path | None:
+  """The folder of the tokenizer of a text encoder alone: that of its single file, or diffusers' beside its own."""
+  return public.tokenizer_folder(path.parent if path.is_file() else path.with_name(path.name.replace("text_encoder", "tokenizer")))
+
+
+def _hint(path: str | Path) -> str:
+  """Where a denoiser alone belongs."""
+  around = Path(path) if pipelines.is_pipeline(path) else Path(path).resolve().parent
+  where = f"mmdiff.load({str(around)!r})" if pipelines.is_pipeline(around) else "the folder or file that it is a part of"
+  return f"a denoiser draws only with the autoencoder, the text encoder and the scheduler of its whole pipeline: {where}"
 
 
 def _tokenizer(folder: str | Path | None, like: Like = NOBODY):
@@ -115,11 +128,16 @@ def _load_public(path: str | Path, *, mesh: Mapping[str, int] | None, tokenizer:
                  **options) -> Model:
   if precision not in ("default", "high", "highest"):
     raise ConfigError(f"precision: expected default, high or highest, found {precision!r}")
-  if pipelines.is_pipeline(path) and "part" not in options:
-    return _load_pipeline(path, mesh=mesh, tokenizer=tokenizer, precision=precision, **options)
+  if pipelines.is_pipeline(path):
+    if "part" not in options:
+      return _load_pipeline(path, mesh=mesh, tokenizer=tokenizer, precision=precision, **options)
+    path, how = pipelines.place_of(path, options.pop("part"), variant=options.pop("variant", ""))
+    options |= how
   loaded = public.load(path, **options)
   data = dict(captions=dict(original=1.0), on_missing="any") | loaded.config["data"]
   config = dict(seed=0, steps=0, batch_size=ROWS, ema={}, evals={}) | loaded.config | dict(data=data)
+  if not tokenizer and not loaded.tokenizer and "text_len" in data:
+    loaded = loaded._replace(tokenizer=_beside(Path(path)))
   tokens = _tokenizer(tokenizer or loaded.tokenizer, loaded.like)
   notices = list(loaded.report.notices) + list(tokens.notices if tokens else ())
   length = tokens.facts.length if tokens and "text_len" in data and not options.get("text_len") else None
@@ -129,7 +147,8 @@ def _load_public(path: str | Path, *, mesh: Mapping[str, int] | None, tokenizer:
   objective = config["objective"]
   predict = build(OBJECTIVES, objective).predict if objective else serving.predict(loaded.family, loaded.module, config)
   predict = all_precise(predict, precision)
-  report = dict(path=str(path), step=0, params=run_directory.RAW, objective=objective["name"] if objective else loaded.family,
+  kind = objective["name"] if objective else serving.kind(loaded.family, loaded.module)
+  report = dict(path=str(path), step=0, params=run_directory.RAW, objective=kind, hint=_hint(path) if kind == "denoiser" else "",
                 format=loaded.format, dtypes=loaded.dtypes) | loaded.report._asdict() | dict(notices=notices)
   model = _assemble(config, loaded.params, loaded.statistics, report, predict, tokenizer=tokens, workdir=Path(path), mesh=mesh)
   files = loaded.tokenizer if not tokenizer else Path(tokenizer) if Path(tokenizer).is_dir() else None

@@ -192,3 +192,49 @@ def test_written_and_read_again(tmp_path, sd):
   np.testing.assert_allclose(mmdiff.load(tmp_path / "folder").generate("a cat", steps=2, output="float"), wanted, atol=1e-5)
   with pytest.raises(ConfigError, match="written as diffusers or ldm, found 'open_clip'"):
     mmdiff.save(sd, tmp_path / "x", format="open_clip")
+
+
+@pytest.fixture(scope="module", params=["folder", "file"])
+def part(request, tmp_path_factory):
+  """(a function that loads a part, what is loaded whole)."""
+  root = tmp_path_factory.mktemp(request.param)
+  if request.param == "folder":
+    folder = toy_pipelines.folder(root / "sd")
+    names = dict(unet="unet", vae="vae", text="text_encoder")
+    return (lambda part: mmdiff.load(folder / names[part], quiet=True)), folder
+  single = toy_pipelines.file(root)
+  return (lambda part: mmdiff.load(single, part=part, quiet=True)), single
+
+
+def test_every_part_can_be_asked_what_it_can(part, sd):
+  load, whole = part
+  vae, text, images = load("vae"), load("text"), pictures(3)
+  latents = vae.encode(images)
+  np.testing.assert_allclose(latents, sd.encode(images), atol=1e-5)
+  expected = sd.origin.parts["autoencoder"].module.apply({"params": sd.params["autoencoder"]}, images / 127.5 - 1.0, method="encode")[0]
+  np.testing.assert_allclose(latents, expected, atol=1e-4)
+  assert vae.decode(latents).dtype == np.uint8 and vae.decode(latents).shape == images.shape
+  np.testing.assert_allclose(vae.decode(latents, output="float"), sd.decode(latents, output="float"), atol=1e-5)
+  np.testing.assert_allclose(vae.encode(Image.fromarray(images[1])), latents[1:2], atol=1e-4)
+  states, mask = text.encode_text(["a cat", ""])
+  again, seen = sd.encode_text(["a cat", ""])
+  np.testing.assert_allclose(states, again, atol=1e-5)
+  assert states.shape == (2, toy_pipelines.LENGTH, 12) and (mask == seen).all() and mask[1].sum() == 2
+  with pytest.raises(AttributeError, match="is an autoencoder model: it has encode, decode, not generate"):
+    vae.generate("a cat")
+  with pytest.raises(AttributeError, match="is a text model: it has encode_text, not encode"):
+    text.encode(images)
+  with pytest.raises(AttributeError) as error:
+    load("unet").generate("a cat")
+  assert "is a denoiser model: it has no methods, not generate; a denoiser draws only with the autoencoder, " in str(error.value)
+  assert str(error.value).endswith(f": mmdiff.load('{whole}')")
+
+
+def test_pictures_of_an_autoencoder(sd):
+  with pytest.raises(ConfigError, match="expected pictures of one size, found 2 sizes; give height and width"):
+    sd.encode([pictures(1)[0], pictures(1, 24)[0]])
+  assert sd.encode([pictures(1)[0], pictures(1, 24)[0]], height=8, width=16).shape == (2, 4, 8, 4)
+  with pytest.raises(ConfigError, match="reduces its pictures 2 times; 15×16 does not divide"):
+    sd.encode(pictures(1, 15))
+  with pytest.raises(ConfigError, match=r"expected latents .B h w C. and output 'uint8' or 'float', found .4, 4, 4. and 'uint8'"):
+    sd.decode(np.zeros((4, 4, 4)))

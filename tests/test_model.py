@@ -68,7 +68,7 @@ def test_steps_and_averages_are_chosen(clip_run, clip):
 def test_a_model_says_what_it_has(clip, t2i):
   with pytest.raises(AttributeError, match="is a contrastive model: it has embed_image, embed_text, logit_scale, not generate"):
     clip.generate(["a"])
-  with pytest.raises(AttributeError, match="is a diffusion model: it has img2img, inpaint, generate, not embed_image"):
+  with pytest.raises(AttributeError, match="is a diffusion model: it has encode_text, img2img, inpaint, generate, not embed_image"):
     t2i.embed_image(pictures(1))
   assert hasattr(clip, "embed_text") and not hasattr(clip, "generate") and not hasattr(clip, "nonsense")
 

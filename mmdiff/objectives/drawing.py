@@ -229,6 +229,7 @@ def to_pixels(image: Array) -> Array:
 def served(made: Drawing, *, encodes: bool) -> dict[str, Callable]:
   """What a drawing serves as `predict` functions."""
   text = lambda params, tokens, mask, extra=(): made.encode_text(params, tokens, mask)
+  states = lambda params, tokens, mask, extra=(): (made.encode_text(params, tokens, mask)["tokens"], mask)
   drawn = {"enlarge": made.enlarge} if made.enlarges else {"sample": made.sample, "edit": made.edit}
-  return drawn | {"encode_text": text} | (
-    {"encode_image": made.encode_image, "decode": made.decode} if encodes else {})
+  return drawn | {"encode_text": text, "text_states": states} | (
+    {"encode_image": made.encode_image, "encode": made.encode_image, "decode": made.decode} if encodes else {})
