@@ -31,6 +31,7 @@ from mmdiff.objectives import OBJECTIVES
 from mmdiff.objectives.drawing import drawing, served
 from mmdiff.train import checkpoint, run_directory
 
+UNREAD = dict(text_len=2, resize="crop", interpolation="bicubic")             # data of encoders alone, for what they have no use of
 PUBLIC_ROWS = 4       # pictures that a public text-to-image model draws at a time, unless told otherwise
 
 
@@ -144,6 +145,7 @@ def _load_public(path: str | Path, *, mesh: Mapping[str, int] | None, tokenizer:
   if length and length < data["text_len"]:
     notices.append(f"texts are cut and padded to {length} tokens, as the tokenizer's files say; the model takes {data['text_len']}")
     data["text_len"] = length
+  data |= {key: value for key, value in UNREAD.items() if key not in data}
   objective = config["objective"]
   predict = build(OBJECTIVES, objective).predict if objective else serving.predict(loaded.family, loaded.module, config)
   predict = all_precise(predict, precision)

@@ -3,12 +3,16 @@
   mmdiff evaluate --workdir=runs/clip --task=retrieval --task.source.name=scenes --task.source.split=val_iid --task.caption=long
   mmdiff evaluate --model=runs/t2i@1600 --task=judge --task.prompts=64 --out=judge.json     the config's own entry, changed
   mmdiff evaluate --scorer=runs/clip --task=clipscore --images=out                           what `mmdiff sample --out=out` drew
+  mmdiff evaluate --model=CLIP-ViT-B-32 --task=retrieval --task.source.name=folder --task.source.path=pictures
   mmdiff evaluate --compare=a.json,b.json                                                    an exact test on their prompts
 
 A task is an evaluator (loss, retrieval, zeroshot, clipscore, samples, scenes_judge, hard_negatives) or the name of an entry of the run's
 `config.evals`. Its options come from that entry, or from the run's first entry of that evaluator, and --task.KEY=VALUE replaces them.
+--model also takes public weights: a CLIP, SigLIP or CoCa, or a Stable Diffusion, whole or an autoencoder. They have no config, so that all
+options of a task are given, --task.source.KEY=VALUE or --images among them.
+
 The scores are printed, and written with the options, versions and fingerprints to --out, by default eval/evaluate_TASK_STEP.json in the
-run directory; pictures go beside it.
+run directory, of public weights evaluate_TASK_NAME.json here; pictures go beside it.
 
 Two results are compared if what they depend on is alike: task, options, records, prompts, size of the pictures, protocol; --unlike names
 what may differ.
@@ -18,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmdiff.core import consistency, schema
+from mmdiff.core import consistency, ranges, schema
 from mmdiff.core.build import lookup
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.files import versions, write_json
@@ -26,12 +30,14 @@ from mmdiff.core.spelling import nearest
 
 FLAGS = {
   "workdir": dict(type="str", apart=("compare",), help="run directory; DIR@STEP for one of its steps"),
-  "model": dict(type="str", apart=("compare",), help="the same as --workdir"),
+  "model": dict(type="str", apart=("compare",), help="the same as --workdir, or public weights"),
   "scorer": dict(type="str", apart=("compare",), help="the same as --workdir, of a clipscore"),
   "task": dict(type="str", apart=("compare",), help="evaluator, or entry of the run's config.evals; --task.KEY=VALUE sets its options"),
   "images": dict(type="str", apart=("compare",), help="folder of pictures with captions, as the task's source"),
   "params": dict(type="str", apart=("compare",),
                  help="raw, or an average of config.ema; by default the entry's own, else eval where there is one"),
+  "variant": dict(type="str", default="", apart=("compare",), help="of public weights: fp16 for NAME.fp16.safetensors, …"),
+  "tokenizer": dict(type="str", apart=("compare",), help="of public weights without one: tokenizer.json, or a folder with the files"),
   "batch_size": dict(type="int", apart=("compare",), help="rows of a batch; by default the run's, at most 256"),
   "fsdp": dict(type="int", default=1, apart=("compare",), help="devices that the parameters are spread over"),
   "out": dict(type="str", help="result file, FILE.json"),
@@ -40,6 +46,7 @@ FLAGS = {
                  help="of --compare: what may differ between the two, e.g. guidance,image_size"),
   "table": dict(type="str", default="prompts", needs=dict(compare=True), help="of --compare: the table whose rows are paired"),
 }
+NO_CONFIG: Mapping[str, Any] = dict(evals={}, ema={})          # of public weights
 BLOCK = schema.Block(table="mmdiff.evaluators:EVALUATORS")
 
 
@@ -54,11 +61,20 @@ def main(argv: list[str]) -> int:
   paths = [given[name] for name in ("workdir", "model", "scorer") if given[name]]
   if len(paths) != 1 or not given["task"]:
     raise ConfigError("give one of --workdir, --model, --scorer, and --task; or --compare=A.json,B.json")
+  from mmdiff.convert import public
   from mmdiff.train import run_directory
-  workdir, step = run_directory.locate(paths[0])
-  config = run_directory.read_config(workdir)
+  told = {name: given[name] for name in ("variant", "tokenizer") if given[name]}
+  if public.is_public(paths[0]):
+    if given["params"]:
+      raise ConfigError("--params: public weights have one set of parameters; leave it out")
+    workdir, config = Path(paths[0]), NO_CONFIG
+  else:
+    if told:
+      raise ConfigError("\n".join(f"--{name}: {paths[0]} is a run, which has its own; leave it out" for name in told))
+    workdir, step = run_directory.locate(paths[0])
+    config, told = run_directory.read_config(workdir), dict(step=step)
   options = task_options(given["task"], config, overrides, images=given["images"], params=given["params"])
-  run(workdir, given, options, step=step, argv=["evaluate", *argv])
+  run(workdir, given, options, told, argv=["evaluate", *argv])
   return 0
 
 
@@ -86,7 +102,7 @@ def task_options(task: str, config: Mapping, overrides: Sequence[tuple[str, str 
   if entry is None and task not in known:
     guess = nearest(task, [*known, *evals])
     raise ConfigError(f"--task={task}: unknown task" + (f"; did you mean {guess}?" if guess else "")
-                      + f" (evaluators: {', '.join(known)}; this run's: {', '.join(evals) or 'none'})")
+                      + f" (evaluators: {', '.join(known)}; entries of its config: {', '.join(evals) or 'none'})")
   options = dict(entry or dict(name=task, params=run_directory.average(config, None))) | dict(every_steps=1)
   if images:
     options["source"] = dict(name="folder", path=images)
@@ -97,15 +113,18 @@ def task_options(task: str, config: Mapping, overrides: Sequence[tuple[str, str 
   if not problems:
     options = schema.complete(options, BLOCK)
     start = f"evals.{task}."
-    problems = [schema.Problem(problem.path.removeprefix(start), problem.message)
-                for problem in consistency.check({**config, "evals": {task: options}}) if problem.path.startswith(start)]
+    whole = {**config, "evals": {task: options}}
+    found = consistency.check(whole) if "objective" in config else [schema.Problem(*one) for one in ranges.problems(whole)]
+    problems = [schema.Problem(problem.path.removeprefix(start), problem.message) for problem in found if problem.path.startswith(start)]
+    if "objective" not in config and options.get("params"):
+      problems.append(schema.Problem("params", f"public weights have no averages, found {options['params']!r}"))
   if problems:
     raise ConfigError("\n".join(problem.text("--task.") for problem in problems))
   return options
 
 
-def run(workdir: Path, given: Mapping, options: Mapping, *, step: int | None, argv: list[str]):
-  """Evaluates and writes; returns the result."""
+def run(workdir: Path, given: Mapping, options: Mapping, told: Mapping, *, argv: list[str]):
+  """Evaluates and writes; returns the result. told: further options of `mmdiff.load`."""
   import jax
 
   import mmdiff.model
@@ -115,7 +134,11 @@ def run(workdir: Path, given: Mapping, options: Mapping, *, step: int | None, ar
   distributed.initialize()
   results.use_compile_cache()
   chief, task = jax.process_index() == 0, given["task"]
-  model = mmdiff.model.load(workdir, step=step, params=options.get("params") or run_directory.RAW, mesh=dict(fsdp=given["fsdp"]))
+  run_of_ours = "step" in told
+  model = mmdiff.model.load(workdir, mesh=dict(fsdp=given["fsdp"]), **told,
+                            **(dict(params=options.get("params") or run_directory.RAW) if run_of_ours else {}))
+  if not run_of_ours:
+    check_served(model, options["name"])
   size = given["batch_size"] or model.services.batch_size
   ways = model.mesh.shape["data"] * model.mesh.shape["fsdp"]
   if size % ways or size < 1:
@@ -127,18 +150,33 @@ def run(workdir: Path, given: Mapping, options: Mapping, *, step: int | None, ar
     evaluator = lookup(EVALUATORS, options["name"])(services, **{key: value for key, value in options.items() if key != "name"})
     result = evaluator.run(model.params, at, extra=model.extra)
   if chief:
-    out = Path(given["out"] or workdir / "eval" / f"evaluate_{task}_{at:08}.json")
+    own = workdir / "eval" / f"evaluate_{task}_{at:08}.json" if run_of_ours else f"evaluate_{task}_{workdir.resolve().stem}.json"
+    out = Path(given["out"] or own)
     pictures = {key: out.with_name(out.stem + (f"_{key}" if key else "") + ".png") for key in result.images}
-    save = write_json if given["out"] else lambda file, found: sums.write_json(workdir, f"eval/{file.name}", found)
+    save = write_json if given["out"] or not run_of_ours else lambda file, found: sums.write_json(workdir, f"eval/{file.name}", found)
     save(out, dict(name=f"evaluate_{task}", step=at, evaluator=options, scalars=result.scalars, tables=result.tables,
                                images=[file.name for file in pictures.values()], argv=argv, model=results.model_facts(model),
                                config=model.config, versions=versions(), data=opened, records=records))
     for key, file in pictures.items():
       results.write_png(file, result.images[key])
-    print(f"{task} of {workdir} at step {at} ({model.report['params']} parameters)")
+    print(f"{task} of {workdir}" + (f" at step {at} ({model.report['params']} parameters)" if run_of_ours else ""))
     print(results.table([dict(score=name, value=float(value)) for name, value in result.scalars.items()]))
     print(f"written to {out}", file=sys.stderr)
   return result
+
+
+def check_served(model, name: str) -> None:
+  """Raises ConfigError for an evaluator that public weights do not serve; says what they do."""
+  from mmdiff.evaluators import NEEDS
+  lacking = [need for need in NEEDS[name] if need not in model.services.predict]
+  if lacking:
+    served = [task for task, needs in NEEDS.items() if all(need in model.services.predict for need in needs)]
+    hint = f"; {model.report['hint']}" if model.report.get("hint") else ""
+    raise ConfigError(f"--task={name}: {model.report['path']} is public weights of kind {model.report['objective']}, whose tasks are "
+                      f"{', '.join(served) or 'none'}{hint}")
+  if model.tokenizer is None and name != "reconstruction":
+    raise DataError(f"{model.report['path']}: there is no tokenizer beside the weights: put tokenizer.json, or vocab.json and merges.txt, "
+                    "there, or give --tokenizer=FOLDER")
 
 
 def compare(given: Mapping, argv: Sequence[str]) -> int:

@@ -64,7 +64,7 @@ def dataset(source, tokenizer, *, captions: Mapping[str, float], image_size: int
   made = Dataset(source, None, recipe, text_len, seed, threads, workers, max_bad_fraction, shapes, features=stored)
   made.probe()
   of_record = aspects.assign(header_sizes.sizes(source, threads=max(threads, 1)), shapes) if shapes else None
-  tokenizer = tokenizers.ensure_trained(tokenizer, source)
+  tokenizer = tokenizers.ensure_trained(tokenizer, source) if tokenizer else None
   if stored:
     picture = dict(image_size=image_size, resize=resize, interpolation=interpolation, buckets=[aspects.label(size) for size in shapes])
     stored.check(picture=picture, tokenizer=tokenizer, text_len=text_len)
@@ -118,12 +118,16 @@ class Dataset:
 
   @functools.cached_property
   def _fingerprint(self) -> str:
-    parts = (self.source.fingerprint(), len(self.source), self.tokenizer.fingerprint())
+    parts = (self.source.fingerprint(), len(self.source), self.tokenizer.fingerprint() if self.tokenizer else "")
     parts += (self.features.fingerprint(),) if self.features else ()
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
   def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Texts -> (tokens int32 [n L], mask bool [n L])."""
+    if self.tokenizer is None:
+      if any(texts):
+        raise DataError("there is no tokenizer to read texts with; put its files beside the weights")
+      return np.zeros((len(texts), self.text_len), np.int32), np.zeros((len(texts), self.text_len), bool)
     return self.tokenizer.batch(texts, self.text_len)
 
   def index_at(self, position: int) -> tuple[int, int]:

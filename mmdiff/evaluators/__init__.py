@@ -12,3 +12,17 @@ EVALUATORS = {
   "hard_negatives": "mmdiff.evaluators.scenes:hard_negatives",
   "captions": "mmdiff.evaluators.captions:captions",
 }
+# The predict functions that each of them calls.
+NEEDS = {
+  "loss": ("loss",),
+  "retrieval": ("embed_image", "embed_text"),
+  "collapse": ("embed_image", "embed_text"),
+  "zeroshot": ("embed_image", "embed_text"),
+  "clipscore": ("embed_image", "embed_text"),
+  "alignment": ("sample", "plan"),
+  "samples": ("sample", "plan"),
+  "reconstruction": ("encode", "decode"),
+  "scenes_judge": ("sample", "plan"),
+  "hard_negatives": ("embed_image", "embed_text"),
+  "captions": ("caption",),
+}

@@ -18,7 +18,7 @@ from mmdiff.data.quarantine import BadRecord
 from mmdiff.data.records import without_image
 from mmdiff.data.scenes.judge import judge
 from mmdiff.data.scenes.source import Scenes
-from mmdiff.evaluators import likeness
+from mmdiff.evaluators import NEEDS, likeness
 from mmdiff.evaluators.base import Evaluator, Result, Services, captions_of, draw, fitting, grid, records, require, to_uint8
 from mmdiff.evaluators.clipscore import cosines
 from mmdiff.evaluators.scenes import by_attribute, graded
@@ -49,7 +49,7 @@ def alignment(services: Services, *, source: Built["mmdiff.data:SOURCES"], every
     seed: the picture of record i starts from the noise of seed + i, whatever the kind.
     shown, columns: pictures in the grid of each kind, and how many a row.
   """
-  require(services, "alignment", "sample", "plan")
+  require(services, "alignment", *NEEDS["alignment"])
   if min(limit, columns, shown) < 1 or not captions:
     raise ConfigError(f"alignment: limit, columns and shown are at least 1 and captions not empty; found {limit}, {columns}, {shown} and "
                       f"{captions!r}")

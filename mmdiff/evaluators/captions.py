@@ -14,7 +14,7 @@ from mmdiff.core.errors import ConfigError
 from mmdiff.data.scenes.facts import ATTRIBUTES, score
 from mmdiff.data.scenes.parse import parse
 from mmdiff.data.scenes.tiers import SPLITS, Tier, tier_named
-from mmdiff.evaluators import base
+from mmdiff.evaluators import NEEDS, base
 from mmdiff.evaluators.base import Evaluator, Result, Services
 
 PARTS = ("count", "background", "object")            # what every long caption says; relations are optional
@@ -34,7 +34,7 @@ def captions(services: Services, *, tier: Literal["T16", "T32", "T64"], every_st
     method … length_penalty: see `mmdiff.decode.settings`; max_len 0 = the length of the training captions.
     seed: caption i of a split is drawn with seed + i.
   """
-  base.require(services, "captions", "caption")
+  base.require(services, "captions", *NEEDS["captions"])
   unknown = [name for name in splits if name not in SPLITS]
   if unknown or limit < 1:
     raise ConfigError(f"captions: limit is at least 1 and splits among {', '.join(SPLITS)}; found {unknown or limit}")

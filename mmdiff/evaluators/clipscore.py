@@ -11,6 +11,7 @@ import numpy as np
 from mmdiff.core.build import Built
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.data.pipelines import OWN_CAPTION
+from mmdiff.evaluators import NEEDS
 from mmdiff.evaluators.base import Evaluator, Result, Services, captions_of, embed_images, embed_texts, left_out, records, require
 from mmdiff.evaluators.statistics import standard_error
 
@@ -30,7 +31,7 @@ def clipscore(services: Services, *, source: Built["mmdiff.data:SOURCES"], every
       from the set (100 is usual); ties count against the picture.
     seed: of that draw.
   """
-  require(services, "clipscore", "embed_image", "embed_text")
+  require(services, "clipscore", *NEEDS["clipscore"])
   dataset = services.dataset(source)
   if candidates == 1:
     raise ConfigError("candidates: expected 0 or at least 2, found 1")

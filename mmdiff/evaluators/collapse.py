@@ -8,6 +8,7 @@ import numpy as np
 from mmdiff.core.build import Built
 from mmdiff.core.errors import DataError, GaveUp
 from mmdiff.data.pipelines import OWN_CAPTION
+from mmdiff.evaluators import NEEDS
 from mmdiff.evaluators.base import Evaluator, Result, Services, captions_of, embed_images, embed_texts, left_out, records, require
 
 
@@ -24,7 +25,7 @@ def collapse(services: Services, *, source: Built["mmdiff.data:SOURCES"], every_
     stop_at: mean cosine of images or of texts above which training gives up; 1 never does. A model at the start, and one of 0.9, may
       still learn.
   """
-  require(services, "collapse", "embed_image", "embed_text")
+  require(services, "collapse", *NEEDS["collapse"])
   dataset = services.dataset(source)
 
   def run(params, step, extra=()):

@@ -4,6 +4,7 @@ import numpy as np
 
 from mmdiff.core.build import Built
 from mmdiff.core.errors import DataError
+from mmdiff.evaluators import NEEDS
 from mmdiff.evaluators.base import Evaluator, Result, Services, left_out, records, require, streamed, ways
 
 NAMES = ("image", "tokens", "mask", "id", "valid")
@@ -22,7 +23,7 @@ def loss(services: Services, *, source: Built["mmdiff.data:SOURCES"], every_step
     caption: kind of caption; "" draws one of `data.captions` by the record's key.
     seed: of the key.
   """
-  require(services, "loss", "loss")
+  require(services, "loss", *NEEDS["loss"])
   dataset = services.dataset(source)
   metrics_of = jax.jit(services.predict["loss"])
   contrastive = "embed_text" in services.predict

@@ -6,6 +6,7 @@ import numpy as np
 from mmdiff.core.build import Built
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.data.pipelines import NO_CAPTION
+from mmdiff.evaluators import NEEDS
 from mmdiff.evaluators.base import Evaluator, Result, Services, grid, left_out, records, require, streamed, to_uint8
 from mmdiff.losses import reconstruction as losses
 
@@ -25,7 +26,7 @@ def reconstruction(services: Services, *, source: Built["mmdiff.data:SOURCES"], 
     count: of pictures in the grid.
     columns: of the grid.
   """
-  require(services, "reconstruction", "encode", "decode")
+  require(services, "reconstruction", *NEEDS["reconstruction"])
   if count < 1 or columns < 1:
     raise ConfigError(f"reconstruction: count and columns must be at least 1, found {count} and {columns}")
   dataset, predict = services.dataset(source), services.predict

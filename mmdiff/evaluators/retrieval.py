@@ -9,6 +9,7 @@ import numpy as np
 from mmdiff.core.build import Built
 from mmdiff.core.errors import DataError
 from mmdiff.data.pipelines import OWN_CAPTION
+from mmdiff.evaluators import NEEDS
 from mmdiff.evaluators.base import Evaluator, Result, Services, captions_of, embed_images, embed_texts, left_out, records, require
 
 KS = (1, 5, 10)
@@ -24,7 +25,7 @@ def retrieval(services: Services, *, source: Built["mmdiff.data:SOURCES"], every
     caption: kind of caption; "" is `original` where a record has it, else its first kind.
     captions_per_image: the first so many captions of each image (COCO's protocol takes 5); None = all.
   """
-  require(services, "retrieval", "embed_image", "embed_text")
+  require(services, "retrieval", *NEEDS["retrieval"])
   dataset = services.dataset(source)
 
   def run(params, step, extra=()):

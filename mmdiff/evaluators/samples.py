@@ -4,6 +4,7 @@ import numpy as np
 from mmdiff.core.build import Built
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.data.pipelines import OWN_CAPTION
+from mmdiff.evaluators import NEEDS
 from mmdiff.evaluators.base import Evaluator, Result, Services, captions_of, draw, grid, require, to_uint8
 
 
@@ -22,7 +23,7 @@ def samples(services: Services, *, source: Built["mmdiff.data:SOURCES"], every_s
     columns: of the grid.
     guidances: one further image: a row for each of these scales, the first `columns` prompts from the same noise.
   """
-  require(services, "samples", "sample", "plan")
+  require(services, "samples", *NEEDS["samples"])
   if count < 1 or columns < 1:
     raise ConfigError(f"samples: count and columns must be at least 1, found {count} and {columns}")
   dataset = services.dataset(source)

@@ -16,6 +16,7 @@ from mmdiff.data.scenes.facts import attributes, score
 from mmdiff.data.scenes.judge import Reading, judge
 from mmdiff.data.scenes.source import scenes
 from mmdiff.data.scenes.tiers import SPLITS, tier_named
+from mmdiff.evaluators import NEEDS
 from mmdiff.evaluators.base import Evaluator, Result, Services, draw, embed_images, embed_texts, grid, require, to_uint8
 from mmdiff.evaluators.statistics import bootstrap
 
@@ -41,7 +42,7 @@ def scenes_judge(services: Services, *, tier: Literal["T16", "T32", "T64"], ever
     seed: picture i of a group starts from the noise of seed + i.
     benchmark: draw the eight categories too, `per_category` prompts from `noises` noises each.
   """
-  require(services, "scenes_judge", "sample", "plan")
+  require(services, "scenes_judge", *NEEDS["scenes_judge"])
   unknown = [name for name in splits if name not in SPLITS]
   if unknown or min(prompts, per_category, noises) < 1:
     raise ConfigError(f"scenes_judge: prompts, per_category and noises are at least 1 and splits among {', '.join(SPLITS)}; found "
@@ -132,7 +133,7 @@ def hard_negatives(services: Services, *, tier: Literal["T16", "T32", "T64"], ev
   A tie is half right. The kinds that exchange something between two objects leave the bag of words as it is (chance for a model that
   only counts words); `count` and `background` do not. `limit` scenes from the split's first; a kind has a pair where the scene allows one.
   """
-  require(services, "hard_negatives", "embed_image", "embed_text")
+  require(services, "hard_negatives", *NEEDS["hard_negatives"])
   world = tier_named(tier)
   dataset = services.dataset(dict(name="scenes", tier=tier, split=split))
 

@@ -14,6 +14,7 @@ from mmdiff.core.build import Built
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.spelling import nearest
 from mmdiff.data.pipelines import NO_CAPTION
+from mmdiff.evaluators import NEEDS
 from mmdiff.evaluators.base import Evaluator, Result, Services, embed_images, embed_texts, left_out, records, require
 from mmdiff.evaluators.retrieval import ranks
 
@@ -50,7 +51,7 @@ def zeroshot(services: Services, *, source: Built["mmdiff.data:SOURCES"], every_
     classes: names in label order; () takes those of class_file, else the source's `labels`.
     class_file: one name a line, or a JSON list.
   """
-  require(services, "zeroshot", "embed_image", "embed_text")
+  require(services, "zeroshot", *NEEDS["zeroshot"])
   phrases = expand(templates)
   dataset = services.dataset(source)
   names = class_names(classes, class_file, getattr(dataset.source, "labels", ()))

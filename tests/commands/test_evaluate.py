@@ -1,4 +1,6 @@
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +11,9 @@ from mmdiff.commands import evaluate
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.evaluators import retrieval
 from mmdiff.train import distributed
-from tests import toy_runs
+from tests import toy_pipelines, toy_runs
 
+FIXTURES = Path(__file__).parent.parent / "convert" / "fixtures"
 HELD_OUT = dict(name="scenes", tier="T16", split="val_iid", size=20)
 
 
@@ -119,3 +122,63 @@ def test_unlike_results_are_refused_unless_that_is_meant(tmp_path):
     evaluate.main([files])
   assert evaluate.main([files, "--unlike=steps", f"--out={tmp_path / 'c.json'}"]) == 0
   assert json.loads((tmp_path / "c.json").read_text())["unlike"] == dict(steps=[20, 50])
+
+
+@pytest.fixture(scope="module")
+def public(tmp_path_factory):
+  """A CLIP of transformers with a tokenizer, and a Stable Diffusion as a folder and as a file."""
+  root = tmp_path_factory.mktemp("public")
+  shutil.copytree(FIXTURES / "hf_clip", root / "clip")
+  toy_pipelines.tokenizer(root / "clip")
+  vocab = json.loads((root / "clip" / "vocab.json").read_text())
+  size = json.loads((root / "clip" / "config.json").read_text())["text_config"]["vocab_size"]
+  (root / "clip" / "vocab.json").write_text(json.dumps({word: i % size for word, i in vocab.items()}))
+  toy_pipelines.folder(root / "sd")
+  toy_pipelines.file(root / "file")
+  return root
+
+
+def test_public_towers_are_scored_as_runs_are(public, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  source = [f"--task.source.{key}={value}" for key, value in HELD_OUT.items()]
+  assert evaluate.main([f"--model={public / 'clip'}", "--task=retrieval", "--task.limit=6", *source]) == 0
+  found, model = json.loads((tmp_path / "evaluate_retrieval_clip.json").read_text()), mmdiff.load(public / "clip", quiet=True)
+  data = model.services.dataset(HELD_OUT)
+  records = [data.source[i] for i in range(6)]
+  kind = next(iter(records[0]["captions"]))
+  expected = retrieval.scores(model.embed_image([record["image"] for record in records]),
+                              model.embed_text([record["captions"].get("original", record["captions"][kind]) for record in records]),
+                              np.arange(6))
+  assert found["scalars"] == pytest.approx(expected, abs=1e-6) and found["model"]["format"] == "hf-clip"
+  assert "at step" not in capsys.readouterr().out and not (public / "clip" / "eval").exists()
+  out = tmp_path / "loss.json"
+  assert evaluate.main([f"--model={public / 'clip'}", "--task=loss", f"--out={out}", *source]) == 0
+  assert np.isfinite(json.loads(out.read_text())["scalars"]["loss"])
+
+
+@pytest.mark.parametrize("model, task, options, score", [
+  ("sd", "samples", ["--task.count=2", "--task.columns=2", "--task.steps=1"], "pixel_mean"), ("sd", "reconstruction", [], "psnr"),
+  ("file/model.safetensors", "reconstruction", [], "psnr"), ("sd/vae", "reconstruction", [], "psnr")])
+def test_a_public_stable_diffusion_is_scored(public, tmp_path, model, task, options, score):
+  out = tmp_path / "out.json"
+  source = [f"--task.source.{key}={value}" for key, value in (HELD_OUT | dict(size=3)).items()]
+  assert evaluate.main([f"--model={public / model}", f"--task={task}", f"--out={out}", *options, *source]) == 0
+  assert np.isfinite(json.loads(out.read_text())["scalars"][score]) and (tmp_path / "out.png").exists()
+
+
+def test_what_public_weights_do_not_serve(public):
+  source = [f"--task.source.{key}={value}" for key, value in HELD_OUT.items()]
+
+  def said(model, task, *flags, kind=ConfigError):
+    with pytest.raises(kind) as error:
+      evaluate.main([f"--model={public / model}", f"--task={task}", *source, *flags])
+    return str(error.value)
+  assert "kind text-to-image, whose tasks are alignment, samples, reconstruction, scenes_judge" in said("sd", "zeroshot")
+  assert "whose tasks are loss, retrieval, collapse, zeroshot, clipscore, hard_negatives" in said("clip", "samples")
+  assert "kind denoiser, whose tasks are none; a denoiser draws only with" in said("sd/unet", "samples")
+  assert "--params: public weights have one set" in said("clip", "loss", "--params=eval")
+  assert "--task.limit: expected at least 1, found 0" in said("clip", "loss", "--task.limit=0")
+  with pytest.raises(ConfigError, match="--task.source: missing"):
+    evaluate.main([f"--model={public / 'clip'}", "--task=loss"])
+  with pytest.raises(DataError, match="there is no tokenizer beside the weights.*--tokenizer=FOLDER"):
+    evaluate.main([f"--model={FIXTURES / 'hf_clip'}", "--task=loss", *source])
