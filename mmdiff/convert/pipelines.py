@@ -255,7 +255,9 @@ def save(path: str | os.PathLike, pipeline: Pipeline, *, format: str = "diffuser
   tokenized = {}
   for group, part in pipeline.parts.items():
     name = folder_of(group, pipeline)
-    part = as_last_layer(part) if group.startswith("text") else part
+    if group.startswith("text"):
+      part = as_last_layer(part)
+      part = part._replace(module=part.module.clone(skip=0))           # which layer is read is the pipeline's to know
     kind = FORMATS[group.partition("/")[0]]
     files = public.save(folder / name, format=kind, module=part.module, config=part.config, params=part.params, dtype=dtype,
                         style=part.style if part.format == kind else None)

@@ -164,6 +164,10 @@ def save(path: str | os.PathLike, *, format: str, module: nn.Module, config: Map
   target = known(format)
   if dtype not in DTYPES:
     raise ConfigError(f"dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
+  if format == "hf-clip-text" and getattr(module, "skip", 0):
+    print(f"{path}: {format} does not say which layer is read: this encoder's states are those {module.skip} before the last"
+          f"{'' if module.norm else ', without the final norm'}, and readers of this folder alone take the last; a whole pipeline "
+          "(diffusers) keeps what is read", file=sys.stderr)
   if pair := renumbering(format, tokenizer):
     params, tokenizer, files = exchanged(params, pair), tokenizer.renumbered(*pair), None
   told = {} if tokenizer is None else dict(start=tokenizer.start, end=tokenizer.end, pad=tokenizer.pad, facts=tokenizer.facts)

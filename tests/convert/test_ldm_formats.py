@@ -138,6 +138,15 @@ def test_the_layer_that_stable_diffusion_2_reads(tmp_path, layers, skip):
     public.load(path, quiet=True, skip=layers)
 
 
+def test_a_layer_that_a_folder_of_one_encoder_does_not_say_is_told_of(tmp_path, capsys):
+  for skip, told in ((1, True), (0, False)):
+    module, inputs, _ = text(ldm_formats.OPEN_TEXT, act="gelu", depth=2, width=8, mlp_dim=8)
+    module = module.clone(skip=skip, whole=True)
+    params = public.nest({name: np.zeros(shape, np.float32) for name, shape in formats.variables(module, inputs).items()})
+    public.save(tmp_path / str(skip), format="hf-clip-text", module=module, config=dict(data={}), params=params)
+    assert ("states are those 1 before the last, and readers of this folder alone take the last" in capsys.readouterr().err) == told
+
+
 def test_one_family_is_not_taken_for_its_neighbour(tmp_path):
   """SD-Turbo's file has the names of SDXL's and is a Stable Diffusion 2; a refiner's has them too and is SDXL's."""
   small = dict(width=8, depth=24, mlp_dim=8, embed_dim=8)

@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 
+from mmdiff.__main__ import main
 from mmdiff.convert import marks, pipelines, schedulers, tensors
 from mmdiff.convert import safetensors_file as st
 from mmdiff.convert.containers import Container
@@ -134,3 +135,27 @@ def test_marks_are_written_for_others():
   assert set(marks.written({}, v | dict(rescale_betas_zero_snr=True), None)) == {"v_pred", "ztsnr"}
   cos = scheduler(container(**{"edm_vpred.sigma_max": np.float32(120), "edm_vpred.sigma_min": np.float32(0.01)})).scheduler
   assert scheduler(Container(marks.written({}, cos, None), {}, "safetensors")).scheduler == cos
+
+
+@pytest.mark.parametrize("kept", ["file", "folder"])
+@pytest.mark.parametrize("marked, expected", [
+  (dict(v_pred=EMPTY, ztsnr=EMPTY), ("v_prediction", True)),
+  (dict(edm_mean=MEAN.reshape(1, 4, 1, 1), edm_std=STD.reshape(1, 4, 1, 1)), ("epsilon", None))], ids=["noobai", "playground"])
+def test_marks_stay_from_a_file_to_what_is_written(tmp_path, marked, expected, kept):
+  """Others' file -> what `convert` writes -> what Python loads, draws with and `info` says."""
+  single = toy_pipelines.file(tmp_path, xl=True)
+  st.write(single, st.read(single)[0] | container(**marked).tensors)
+  assert main(["convert", f"--src={single}", f"--to={'ldm' if kept == 'file' else 'diffusers'}", f"--out={tmp_path / 'out'}"]) == 0
+  where = tmp_path / "out" / ("model.safetensors" if kept == "file" else "")
+  before, after = (pipelines.load(path, quiet=True) for path in (single, where))
+  assert after.scheduler == before.scheduler and after.scheduler["prediction_type"] == expected[0]
+  assert after.scheduler.get("rescale_betas_zero_snr") == expected[1]
+  vae = after.parts["autoencoder"].module
+  assert (vae.scale, vae.shift) == (pytest.approx(before.parts["autoencoder"].module.scale),
+                                    pytest.approx(before.parts["autoencoder"].module.shift))
+  if "edm_mean" in marked:
+    np.testing.assert_allclose(vae.shift, MEAN, rtol=1e-6)
+  assert main(["info", str(where), f"--json={tmp_path / 'info.json'}"]) == 0
+  facts = json.loads((tmp_path / "info.json").read_text())
+  assert (facts["scheduler"], facts["prediction"]) == (before.scheduler["_class_name"], expected[0])
+  assert facts.get("zero_terminal_snr") == expected[1]

@@ -65,7 +65,9 @@ def test_written_and_read_again(tmp_path, options, capsys):
   assert marks.OWN in metadata
   assumed = public.read(single, part="vae")[2].module.scale
   assert assumed == {"xl": 0.13025, "enlarges": 0.08333}.get(next(iter(options), ""), 0.18215)
+  capsys.readouterr()
   pipelines.save(tmp_path / "c", second._replace(tokenizer=first.tokenizer))
+  assert "does not say which layer" not in capsys.readouterr().err           # the pipeline does
   third = pipelines.load(tmp_path / "c", quiet=True)
   assert third.scheduler == first.scheduler and third.zeros == first.zeros
   for group in first.parts:
