@@ -1,5 +1,6 @@
 """What a call of a model was given, in one form: seeds, pictures and texts, one or many."""
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -20,13 +21,18 @@ def seeds(seeds: int | Sequence[int], count: int, what: str) -> list[int]:
 
 
 def pictures(images) -> list[np.ndarray]:
-  """uint8 [B H W 3], or a list of uint8 [H W 3] or of PIL images, as uint8 [H W 3] each. Raises DataError."""
+  """uint8 [B H W 3], or a list of uint8 [H W 3] or of PIL images, as uint8 [H W 3] each. Raises DataError.
+
+  PIL images come upright, by their EXIF orientation, as the same files do where they are read.
+  """
+  if not isinstance(images, Iterable) or isinstance(images, (str, bytes)):
+    raise DataError(f"images: expected uint8 [B H W 3] or a list of pictures, found {type(images).__name__}")
   if isinstance(images, np.ndarray) and images.ndim != 4:
     raise DataError(f"images: expected uint8 [B H W 3] or a list of pictures, found an array {list(images.shape)}")
   found = []
   for i, image in enumerate(images):
     try:
-      found.append(decode.pixels(image if isinstance(image, np.ndarray) else np.asarray(decode.to_rgb(image))))
+      found.append(decode.pixels(image) if isinstance(image, np.ndarray) else decode.of_pil(image))
     except (BadRecord, AttributeError) as error:
       raise DataError(f"image {i}: expected uint8 [H W 3] or a PIL image, found {type(image).__name__}: {error}") from None
   return found
@@ -38,4 +44,13 @@ def several(images):
 
 
 def texts(texts: str | Sequence[str]) -> list[str]:
-  return [texts] if isinstance(texts, str) else list(texts)
+  """One text or several as a list. Raises DataError for what is no text, or holds half a letter, which no tokenizer takes."""
+  if not isinstance(texts, Iterable) or isinstance(texts, bytes):
+    raise DataError(f"texts: expected a text or a list of them, found {type(texts).__name__}")
+  found = [texts] if isinstance(texts, str) else list(texts)
+  for i, text in enumerate(found):
+    if not isinstance(text, str):
+      raise DataError(f"text {i}: expected a text, found {type(text).__name__}")
+    if not text.isascii() and re.search("[\ud800-\udfff]", text):
+      raise DataError(f"text {i}: half of a surrogate pair in {text!r:.60}; it was decoded with the wrong encoding")
+  return found

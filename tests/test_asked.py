@@ -1,9 +1,12 @@
+import io
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mmdiff import asked
 from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.data import decode
 
 
 def test_one_or_many():
@@ -21,3 +24,38 @@ def test_seeds_are_consecutive_or_given_one_each():
     asked.seeds([5, 1], 3, "prompts")
   with pytest.raises(ConfigError, match=r"from 0 to 2\*\*32 - 1, found -1"):
     asked.seeds(-1, 2, "prompts")
+
+
+def photo(**options):
+  """A JPEG, 8 wide and 4 high, that was taken on its side."""
+  exif, file = Image.Exif(), io.BytesIO()
+  exif[0x0112] = 6
+  Image.fromarray(np.arange(96, dtype=np.uint8).reshape(4, 8, 3)).save(file, "JPEG", exif=exif, **options)
+  return file.getvalue()
+
+
+def test_a_picture_of_pil_is_what_its_file_is():
+  """Upright by its EXIF orientation, also once it is converted; and not turned twice."""
+  opened, file = Image.open(io.BytesIO(photo())), decode.decode(photo())
+  assert file.shape == (8, 4, 3)
+  for image in (opened, opened.convert("RGB"), ImageOps.exif_transpose(opened)):
+    np.testing.assert_array_equal(asked.pictures([image])[0], file)
+
+
+def test_pictures_and_texts_that_are_none_are_refused_by_number(monkeypatch):
+  noise = io.BytesIO()
+  Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)).save(noise, "PNG")
+  cut = Image.open(io.BytesIO(noise.getvalue()[:900]))
+  for odd in (Image.new("F", (4, 4)), Image.fromarray(np.full((4, 4), 70_000, np.int32)), cut, None):
+    with pytest.raises(DataError, match="image 0: "):
+      asked.pictures([odd])
+  for odd in (None, 5, "a.png"):
+    with pytest.raises(DataError, match="expected uint8 .B H W 3. or a list of pictures, found"):
+      asked.pictures(odd)
+  monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("a picture too large was converted"))
+  with pytest.raises(DataError, match="oversized: 20000x20000"):
+    asked.pictures([Image.new("1", (20_000, 20_000))])
+  for odd, about in ((None, "texts: expected"), (b"a", "texts: expected"), (["a", 5], "text 1: expected a text, found int"),
+                     ("\ud800", "text 0: half of a surrogate pair")):
+    with pytest.raises(DataError, match=about):
+      asked.texts(odd)

@@ -5,7 +5,7 @@ Nothing here changes Pillow or Python's warnings for the rest of the process.
 import io
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image
@@ -59,6 +59,11 @@ def _decoded(data: bytes, max_pixels: int, max_bytes: int, at_least: int, fast: 
     raise BadRecord("oversized", str(error)) from None
   except FAULTS as error:
     raise BadRecord("undecodable", f"{len(data)} bytes starting {bytes(data[:8])!r}: {error}") from None
+  return _judged(image, lambda: _pixels(image, data, at_least, fast, over), max_pixels, max_bytes)
+
+
+def _judged(image: Image.Image, made: Callable[[], np.ndarray], max_pixels: int, max_bytes: int) -> np.ndarray:
+  """`made()`, once the picture's size and mode are judged. Raises BadRecord."""
   width, height = image.size
   if width * height > max_pixels or max(width, height) > MAX_SIDE:
     raise BadRecord("oversized", f"{width}x{height}, more than {max_pixels} pixels or a side over {MAX_SIDE}")
@@ -66,11 +71,21 @@ def _decoded(data: bytes, max_pixels: int, max_bytes: int, at_least: int, fast: 
     raise BadRecord("oversized", f"{image.format} {width}x{height} {image.mode}: {cost:,} bytes of memory to decode, more than "
                     f"{max_bytes:,}")
   try:
-    return _pixels(image, data, at_least, fast, over)
+    return made()
   except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:      # of a TIFF's tile
     raise BadRecord("oversized", str(error)) from None
   except FAULTS as error:
-    raise BadRecord("undecodable", f"{image.format} {width}x{height}: {type(error).__name__}: {error}") from None
+    raise BadRecord("undecodable", f"{image.format or image.mode} {width}x{height}: {type(error).__name__}: {error}") from None
+
+
+def of_pil(image: Image.Image, *, over: str = "white", max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> np.ndarray:
+  """A picture that Pillow opened or made, as uint8 [H W 3], treated as `decode` treats its file: the EXIF orientation is applied (what
+  `ImageOps.exif_transpose` returns has none any more), and the size is judged before the pixels are read. Raises BadRecord."""
+  def made() -> np.ndarray:
+    image.load()
+    turn, found = UPRIGHT.get(orientation(image)), _converted(image, over)
+    return np.ascontiguousarray(turn(found)) if turn else found
+  return _judged(image, made, max_pixels, max_bytes)
 
 
 def opened(data: bytes) -> Image.Image:
@@ -101,7 +116,7 @@ def bytes_to_decode(image: Image.Image) -> int:
   """Upper estimate, from the header, of the memory that decoding takes: the decoder's own, Pillow's picture, and the result."""
   bands = len(image.getbands())
   stored = 1 if bands == 1 and image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4
-  deep = any(mark in str(tile) for tile in image.tile for mark in ("16", "32"))
+  deep = any(mark in str(tile) for tile in getattr(image, "tile", ()) for mark in ("16", "32"))
   working = 0
   if image.format in ("JPEG", "MPO") and image.info.get("progressive"):
     working = 2 * bands                                # all coefficients, 16 bits each

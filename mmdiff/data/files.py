@@ -159,6 +159,11 @@ def _from_pictures(root: str, layout: str, captionless: bool) -> Folder:
     else:
       beside[stem][kind] = name
   told = any(beside.values())
+  if told and layout in ("auto", "text"):
+    several = next((stem for stem, count in collections.Counter(stems).items() if count > 1 and beside.get(stem)), None)
+    if several:
+      raise DataError(f"{root}: {', '.join(name for name, stem in zip(pictures, stems) if stem == several)} could each claim "
+                      f"{min(beside[several].values())}; rename or remove all but one of these pictures")
   if layout == "text" or (layout == "auto" and told):
     if not told:
       raise DataError(f"{root}: {len(pictures)} pictures but no text beside them; expected {stems[0]}.txt and so on")
@@ -230,6 +235,8 @@ def coco(*, images: str, annotations: str, split: str = "") -> Folder:
   content = tables.parsed(path, data.decode("utf-8-sig", "surrogateescape"))
   try:
     pairs, skipped = _coco_pairs(root, path, content, split)
+    if odd := [file for file, _ in pairs if not isinstance(file, str)]:
+      raise TypeError(f"a picture is called {odd[0]!r:.60}")
   except (KeyError, TypeError, AttributeError) as error:
     raise DataError(f"{annotations}: not a caption file of COCO ({type(error).__name__}: {error}); expected images[] with annotations[] "
                     "of image_id and caption, or images[] with sentences[] (Karpathy)") from None

@@ -6,6 +6,7 @@ from PIL import Image, ImageFilter
 
 from mmdiff.core.errors import DataError
 from mmdiff.data import decode, transforms
+from mmdiff.data.quarantine import BadRecord
 
 
 def read(mask: Any, *, height: int, width: int, where: str = "mask") -> np.ndarray:
@@ -18,7 +19,10 @@ def read(mask: Any, *, height: int, width: int, where: str = "mask") -> np.ndarr
 
   Raises DataError: for other arrays, for another shape, with both sizes, and for a mask in which nothing is to be drawn.
   """
-  values = np.asarray(decode.to_rgb(mask, over="black")) if isinstance(mask, Image.Image) else np.asarray(mask)
+  try:
+    values = decode.of_pil(mask, over="black") if isinstance(mask, Image.Image) else np.asarray(mask)
+  except BadRecord as fault:
+    raise DataError(f"{where}: {fault}; expected a picture of 8 or 16 bits a channel, or an array") from None
   if values.ndim not in (2, 3) or values.dtype.kind not in "buif" or not values.size or values.ndim == 3 and values.shape[-1] > 4:
     raise DataError(f"{where}: expected [H W] of bool, uint8 or floats, or a picture, found {values.dtype} {list(values.shape)}")
   least, most = float(values.min()), float(values.max())

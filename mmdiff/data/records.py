@@ -83,13 +83,22 @@ def extras_of(row: Mapping[str, Any]) -> dict[str, Any]:
   return {name: row[name] for name in EXTRAS if name in row}
 
 
+def _encodes(name: str) -> bool:
+  """Whether the file system can write a name down: not half a surrogate pair, but for what stands for a byte that is not UTF-8."""
+  try:
+    os.fsencode(name)
+  except UnicodeEncodeError:
+    return False
+  return True
+
+
 def confined(root: str, name: str) -> str:
   """The real path of `name` under the real folder `root`. BadRecord("unreadable") if it, or a link on its way, leads outside.
 
   An absolute path is taken only if it lies inside the folder.
   """
-  if "\0" in name or not name:
-    raise BadRecord("unreadable", f"{name!r} is not a file name")
+  if not name or "\0" in name or not _encodes(name):
+    raise BadRecord("unreadable", f"{name!r:.200} is not a file name")
   path = os.path.realpath(os.path.join(root, name))
   if not path.startswith(root.rstrip(os.sep) + os.sep):
     raise BadRecord("unreadable", f"{name!r} leads outside {root}")

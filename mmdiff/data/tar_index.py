@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 
@@ -32,14 +32,19 @@ class Member(NamedTuple):
   refused: str
 
 
+def _negative(path: str, at: int) -> NoReturn:
+  raise DataError(f"{path}: negative size in the tar header at byte {at}; the file is damaged or hostile, remove it")
+
+
 def _number(field: bytes, path: str, at: int) -> int:
   if field[0] & 0x80:                                                     # GNU base 256, for sizes of 8 GiB and more
     value = int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
-    if field[0] & 0x40:
-      raise DataError(f"{path}: negative size in the tar header at byte {at}; the file is damaged or hostile, remove it")
-    return value
+    return _negative(path, at) if field[0] & 0x40 else value
+  digits = field.split(b"\0")[0].strip()
+  if digits.startswith(b"-"):
+    _negative(path, at)
   try:
-    return int(field.split(b"\0")[0].strip() or b"0", 8)
+    return int(digits or b"0", 8)
   except ValueError:
     raise DataError(f"{path}: unreadable number {field!r} in the tar header at byte {at}; the file is damaged, get it again") from None
 

@@ -132,9 +132,9 @@ def test_class_folders(tmp_path):
 
 
 def test_same_stem_keeps_the_suffix_in_the_key(tmp_path):
-  for name in ("x.png", "x.jpg", "x.txt"):
-    (tmp_path / name).write_bytes(picture(1) if name != "x.txt" else b"x")
-  source = folder(path=str(tmp_path))
+  for name in ("x.png", "x.jpg"):
+    (tmp_path / name).write_bytes(picture(1))
+  source = folder(path=str(tmp_path), captionless=True)
   assert {source[i]["key"] for i in (0, 1)} == {"x.png", "x.jpg"}
 
 
@@ -224,3 +224,23 @@ def test_other_json_is_refused(pictures, content, split, said):
   (pictures / "x.json").write_text(content)
   with pytest.raises(DataError, match=said):
     coco(images=str(pictures), annotations=str(pictures / "x.json"), split=split)
+
+
+def test_names_that_no_file_has_are_bad_records(pictures):
+  source = table(pictures, [{"image": "a.png", "text": "a"}, '{"image": "\\ud800.png", "text": "half a letter"}'])
+  assert source[0]["key"] == "a" and fault(source, 1) == "unreadable"
+  for name in (5, None, ["a.png"]):
+    annotations = pictures / "annotations.json"
+    annotations.write_text(json.dumps({"images": [{"id": 1, "file_name": name}], "annotations": []}))
+    with pytest.raises(DataError, match="a picture is called"):
+      coco(images=str(pictures), annotations=str(annotations))
+
+
+def test_two_pictures_that_could_claim_one_text_are_refused(pictures):
+  """As in tars. Where no text tells of them they are two records."""
+  (pictures / "a.txt").write_text("an a")
+  (pictures / "b.jpg").write_bytes(picture(3))
+  assert [folder(path=str(pictures)).key(i) for i in range(4)] == ["a.png", "b.jpg", "b.png", "sub/c.png"]
+  (pictures / "b.long.txt").write_text("which b?")
+  with pytest.raises(DataError, match=r"b.jpg, b.png could each claim b.long.txt; rename or remove"):
+    folder(path=str(pictures))

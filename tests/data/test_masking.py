@@ -1,4 +1,6 @@
 """Masks: every form of them, and how a new part joins a picture."""
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -97,3 +99,14 @@ def test_what_is_kept_is_kept_bit_for_bit(dtype):
   np.testing.assert_array_equal(made[~MASK], old[~MASK])
   np.testing.assert_array_equal(made[5, 5:8], new[5, 5:8])
   assert (np.abs(made.astype(float) - old) <= np.abs(new.astype(float) - old) + 0.5).all()
+
+
+def test_pictures_that_are_no_masks_are_refused_and_sideways_ones_turned():
+  for mode in ("F", "La"):
+    with pytest.raises(DataError, match="mask 2: undecodable"):
+      masking.read(Image.new(mode, (12, 9)), height=9, width=12, where="mask 2")
+  exif, file = Image.Exif(), io.BytesIO()
+  exif[0x0112] = 6
+  Image.fromarray(MASK.astype(np.uint8) * 255).save(file, "PNG", exif=exif)
+  found = masking.read(Image.open(file), height=12, width=9)
+  np.testing.assert_array_equal(found, np.rot90(MASK, -1))

@@ -173,9 +173,12 @@ def test_one_changed_byte_never_crashes_or_reads_outside(tmp_path_factory, at, v
   assert np.all(table["offset"] + table["size"] <= len(data))
 
 
-def test_negative_sizes_are_refused(tmp_path):
+@pytest.mark.parametrize("kind", [b"0", b"L", b"x"])
+@pytest.mark.parametrize("size", [struct.pack(">4sq", b"\xff" * 4, -1024), b"-00000001000"])
+def test_negative_sizes_are_refused(tmp_path, kind, size):
+  """In both ways of writing them; that of a long name would lead back to its own header, for ever."""
   header = bytearray(tarfile.TarInfo("a.jpg").tobuf())
-  header[124:136] = struct.pack(">4sq", b"\xff" * 4, -1024)
+  header[124:136], header[156:157] = size, kind
   header[148:156] = b" " * 8
   header[148:156] = b"%06o\0 " % sum(header)
   (tmp_path / "a.tar").write_bytes(io.BytesIO(header).getvalue() + bytes(1024))
