@@ -192,9 +192,13 @@ def compare(given: Mapping, argv: Sequence[str]) -> int:
     differences = likeness.unlike(likeness.facts(a), likeness.facts(b))
     scores = [dict(score=name, first=float(a["scalars"][name]), second=float(b["scalars"][name]),
                    difference=float(b["scalars"][name] - a["scalars"][name])) for name in a["scalars"] if name in b["scalars"]]
-    paired = all(given["table"] in found.get("tables", {}) for found in (a, b))
-    tests = statistics.compare(first, second, table=given["table"]) if paired else {}
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    lacking = [str(file) for file, found in ((first, a), (second, b)) if given["table"] not in found.get("tables", {})]
+    if len(lacking) == 1 or lacking and given["table"] != FLAGS["table"]["default"]:
+      raise ValueError(f"no table {given['table']} in {', '.join(lacking)}")
+    if not scores and lacking:
+      raise ValueError(f"{first} and {second} have no score in common")
+    tests = {} if lacking else statistics.compare(first, second, table=given["table"])
+  except (OSError, ValueError, LookupError, ArithmeticError, RecursionError, TypeError, AttributeError) as error:
     raise DataError(f"--compare: {type(error).__name__}: {error}; expected two result files of `mmdiff evaluate` of one task") from None
   if refused := {name: pair for name, pair in differences.items() if name not in given["unlike"]}:
     raise DataError(f"--compare: {first} and {second} are not alike in {likeness.said(refused)}")

@@ -116,15 +116,31 @@ def sign_flip(differences: Sequence[int]) -> Comparison:
   return Comparison(len(d), int((d > 0).sum()), int((d < 0).sum()), min(1.0, float(law[np.abs(totals) >= abs(int(d.sum()))].sum())))
 
 
+def _rows(path: str | Path, table: str) -> dict[tuple, dict[str, Any]]:
+  """{(category, prompt, seed): row} of a table. Raises ValueError."""
+  found: dict[tuple, dict[str, Any]] = {}
+  for row in json.loads(Path(path).read_text(encoding="utf-8"))["tables"][table]:
+    key = row["category"], row["prompt"], row["seed"]
+    if key in found:
+      raise ValueError(f"{path}: category {key[0]!r:.40}, prompt {key[1]!r:.40}, seed {key[2]!r:.40} come twice in the table {table}")
+    if row["right"] not in (0, 1):
+      raise ValueError(f"{path}: prompt {key[1]!r:.40}: right: expected true or false, found {row['right']!r:.40}")
+    if row["category"] == "all":
+      raise ValueError(f"{path}: a category is called all, as the sum of them is")
+    found[key] = row
+  if not found:
+    raise ValueError(f"{path}: the table {table} has no rows")
+  return found
+
+
 def compare(first: str | Path, second: str | Path, *, table: str = "prompts") -> dict[str, Comparison]:
   """`sign_flip` between two models' result files of the same evaluator (`eval/NAME_STEP.json`), per category and over all (`all`).
 
   Each row of `tables[table]` has `category`, `prompt`, `seed` and `right`, and perhaps `text`; rows are paired by the first three. All
   pictures of a prompt are one observation, and so are prompts of one text. Raises ValueError when the two files do not hold the same
-  prompts and seeds.
+  prompts and seeds, and for a row that comes twice or is neither right nor wrong.
   """
-  rows = [{(row["category"], row["prompt"], row["seed"]): row for row in
-           json.loads(Path(path).read_text(encoding="utf-8"))["tables"][table]} for path in (first, second)]
+  rows = [_rows(path, table) for path in (first, second)]
   missing = len(rows[0].keys() ^ rows[1].keys())
   missing += sum(rows[0][key].get("text") != rows[1][key].get("text") for key in rows[0].keys() & rows[1].keys())
   if missing:

@@ -112,6 +112,28 @@ def test_two_results_are_compared(tmp_path, capsys):
     evaluate.main(["--compare=a.json,none.json"])
 
 
+ROW = dict(category="spatial", prompt=0, seed=0, right=True)
+
+
+@pytest.mark.parametrize("found, flags, about", [
+  (dict(tables=dict(prompts=[ROW, ROW | dict(right=False)])), (), "come twice in the table prompts"),
+  (dict(tables=dict(prompts=[ROW | dict(right="false")])), (), "right: expected true or false, found 'false'"),
+  (dict(tables=dict(prompts=[ROW | dict(right=float("nan"))])), (), "right: expected true or false, found nan"),
+  (dict(tables=dict(prompts=[ROW | dict(category="all")])), (), "a category is called all"),
+  (dict(tables=dict(prompts=[])), (), "the table prompts has no rows"),
+  (dict(tables={}), (), "no table prompts in .*b.json;"),
+  (dict(tables=dict(prompts=[ROW])), ("--table=promts",), "no table promts in .*a.json, .*b.json;"),
+  (dict(scalars=dict(all_facts=10 ** 400)), (), "OverflowError"),
+  ("[" * 100_000, (), "RecursionError"),
+])
+def test_results_that_tell_nothing_are_refused(tmp_path, found, flags, about):
+  whole = dict(scalars=dict(all_facts=1.0), tables=dict(prompts=[ROW]))
+  (tmp_path / "a.json").write_text(json.dumps(whole))
+  (tmp_path / "b.json").write_text(found if isinstance(found, str) else json.dumps(whole | found))
+  with pytest.raises(DataError, match=about):
+    evaluate.main([f"--compare={tmp_path / 'a.json'},{tmp_path / 'b.json'}", *flags])
+
+
 def test_unlike_results_are_refused_unless_that_is_meant(tmp_path):
   """What counts as unlike: tests/evaluators/test_likeness.py."""
   for name, steps in (("a", 20), ("b", 50)):
