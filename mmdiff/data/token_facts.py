@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmdiff.core.errors import DataError
+from mmdiff.core.ranges import wrong_text
 from mmdiff.data import cleaning
 
 KEY = "mmdiff"                          # what only we write: in our own tokenizer.json, and in a public folder's tokenizer_config.json
 CONFIG, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 ENDLESS = 10**6                         # transformers says 1e30 where a tokenizer has no length of its own
+MOST_SENTINELS = 10_000
 SENTINELS = 100                         # "<extra_id_0>" to "<extra_id_99>" of T5
 
 
@@ -81,11 +83,12 @@ CLASSES: Mapping[str, Facts] = {
 MODELS = {"siglip": "SiglipTokenizer", "siglip2": "Siglip2Tokenizer", "t5": "T5Tokenizer", "mt5": "T5Tokenizer", "clip": "CLIPTokenizer",
           "clip_text_model": "CLIPTokenizer", "bert": "BertTokenizer", "blip": "BertTokenizer"}
 BERT = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
+TOKENS = ("pad_token", "bos_token", "cls_token", "eos_token", "sep_token")
 
 
 def read(folder: Path, like: Like = NOBODY) -> Said:
   """What the files of a folder say. Raises DataError for what is said and can't be honoured."""
-  config, special = _json(folder / CONFIG), _json(folder / SPECIAL)
+  config, special = (_checked(_json(folder / name), folder / name) for name in (CONFIG, SPECIAL))
   model_type = str(_json(folder / "config.json").get("model_type", ""))
   named = str(config.get("tokenizer_class") or "").removesuffix("Fast")
   kind = named or like.kind or MODELS.get(model_type, "")
@@ -122,6 +125,20 @@ def read(folder: Path, like: Like = NOBODY) -> Said:
   return Said(facts, kind, assumed, _sentinels(config, kind), adds, bert, tuple(notices))
 
 
+def _checked(config: dict[str, Any], where: Path) -> dict[str, Any]:
+  """A file's object, of which what is read here is of its kind: it comes from strangers. Raises DataError."""
+  for keys, right, expected in (
+      ((*BERT, "add_bos_token", "add_eos_token"), lambda value: isinstance(value, bool), "true or false"),
+      (("extra_ids",), lambda value: type(value) is int and 0 <= value <= MOST_SENTINELS, f"a whole number up to {MOST_SENTINELS:,}"),
+      (("model_input_names",), lambda value: isinstance(value, list), "a list of names"),
+      (("tokenizer_class",), lambda value: isinstance(value, str), "a name"),
+      (TOKENS, lambda value: not (token := _token(value)) or not wrong_text(token), "a token")):
+    for key in keys:
+      if config.get(key) is not None and not right(config[key]):
+        raise DataError(f"{where}: {key}: expected {expected}, found {config[key]!r:.40}")
+  return config
+
+
 def own(said: Any, where: str) -> dict[str, Any]:
   """Facts that we wrote, checked. Raises DataError."""
   if said is None:
@@ -130,6 +147,15 @@ def own(said: Any, where: str) -> dict[str, Any]:
     raise DataError(f"{where}: {KEY}: expected an object of {', '.join(Facts._fields)}, found "
                     f"{unknown if isinstance(said, Mapping) else said!r:.60}")
   made = dict(said)
+  for name, right, expected in (("clean", lambda value: isinstance(value, (list, tuple)), "a list of steps"),
+                                ("length", lambda value: type(value) is int and value >= 2, "a whole number from 2"),
+                                ("side", lambda value: value in ("left", "right"), "left or right"),
+                                *((name, lambda value: isinstance(value, str) and not wrong_text(value), "a token")
+                                  for name in ("pad", "start", "end"))):
+    if made.get(name) is None:
+      made.pop(name, None)
+    elif not right(made[name]):
+      raise DataError(f"{where}: {KEY}.{name}: expected {expected}, found {made[name]!r:.60}")
   if "clean" in made:
     made["clean"] = cleaning.checked(made["clean"], f"{where}: {KEY}.clean")
   return made
@@ -145,7 +171,8 @@ def public_files(facts: Facts) -> dict[str, Any]:
 
 def _sentinels(config: Mapping[str, Any], kind: str) -> int:
   """How many "<extra_id_N>" follow the pieces of a SentencePiece model: T5's own habit, and the default of a model without any config."""
-  return int(config.get("extra_ids", SENTINELS)) if kind in ("T5Tokenizer", "") else 0
+  said = config.get("extra_ids")
+  return (SENTINELS if said is None else said) if kind in ("T5Tokenizer", "") else 0
 
 
 def _token(value: Any) -> str | None:

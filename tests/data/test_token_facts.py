@@ -151,3 +151,20 @@ def test_the_end_that_the_model_looks_for_must_be_the_tokenizers(tmp_path):
   assert tokenizers.of_folder(lone, Like("T5Tokenizer", end=1)).end == 1
   with pytest.raises(DataError, match="the model reads a text where token 2 is, and this tokenizer ends a text with 1"):
     tokenizers.of_folder(lone, Like("T5Tokenizer", end=2))
+
+
+@pytest.mark.parametrize("key, values", [
+  ("extra_ids", (10 ** 9, -1, "x", [], float("inf"), True)), ("model_input_names", (5, True)), ("add_bos_token", ("yes", 1)),
+  ("do_lower_case", ("false",)), ("pad_token", ("\ud800", {"content": "\ud800"})), ("tokenizer_class", ([], 5))])
+def test_what_is_not_of_its_kind_is_refused_by_its_key(tmp_path, key, values):
+  for value in values:
+    with pytest.raises(DataError, match=f"tokenizer_config.json: {key}: expected"):
+      tokenizers.file(path=folder(tmp_path, tokenizer_config={"tokenizer_class": "T5Tokenizer", key: value}))
+
+
+@pytest.mark.parametrize("name, values", [("clean", (5, "", {})), ("length", (-1, True, "x", 1.5)), ("side", ("up", 0)),
+                                          ("pad", (0, False, {}, "\ud800"))])
+def test_our_own_facts_are_checked_too(tmp_path, name, values):
+  for value in values:
+    with pytest.raises(DataError, match=f"mmdiff.{name}: expected"):
+      tokenizers.file(path=folder(tmp_path, tokenizer_config=dict(mmdiff={name: value})))
