@@ -238,11 +238,14 @@ def finished(out: Path, jobs: Sequence[Job]) -> set[Job]:
 
 
 def _lines(file: Path) -> Iterator[dict]:
-  for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+  """The objects of a manifest; what a killed process left of a line is none. Prompts may hold other line breaks than "\\n"."""
+  for line in file.read_bytes().split(b"\n") if file.is_file() else ():
     try:
-      yield json.loads(line)
-    except ValueError:
+      found = json.loads(line)
+    except (ValueError, RecursionError):
       continue
+    if isinstance(found, dict):
+      yield found
 
 
 def append(file: Path, jobs: Sequence[Job]) -> None:

@@ -228,9 +228,11 @@ def classify(given: Mapping, *, argv: list[str]) -> None:
   if "{}" not in given["template"]:
     raise ConfigError(f"--template: expected a sentence with {{}} where the label goes, found {given['template']!r}")
   labels = lines_of(given["labels"], ",")
+  if twice := sorted({label for label in labels if labels.count(label) > 1}):
+    raise ConfigError(f"--labels: {', '.join(map(repr, twice[:3]))} is in it twice, and no text can tell them apart; name each class once")
   model = open_model(index.meta["model"], given["params"] or index.meta["params"])
   scale = model.logit_scale if hasattr(model, "logit_scale") else 100.0
-  logits = scale * (np.asarray(index.embeddings) @ embed_texts(model, [given["template"].format(label) for label in labels]).T)
+  logits = scale * (np.asarray(index.embeddings) @ embed_texts(model, [given["template"].replace("{}", label) for label in labels]).T)
   odds = np.exp(logits - logits.max(1, keepdims=True))
   odds /= odds.sum(1, keepdims=True)
   best = odds.argmax(1)
@@ -247,7 +249,7 @@ def lines_of(text: str, separator: str = "\n") -> list[str]:
   """A text, or the lines of a .txt; of a text also the parts between separators. Raises DataError for nothing."""
   if text.endswith(".txt"):
     try:
-      text, separator = Path(text).read_text(encoding="utf-8"), "\n"
+      text, separator = Path(text).read_text(encoding="utf-8-sig"), "\n"
     except (OSError, ValueError) as error:
       raise DataError(f"{text}: cannot be read: {error}") from None
   found = [part.strip() for part in text.split(separator) if part.strip()]

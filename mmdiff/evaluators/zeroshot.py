@@ -88,8 +88,10 @@ def class_names(classes: Sequence[str], class_file: str, labels: Sequence[str]) 
   names = tuple(classes)
   if not names and class_file:
     try:
-      text = Path(class_file).read_text(encoding="utf-8")
-      listed = json.loads(text) if text.lstrip().startswith("[") else [line.strip() for line in text.splitlines()]
+      text = Path(class_file).read_text(encoding="utf-8-sig")
+      listed = json.loads(text) if text.lstrip().startswith("[") else [line.strip() for line in text.split("\n")]
+      if odd := [name for name in listed if not isinstance(name, str)]:
+        raise ValueError(f"expected names, found {odd[0]!r:.40}")
       names = tuple(filter(None, listed))
     except (OSError, ValueError, RecursionError) as error:
       raise DataError(f"class_file: cannot read {class_file}: {error}") from None

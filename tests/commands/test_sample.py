@@ -142,3 +142,13 @@ def test_what_cannot_be_done_is_said_first(t2i_run, clip_run, tmp_path):
   with pytest.raises(ConfigError, match="unknown value 'eulr'"):
     draw(t2i_run, tmp_path / "out", "--sampler=eulr")
   assert not (tmp_path / "out").exists()
+
+
+def test_a_prompt_with_line_breaks_of_its_own_is_one_line_of_the_manifest(tmp_path):
+  """U+2028 and the like end no line of JSON; and what is no object is no picture."""
+  job = sample.Job("a.png", "one\u2028two\x85three", 0, "")
+  (tmp_path / "a.png").write_bytes(b"")
+  sample.append(tmp_path / "metadata.jsonl", [job])
+  with open(tmp_path / "metadata.jsonl", "a") as file:
+    file.write("5\n" + "[" * 100_000 + "\n")
+  assert sample.finished(tmp_path, [job]) == {job}

@@ -87,6 +87,10 @@ def test_classes(clip, pictures, tmp_path, capsys):
   assert "a circle: " in capsys.readouterr().out
   with pytest.raises(ConfigError, match="--template: expected a sentence with {}"):
     search.main(["classify", f"--index={tmp_path / 'index'}", "--labels=a", "--template=x", f"--out={tmp_path / 'x'}"])
+  (tmp_path / "labels.txt").write_text("\ufeffa cat\na dog\na cat\n")               # as editors write it
+  for labels in ("a cat,a dog,a cat", tmp_path / "labels.txt"):
+    with pytest.raises(ConfigError, match="--labels: 'a cat' is in it twice"):
+      search.main(["classify", f"--index={tmp_path / 'index'}", f"--labels={labels}", f"--out={tmp_path / 'x'}"])
 
 
 def test_nearest_is_the_same_in_pieces():

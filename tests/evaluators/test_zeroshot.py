@@ -54,3 +54,12 @@ def test_what_cannot_be_scored_is_named(tmp_path):
     make(class_file=str(tmp_path / "none.txt"))
   with pytest.raises(DataError, match="'r2' has label 2; expected one of the 2 classes"):
     make(classes=("red", "green")).run(toys.PARAMS, 1)
+
+
+def test_a_class_file_with_a_byte_order_mark_and_one_of_numbers(tmp_path):
+  for text in ("\ufeffcat\ndog\n", '\ufeff["cat", "dog"]'):
+    (tmp_path / "classes.txt").write_text(text, encoding="utf-8")
+    assert zeroshot.class_names((), str(tmp_path / "classes.txt"), ()) == ("cat", "dog")
+  (tmp_path / "classes.txt").write_text("[1, {}]")
+  with pytest.raises(DataError, match="expected names, found 1"):
+    zeroshot.class_names((), str(tmp_path / "classes.txt"), ())
