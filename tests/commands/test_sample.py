@@ -137,7 +137,7 @@ def test_what_cannot_be_done_is_said_first(t2i_run, clip_run, tmp_path):
     sample.main([f"--model={t2i_run}", "--prompts=a", f"--out={tmp_path}", "--steps=0", "--per_prompt=-1"])
   with pytest.raises(DataError, match="it has embed_image, embed_text, logit_scale, not generate"):
     draw(clip_run, tmp_path / "out")
-  with pytest.raises(DataError, match="it has img2img, inpaint, generate, not embed_image"):
+  with pytest.raises(DataError, match="it has encode_text, img2img, inpaint, generate, not embed_image"):
     draw(t2i_run, tmp_path / "out", f"--rank_with={t2i_run}")
   with pytest.raises(ConfigError, match="unknown value 'eulr'"):
     draw(t2i_run, tmp_path / "out", "--sampler=eulr")
