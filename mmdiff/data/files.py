@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmdiff.core.errors import DataError
+from mmdiff.core.ranges import wrong_text
 from mmdiff.data import records, tables
 from mmdiff.data.quarantine import BadRecord
 
@@ -98,6 +99,8 @@ def _from_table(root: str, table: str, image_column: str, columns: Mapping[str, 
       captions = ({kind: records.caption(row[column], what=column) for kind, column in columns.items() if row.get(column) is not None}
                   if columns else records.captions_of(row))
       key = next((str(row[name]) for name in KEY_COLUMNS if row.get(name) is not None), _stem(file))
+      if wrong := wrong_text(key):
+        raise BadRecord("unreadable", f"{table} row {number}: key: {wrong}, which no result could name")
     except BadRecord as fault:
       out.append(fault)
       continue

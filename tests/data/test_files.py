@@ -229,6 +229,8 @@ def test_other_json_is_refused(pictures, content, split, said):
 def test_names_that_no_file_has_are_bad_records(pictures):
   source = table(pictures, [{"image": "a.png", "text": "a"}, '{"image": "\\ud800.png", "text": "half a letter"}'])
   assert source[0]["key"] == "a" and fault(source, 1) == "unreadable"
+  source = table(pictures, [{"image": "a.png", "text": "a"}, '{"image": "b.png", "key": "\\ud800", "text": "half a letter"}'])
+  assert source[0]["key"] == "a" and fault(source, 1) == "unreadable"            # else writing the key down ends the run
   for name in (5, None, ["a.png"]):
     annotations = pictures / "annotations.json"
     annotations.write_text(json.dumps({"images": [{"id": 1, "file_name": name}], "annotations": []}))
