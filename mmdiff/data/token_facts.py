@@ -147,7 +147,7 @@ def own(said: Any, where: str) -> dict[str, Any]:
     raise DataError(f"{where}: {KEY}: expected an object of {', '.join(Facts._fields)}, found "
                     f"{unknown if isinstance(said, Mapping) else said!r:.60}")
   made = dict(said)
-  for name, right, expected in (("clean", lambda value: isinstance(value, (list, tuple)), "a list of steps"),
+  for name, right, expected in (("clean", lambda value: type(value) in (list, tuple) and {*map(type, value)} <= {str}, "a list of names"),
                                 ("length", lambda value: type(value) is int and value >= 2, "a whole number from 2"),
                                 ("side", lambda value: value in ("left", "right"), "left or right"),
                                 *((name, lambda value: isinstance(value, str) and not wrong_text(value), "a token")

@@ -162,7 +162,7 @@ def test_what_is_not_of_its_kind_is_refused_by_its_key(tmp_path, key, values):
       tokenizers.file(path=folder(tmp_path, tokenizer_config={"tokenizer_class": "T5Tokenizer", key: value}))
 
 
-@pytest.mark.parametrize("name, values", [("clean", (5, "", {})), ("length", (-1, True, "x", 1.5)), ("side", ("up", 0)),
+@pytest.mark.parametrize("name, values", [("clean", (5, "", {}, [[]])), ("length", (-1, True, "x", 1.5)), ("side", ("up", 0)),
                                           ("pad", (0, False, {}, "\ud800"))])
 def test_our_own_facts_are_checked_too(tmp_path, name, values):
   for value in values:
