@@ -167,13 +167,14 @@ def text_table(theirs: str = "text_model.") -> tuple[Rule, ...]:
 
 def pad_of(source: Source, vocab: int) -> int:
   """The id that a folder's tokenizer pads with, or that of diffusers' folder beside it; without a vocabulary there 0 for "!" (Stable
-  Diffusion 2), else the end token."""
+  Diffusion 2), else the end token. A config.json alone says nothing of it: SDXL's two encoders are of one class and pad differently."""
   folders = (source.folder, source.folder.parent / source.folder.name.replace("text_encoder", "tokenizer")) if source.folder else ()
   for folder in folders:
     if tokenizers.vocabulary(folder):
       return tokenizers.of_folder(folder, Like("CLIPTokenizer")).pad
-    if pad := token_facts.read(folder).facts.pad:
-      return 0 if pad == "!" else vocab - 1
+  for said in map(token_facts.read, folders):
+    if "pad" not in said.assumed:
+      return 0 if said.facts.pad == "!" else vocab - 1
   return vocab - 1
 
 

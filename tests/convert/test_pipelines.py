@@ -121,6 +121,15 @@ def test_stable_diffusion_2_of_a_file_and_of_a_folder(tmp_path):
   np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+def test_each_encoder_pads_with_the_token_of_its_own_tokenizer(tmp_path):
+  """SDXL's two are of one class, whose usual padding is the end token, and the second pads with "!": which its config.json does not say."""
+  folder = toy_pipelines.folder(tmp_path / "xl", xl=True)
+  pads = lambda: {group: part.module.pad for group, part in pipelines.load(folder, quiet=True).parts.items() if group.startswith("text")}
+  assert pads() == {"text/first": len(toy_pipelines.WORDS) - 1, "text/second": 0}
+  (folder / "tokenizer_2" / "vocab.json").unlink()
+  assert pads()["text/second"] == 0
+
+
 def test_variants_of_a_folder(tmp_path):
   """Parts that lack a variant are named; a variant that none has is refused."""
   folder = toy_pipelines.folder(tmp_path / "sd")
