@@ -20,7 +20,7 @@ from mmdiff.convert import exports, pipelines, public, schedulers, serving
 from mmdiff.convert.pipelines import Pipeline
 from mmdiff.core import tree
 from mmdiff.core.build import build
-from mmdiff.core.errors import ConfigError
+from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.precision import USUAL, all_precise, objective_of
 from mmdiff.core.types import Tree
 from mmdiff.data import TOKENIZERS, tokenizers
@@ -158,8 +158,17 @@ def _load_public(path: str | Path, *, mesh: Mapping[str, int] | None, tokenizer:
   return model
 
 
+def _check_vocabulary(tokenizer, values: Tree, where: Path) -> None:
+  """Raises DataError for a tokenizer with ids beyond a table of words, where JAX reads NaN."""
+  rows = min((leaf.shape[0] for path, leaf in public.flatten(values).items() if path.endswith("embed/embedding")), default=None)
+  if tokenizer is not None and rows is not None and tokenizer.vocab_size > rows:
+    raise DataError(f"{where}: the tokenizer has {tokenizer.vocab_size:,} tokens and the model was trained with {rows:,}: it belongs to "
+                    "another model; give its own (tokenizer=FOLDER, --tokenizer=FOLDER)")
+
+
 def _assemble(config: Mapping, values: Tree, extra: Tree, report: dict[str, Any], predict: Mapping, *, tokenizer, workdir: Path,
               mesh: Mapping[str, int] | None) -> Model:
+  _check_vocabulary(tokenizer, values, workdir)
   devices = parallel.make_mesh(**(mesh or {}))
   place = lambda leaf, sharding: jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
   placed = jax.tree.map(place, values, parallel.shardings(values, devices))

@@ -11,6 +11,7 @@ import mmdiff
 from mmdiff.commands import convert, evaluate, info
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.train import sources
+from tests import toy_pipelines
 from tests.data.test_sentencepiece import model as sentencepiece_model
 
 FIXTURES = Path(__file__).parent / "convert" / "fixtures"
@@ -27,6 +28,13 @@ def test_a_public_clip_embeds_what_its_maker_computed():
     model.embed_text(["a"])
   with pytest.raises(AttributeError, match="is a contrastive model: it has embed_image, embed_text, logit_scale, not generate"):
     model.generate(["a"])
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+  """JAX reads NaN beyond a table: every score of it would be one of NaN, and a recall a number."""
+  tokens = toy_pipelines.tokenizer(tmp_path / "tokenizer")
+  with pytest.raises(DataError, match="the tokenizer has 55 tokens and the model was trained with 40: it belongs to another model"):
+    mmdiff.load(FIXTURES / "hf_clip", quiet=True, tokenizer=tokens)
 
 
 def test_a_model_is_saved_as_it_was_loaded(tmp_path):

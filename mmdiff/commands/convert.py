@@ -11,8 +11,9 @@ missing, an unexpected or a mis-shaped one is an error that names it, unless --a
 safetensors, the format's configs, the tokenizer's files, and convert.json with the report and the digests of all weight files.
 """
 import hashlib
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mmdiff.core.errors import ConfigError, DataError
@@ -32,7 +33,7 @@ FLAGS = {
   "patch": dict(type="int", help="another patch size: the patch embedding is resized, the position table interpolated"),
   "act": dict(type="str", help="of a bare state dict: gelu or quick_gelu"),
   "head_width": dict(type="int", help="of a bare state dict: width of an attention head"),
-  "part": dict(choices=("unet", "vae", "text", "text_2"), help="of a single file of Stable Diffusion: the model to take"),
+  "part": dict(choices=("unet", "vae", "text", "text_2"), help="of a whole Stable Diffusion, folder or file: the model to take"),
   "ema": dict(type="bool", default=False, help="of a single file of Stable Diffusion: the averages of the UNet's weights"),
   "prediction": dict(choices=("eps", "v"), help="of a whole single file: what its UNet predicts"),
   "shard_gb": dict(type="float", default=5.0, help="largest weight file, in 10⁹ bytes"),
@@ -48,8 +49,13 @@ def main(argv: list[str]) -> int:
   given = flags.parse(argv, FLAGS)
   if given["shard_gb"] <= 0:
     raise ConfigError(f"--shard_gb: expected a positive number, found {given['shard_gb']}")
-  if Path(given["out"]).resolve() in (source := Path(given["src"]).resolve(), source.parent if source.is_file() else source):
-    raise ConfigError("--out: the result may not replace its source; give another folder")
+  source, out = Path(given["src"]).resolve(), Path(given["out"]).resolve()
+  if out in (source, source.parent if source.is_file() else source) or (source / "model_index.json").is_file() and source in out.parents:
+    raise ConfigError("--out: the result may not replace its source, or a part of it; give another folder")
+  try:
+    re.compile(given["allow_missing"] or "")
+  except re.error as error:
+    raise ConfigError(f"--allow_missing: expected a regular expression, found {given['allow_missing']!r}: {error}") from None
   run(given, argv=["convert", *argv])
   return 0
 
@@ -58,18 +64,26 @@ def run(given: Mapping, *, argv: list[str]) -> None:
   import jax
 
   from mmdiff.commands import results
-  from mmdiff.convert import public, verify
+  from mmdiff.convert import pipelines, public, verify
   from mmdiff.data import tokenizers
   results.use_compile_cache()
   options = {name: given[name] for name in LOAD if given[name]}
   if given["params"] and public.is_public(given["src"]):
     raise ConfigError("--params: a public checkpoint has one set of parameters; --prefer chooses among those of a training checkpoint")
   if whole(given):
+    unread = [name for name in (*LOAD, "shard_gb") if name not in (*SHARED, "ema")]
+    refuse_unread(given, unread if public.is_public(given["src"]) else [*LOAD, "prediction", "shard_gb"],
+                  "nothing of a whole pipeline takes it")
     convert_pipeline(given, options, argv=argv)
     return
   public.known(given["to"])
+  refuse_unread(given, ["prediction"], "the scheduler of a whole Stable Diffusion says it, and --to is of one model")
   if public.is_public(given["src"]):
-    loaded = public.load(given["src"], **options)
+    path, how = given["src"], options
+    if given["part"] and pipelines.is_pipeline(path):
+      place, own = pipelines.place_of(path, given["part"], variant=given["variant"])
+      path, how = place, {name: value for name, value in options.items() if name not in ("part", "variant")} | own
+    loaded = public.load(path, **how)
     tokenizer = tokenizers.of_folder(loaded.tokenizer, loaded.like) if loaded.tokenizer else None
   else:
     loaded, tokenizer = of_run(given, options)
@@ -91,6 +105,13 @@ def run(given: Mapping, *, argv: list[str]) -> None:
     print(f"verified: outputs differ by at most {facts['difference']:.2g} of the largest")
   write_json(out / "convert.json", facts)
   refuse(facts.get("difference", 0), given["dtype"], out)
+
+
+def refuse_unread(given: Mapping, names: Sequence[str], why: str) -> None:
+  """Raises ConfigError for flags that say nothing where they were given."""
+  said = [f"--{name}: {why}; leave it out" for name in names if given[name] != FLAGS[name].get("default")]
+  if said:
+    raise ConfigError("\n".join(said))
 
 
 def whole(given: Mapping) -> bool:

@@ -30,7 +30,7 @@ FORMULATIONS = {("epsilon", SIGMA_DATA): ("edm", "edm"), ("v_prediction", 1.0): 
 
 
 def is_edm(config: Mapping[str, Any]) -> bool:
-  return config.get("_class_name") in CLASSES
+  return config.get("_class_name") in tuple(CLASSES)
 
 
 def formulation(config: Mapping[str, Any], where: str = "scheduler_config.json") -> tuple[str, str]:
@@ -64,8 +64,9 @@ def plan_of(config: Mapping[str, Any], *, steps: int, sampler: str | None = None
   prediction, kind = formulation(config, where)
   problems = [f"{key}: expected {' or '.join(map(repr, fine))}, found {said[key]!r}" for key, fine in FIXED.items()
               if said[key] not in fine]
-  if not (0 < said["sigma_min"] < said["sigma_max"] and said["rho"] > 0):
-    problems.append(f"sigma_min, sigma_max and rho: expected 0 < sigma_min < sigma_max and 0 < rho, found {said['sigma_min']}, "
+  numbers = [said[key] for key in ("sigma_min", "sigma_max", "rho")]
+  if not all(type(value) in (int, float) for value in numbers) or not (0 < numbers[0] < numbers[1] < float("inf") and 0 < numbers[2] < 100):
+    problems.append(f"sigma_min, sigma_max and rho: expected 0 < sigma_min < sigma_max and 0 < rho < 100, found {said['sigma_min']}, "
                     f"{said['sigma_max']} and {said['rho']}")
   if problems:
     raise DataError(f"{where} ({said['_class_name']}): " + "; ".join(problems))

@@ -293,7 +293,7 @@ def fits(source: Source) -> bool:
   return "_class_name" not in source.config and bool(parts_in(source.container.tensors))
 
 
-def write(module: Any, config: Mapping, style: Mapping) -> Writing:
+def write(module: UNet | Autoencoder | ClipStates, config: Mapping, style: Mapping) -> Writing:
   """One part in a file of its own; `pipelines.save` puts several into one."""
   group = "denoiser" if isinstance(module, UNet) else "autoencoder" if isinstance(module, Autoencoder) else "text"
   return Writing(table(group, module, config, style), {}, "model", style.get("more", {}))

@@ -145,9 +145,10 @@ def levels_of(found: Mapping[str, Tensor], assumed: Mapping[str, Any], where: st
   values = np.asarray(found[name].read(), np.float64).reshape(-1)
   abar = values if name.endswith("alphas_cumprod") else 1 / (1 + np.sort(values) ** 2)
   coarse = 2e-2 if found[name].dtype.itemsize == 2 else 1e-4
-  if len(abar) < 2 or not np.isfinite(abar).all() or abar.max() > 1 or abar.min() < 0 or (np.diff(abar) > coarse).any():
-    raise DataError(f"{where}: {name} is no schedule: expected falling numbers from about 1 to 0, found {len(abar)} from {abar[0]:.3g} to "
-                    f"{abar[-1]:.3g}")
+  falls = len(abar) > 1 and np.isfinite(abar).all() and abar[0] - abar[-1] > coarse and (np.diff(abar) <= coarse).all()
+  if not falls or abar.max() > 1 or abar.min() < 0:
+    raise DataError(f"{where}: {name} is no schedule: expected falling numbers from about 1 to 0, found {len(abar)} "
+                    f"{f'from {abar[0]:.3g} to {abar[-1]:.3g}' if len(abar) else 'of them'}")
   for more in ({}, dict(rescale_betas_zero_snr=True)):
     known = schedulers.alpha_bar({**schedulers.DDPM, **assumed, **more, "_class_name": "DDIMScheduler"})
     if len(known) == len(abar) and np.allclose(known, abar, rtol=coarse, atol=coarse / 10):
@@ -216,7 +217,7 @@ def metadata_of(scheduler: Mapping[str, Any]) -> dict[str, str]:
 def resolution(metadata: Mapping[str, str]) -> int | None:
   """The side in pixels that the metadata says a model was trained on, None if nothing or no square."""
   sides = set(re.split(r"[x,]", metadata.get("modelspec.resolution", "").replace(" ", "").strip("()")))
-  return int(side) if len(sides) == 1 and (side := sides.pop()).isdigit() and int(side) >= 64 else None
+  return int(side) if len(sides) == 1 and re.fullmatch("[0-9]{2,5}", side := sides.pop()) and int(side) >= 64 else None
 
 
 def notices(found: Mapping[str, Tensor], metadata: Mapping[str, str], part: str, where: str) -> list[str]:
@@ -228,7 +229,7 @@ def notices(found: Mapping[str, Tensor], metadata: Mapping[str, str], part: str,
     return []
   made = []
   layer = metadata.get("modelspec.encoder_layer", metadata.get("ss_clip_skip", ""))
-  if layer.isdigit() and int(layer) > 1:
+  if re.fullmatch("[0-9]{1,3}", layer) and int(layer) > 1:
     made.append(f"{where} was trained on the states of layer {layer} from the end of its text encoder (modelspec.encoder_layer), and files "
                 f"do not do that by themselves: skip={int(layer) - 1} (--skip) does")
   for name, tensor in found.items():

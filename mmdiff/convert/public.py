@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 import sys
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -164,6 +165,10 @@ def save(path: str | os.PathLike, *, format: str, module: nn.Module, config: Map
   target = known(format)
   if dtype not in DTYPES:
     raise ConfigError(f"dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
+  if not isinstance(module, kind_of(target)):
+    fitting = [name for name, spec in FORMATS.items() if (other := resolve(spec)).write and type(module) is kind_of(other)]
+    raise ConfigError(f"format {format!r} is {target.about}, which holds no {type(module).__name__}; that is written as "
+                      f"{' or '.join(fitting) or 'none of the formats here'}")
   if format == "hf-clip-text" and getattr(module, "skip", 0):
     print(f"{path}: {format} does not say which layer is read: this encoder's states are those {module.skip} before the last"
           f"{'' if module.norm else ', without the final norm'}, and readers of this folder alone take the last; a whole pipeline "
@@ -210,6 +215,11 @@ def exchanged(params: Mapping[str, Any], pair: tuple[int, int]) -> dict[str, Any
   table = np.array(params["text"]["embed"]["embedding"])
   table[list(pair)] = table[list(reversed(pair))]
   return {**params, "text": {**params["text"], "embed": {**params["text"]["embed"], "embedding": table}}}
+
+
+def kind_of(target: Format) -> type[nn.Module]:
+  """The class of the modules that a format's `write` takes, as its signature says."""
+  return typing.get_type_hints(target.write)["module"]
 
 
 def known(format: str) -> Format:

@@ -71,6 +71,13 @@ ACCEPTED_BY: dict[str, dict[str, tuple]] = {
   "UniPCMultistepScheduler": dict(solver_type=("bh2",), lower_order_final=(True,), sigma_min=(None,), sigma_max=(None,),
                                   use_exponential_sigmas=(False,)),
 }
+# What the rest may be: kinds of value, and the least and most of a number. A number of steps is whole.
+NUMBERS: dict[str, tuple[float, float]] = {
+  "num_train_timesteps": (1, 100_000), "beta_start": (0, 1), "beta_end": (0, 1), "steps_offset": (-100_000, 100_000),
+  "clip_sample_range": (1e-6, 1e6)}
+WHOLE = ("num_train_timesteps", "steps_offset")
+SWITCHES = ("rescale_betas_zero_snr", "clip_sample", "set_alpha_to_one", "skip_prk_steps", "use_karras_sigmas", "use_exponential_sigmas",
+            "euler_at_final", "lower_order_final")
 # Of options that are off.
 IDLE = ("dynamic_thresholding_ratio", "sample_max_value", "flow_shift", "time_shift_type")
 # What another sampler of the same model takes of a file, beside its levels: how far the last step goes, where samplers differ in it.
@@ -107,7 +114,7 @@ def plan_of(config: Mapping[str, Any], *, steps: int, sampler: str | None = None
                                              strength=strength, begin=begin, end=end, where=where))
   config = config if sampler is None else sampled_by(sampler, config, where)
   kind = config.get("_class_name")
-  if kind not in CLASSES:
+  if not isinstance(kind, str) or kind not in CLASSES:
     raise DataError(f"{where}: _class_name: expected one of {', '.join([*CLASSES, *edm_schedulers.CLASSES])}, found {kind!r}")
   (name, placed), said = CLASSES[kind], read(config, kind, where)
   length = said["num_train_timesteps"]
@@ -210,7 +217,7 @@ def facts(config: Mapping[str, Any]) -> dict[str, Any]:
     prediction, kind = edm_schedulers.formulation(config)
     return dict(prediction=prediction, kind=kind, schedule="edm", zero_terminal_snr=False)
   said = said_of(config, config.get("_class_name", ""))
-  if said["prediction_type"] not in PREDICTIONS:
+  if not isinstance(said["prediction_type"], str) or said["prediction_type"] not in PREDICTIONS:
     raise DataError(f"prediction_type: expected one of {', '.join(PREDICTIONS)}, found {said['prediction_type']!r}")
   key = (said["beta_schedule"], said["beta_start"], said["beta_end"])
   name = "cosine" if key[0] == "squaredcos_cap_v2" else SCHEDULES.get(key, "{} from {} to {}".format(*key))
@@ -233,6 +240,11 @@ def said_of(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
   return own | {key: value for key, value in config.items() if key in own}
 
 
+def fits(value: Any, low: float, high: float, whole: bool) -> bool:
+  """Whether a value of a file is a number within bounds."""
+  return isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and low <= value <= high
+
+
 def problems(config: Mapping[str, Any], kind: str) -> list[str]:
   """What of a config has no counterpart here, in words."""
   said, known = said_of(config, kind), {*DDPM, *IDLE, *(key for options in OPTIONS.values() for key in options)}
@@ -243,6 +255,9 @@ def problems(config: Mapping[str, Any], kind: str) -> list[str]:
       listed = ", ".join(choice for choice in choices if isinstance(choice, str) and choice != "-inf")
       found.append(f"{key}: expected {'one of ' * (len(choices) > 1)}{listed}, found {said[key]!r}" if listed
                    else f"{key}: {said[key]!r} is a variant that mmdiff does not have")
+  found += [f"{key}: expected a {'whole ' * (key in WHOLE)}number from {low:g} to {high:g}, found {said[key]!r:.60}"
+            for key, (low, high) in NUMBERS.items() if key in said and not fits(said[key], low, high, key in WHOLE)]
+  found += [f"{key}: expected true or false, found {said[key]!r:.60}" for key in SWITCHES if said.get(key) not in (None, False, True)]
   if sum(bool(said.get(key)) for key in RAMPS) > 1:
     found.append(f"{', '.join(key for key in RAMPS if said.get(key))}: expected one of them, found several")
   if said.get("use_karras_sigmas") and said["beta_schedule"] == "squaredcos_cap_v2" and CLASSES.get(kind, ("", ""))[1] == "log":

@@ -7,6 +7,7 @@ name is a digest of what is in them, and each checkpoint's meta says which it be
 import hashlib
 import json
 import logging
+import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -278,7 +279,7 @@ def reason_of(error: Exception) -> str:
 def available_steps(workdir: Path) -> list[int]:
   """Steps with a committed checkpoint, ascending."""
   folder = Path(workdir) / "checkpoints"
-  return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()) if folder.is_dir() else []
+  return sorted(int(entry.name) for entry in folder.iterdir() if re.fullmatch("[0-9]{1,18}", entry.name)) if folder.is_dir() else []
 
 
 def newest_whole(workdir: Path) -> tuple[dict[str, Any] | None, dict[int, str]]:

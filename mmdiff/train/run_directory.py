@@ -14,7 +14,7 @@ RAW = "raw"
 def locate(path: str | Path) -> tuple[Path, int | None]:
   """`DIR` or `DIR@STEP` as (run directory, step). Raises DataError with the run directories nearby."""
   folder, _, number = str(path).rpartition("@")
-  where, step = (Path(folder), int(number)) if folder and number.isdigit() and not Path(path).exists() else (Path(path), None)
+  where, step = (Path(folder), int(number)) if folder and number.isdecimal() and not Path(path).exists() else (Path(path), None)
   refuse_id(path)
   if not (where / "config.json").is_file():
     near = sorted(str(file.parent) for file in where.glob("*/config.json"))[:5] if where.is_dir() else []

@@ -6,7 +6,9 @@ import pytest
 
 import mmdiff
 from mmdiff.__main__ import main
-from mmdiff.convert import ldm_formats, marks, pipelines
+from mmdiff.convert import FORMATS, ldm_formats, marks, pipelines, public
+from mmdiff.core.build import resolve
+from mmdiff.core.errors import ConfigError
 from tests import toy_pipelines, toy_runs
 
 FIXTURES = Path(__file__).parent.parent / "convert" / "fixtures"
@@ -45,6 +47,34 @@ def test_mistakes(tmp_path, capsys, arguments, code, message):
   place = lambda word: word.replace("SRC", str(FIXTURES / "hf_clip")).replace("OUT", str(tmp_path / "out"))
   assert main(["convert", *map(place, arguments)]) == code
   assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_flags_that_would_be_dropped_are_refused_and_a_part_is_taken_from_a_folder(tmp_path, capsys):
+  folder, out = toy_pipelines.folder(tmp_path / "sd"), tmp_path / "out"
+  for words, message in ((["--to=ldm", "--image_size=32", "--shard_gb=1"], "--image_size: nothing of a whole pipeline takes it"),
+                         (["--to=diffusers-unet", "--part=unet", "--prediction=v"], "--prediction: the scheduler"),
+                         (["--to=diffusers-unet", "--part=unet", f"--out={folder / 'unet'}"], "or a part of it"),
+                         (["--to=ldm", "--allow_missing=("], "--allow_missing: expected a regular expression"),
+                         (["--to=hf-clip-text", "--part=text_2"], "holds unet, vae, text; expected part to be one of them")):
+    assert main(["convert", f"--src={folder}", *([f"--out={out}"] if "--out" not in str(words) else []), *words]) == 64
+    assert message in capsys.readouterr().err and not out.exists()
+  assert main(["convert", f"--src={folder}", "--part=vae", "--to=diffusers-vae", f"--out={out}", "--verify"]) == 0
+  assert (out / "diffusion_pytorch_model.safetensors").read_bytes() == (folder / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()
+
+
+def test_a_format_of_another_kind_of_model_is_named(tmp_path):
+  """Every format refuses what it has no place for, and says which one has."""
+  named = dict(CLIP="hf-clip or hf-siglip or open_clip", Autoencoder="diffusers-vae", UNet="diffusers-unet", ClipStates="hf-clip-text",
+               CoCa="open_clip-coca", ViT="hf-clip-image", T5Encoder="hf-t5")
+  writable = {name: found for name, found in ((name, resolve(spec)) for name, spec in FORMATS.items()) if found.write and name != "ldm"}
+  module_of = {public.kind_of(found).__name__: public.kind_of(found) for found in writable.values()}
+  assert named.keys() <= module_of.keys()
+  for kind, names in named.items():
+    made = object.__new__(module_of[kind])
+    for format in writable:
+      if format not in names.split(" or "):
+        with pytest.raises(ConfigError, match=f"holds no {kind}; that is written as {names}"):
+          public.save(tmp_path, format=format, module=made, config={}, params={})
 
 
 def test_a_whole_pipeline_is_converted(tmp_path, capsys):

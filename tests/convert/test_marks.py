@@ -82,6 +82,10 @@ def test_a_schedule_of_its_own_is_sampled_by():
   assert scheduler(container(**{"denoiser.sigmas": sigmas[::-1].astype(np.float32)})).scheduler == {}
   with pytest.raises(DataError, match="alphas_cumprod is no schedule"):
     scheduler(container(alphas_cumprod=np.zeros(1000) * np.nan), SD)
+  for damaged in (np.zeros(0), np.zeros(1000), np.full(1000, 0.5)):
+    with pytest.raises(DataError, match="is no schedule: expected falling numbers"):
+      scheduler(container(alphas_cumprod=damaged.astype(np.float32)), SD)
+  assert marks.resolution({"modelspec.resolution": "10²"}) is None
   assert marks.latents(container(scale_factor=np.float32(0.25)).tensors, 0.18215, "file") == dict(scale=0.25)
   for damaged in (np.zeros(0), np.float32(np.nan), np.ones(2)):
     with pytest.raises(DataError, match="scale_factor: expected a number above zero"):

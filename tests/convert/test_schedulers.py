@@ -53,7 +53,13 @@ def test_every_class_makes_a_plan(kind, steps):
 @pytest.mark.parametrize("options, says", [
   (dict(_class_name="KarrasVeScheduler"), "_class_name: expected one of DDPMScheduler"), (dict(thresholding=True), "thresholding: True"),
   (dict(prediction_type="flow"), "prediction_type: expected one of epsilon"), (dict(beta_schedule="exp"), "beta_schedule"),
-  (dict(clip_sample=True), "clips x_0"),
+  (dict(clip_sample=True), "clips x_0"), (dict(_class_name=[]), "_class_name: expected one of"),
+  (dict(beta_start="x"), "beta_start: expected a number from 0 to 1, found 'x'"), (dict(beta_end=None), "beta_end: expected a number"),
+  (dict(beta_end=float("nan")), "beta_end"), (dict(beta_start=-1), "beta_start"), (dict(beta_end=2), "beta_end"),
+  (dict(num_train_timesteps=10.5), "num_train_timesteps: expected a whole number from 1"), (dict(steps_offset=True), "steps_offset"),
+  (dict(rescale_betas_zero_snr="yes"), "rescale_betas_zero_snr: expected true or false, found 'yes'"),
+  (dict(_class_name="EulerDiscreteScheduler", use_karras_sigmas="no"), "use_karras_sigmas: expected true or false"),
+  (dict(_class_name="DDPMScheduler", clip_sample=True, clip_sample_range=-1), "clip_sample_range: expected a number from"),
   (dict(_class_name="DPMSolverMultistepScheduler", solver_order=3), "solver_order"),
   (dict(_class_name="DPMSolverMultistepScheduler", algorithm_type="sde-dpmsolver++"), "algorithm_type"),
   (dict(_class_name="UniPCMultistepScheduler", solver_type="bh1"), "solver_type: expected bh2")])

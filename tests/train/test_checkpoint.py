@@ -84,6 +84,12 @@ def test_frozen_parameters_are_saved_once_and_come_back(tmp_path):
   np.testing.assert_array_equal(params["image"]["proj"]["kernel"], snapshots[4].frozen["image"]["proj"]["kernel"])
 
 
+def test_what_else_lies_among_the_checkpoints_is_no_step(tmp_path):
+  for name in ("2", "²", "٣", "x", "-3", "9" * 200, "4.tmp"):
+    (tmp_path / "checkpoints" / name).mkdir(parents=True)
+  assert available_steps(tmp_path) == [2]
+
+
 def test_params_and_averages_are_read_alone(tmp_path):
   snapshots = saved(tmp_path)
   for ema in ("", "eval"):
