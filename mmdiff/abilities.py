@@ -170,9 +170,12 @@ class Prompted(Model):
     if isinstance(negative_prompts, str):
       negative_prompts = [negative_prompts] * len(prompts)
     seeds = asked.seeds(seeds, len(prompts), "prompts")
+    asked.numbers(steps=steps or None, batch_size=batch_size)
     for name, given in (("negative_prompts", negative_prompts), *rows.items()):
       if given is not None and len(given) != len(prompts):
         raise ConfigError(f"{name}: expected one for each of the {len(prompts)} prompts, found {len(given)}")
+      if name in ("latents", "noisy"):
+        asked.noise(name, given, len(prompts))
     tokens, mask, negative = self._words(prompts, negative_prompts, long_prompts)
     own = self.sampling
     with jax.set_mesh(self.mesh):
@@ -217,6 +220,7 @@ class Prompted(Model):
       raise ConfigError(f"images and prompts: expected at least one of each, found {len(found)} and {len(prompts)}")
     own = self.config["data"]["image_size"]
     height, width = options.pop("height", None), options.pop("width", None)
+    asked.numbers(height=height, width=width)
     if "decode" not in self.services.predict:
       height, width = height or own, width or own
     before = [image.shape[:2] for image in found]
@@ -260,6 +264,7 @@ class Draws(Prompted):
       **options: of the plan, such as rescale and eta.
     """
     prompts = asked.texts(prompts)
+    asked.numbers(height=height, width=width)
     own = self.config["data"]["image_size"]
     decodes = "decode" in self.services.predict
     if (height or own, width or own) != (own, own) and not decodes:

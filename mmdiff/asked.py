@@ -5,13 +5,18 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.core.ranges import SIDE
 from mmdiff.data import decode
 from mmdiff.data.quarantine import BadRecord
 
 
 def seeds(seeds: int | Sequence[int], count: int, what: str) -> list[int]:
   """One seed for each of `count`. Raises ConfigError."""
-  each = [int(seed) for seed in (range(seeds, seeds + count) if isinstance(seeds, (int, np.integer)) else seeds)]
+  given = range(seeds, seeds + count) if isinstance(seeds, (int, np.integer)) else seeds
+  given = [given] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
+  if wrong := [seed for seed in given if not isinstance(seed, (int, np.integer))]:
+    raise ConfigError(f"seeds: expected whole numbers from 0 to 2**32 - 1, found {wrong[0]!r:.60}")
+  each = [int(seed) for seed in given]
   if len(each) != count:
     raise ConfigError(f"seeds: expected one for each of the {count} {what}, found {len(each)}")
   beyond = [seed for seed in each if not 0 <= seed < 2 ** 32]
@@ -41,6 +46,21 @@ def pictures(images) -> list[np.ndarray]:
 def several(images):
   """One picture, an array or of PIL, as a list of it."""
   return [images] if getattr(images, "ndim", None) == 3 or hasattr(images, "convert") else images
+
+
+def numbers(**given) -> None:
+  """Raises ConfigError for a count or a side, None aside, that is no whole number from 1 to `SIDE`."""
+  for name, value in given.items():
+    if value is not None and (not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not 1 <= value <= SIDE):
+      raise ConfigError(f"{name}: expected a whole number from 1 to {SIDE:,}, found {value!r:.60}")
+
+
+def noise(name: str, value, rows: int) -> None:
+  """Raises ConfigError unless a value is an array [rows h w C] of finite numbers."""
+  shape = np.shape(value)
+  if len(shape) != 4 or shape[0] != rows or not np.isfinite(np.asarray(value, np.float32)).all():
+    raise ConfigError(f"{name}: expected finite numbers [{rows} h w C], found {list(shape)}"
+                      + (" with others among them" if len(shape) == 4 and shape[0] == rows else ""))
 
 
 def texts(texts: str | Sequence[str]) -> list[str]:

@@ -45,6 +45,14 @@ def test_a_public_model_draws(sd):
   assert sd.generate("a dog", steps=2, height=24, width=32).shape == (1, 24, 32, 3)
 
 
+def test_what_can_not_be_drawn_is_refused_wherever_it_is_asked(sd):
+  picture = np.zeros((1, 16, 16, 3), np.uint8)
+  for odd in (dict(height=0), dict(width=10 ** 9), dict(steps=1.5), dict(batch_size=-1), dict(latents=np.full((1, 8, 8, 4), np.nan))):
+    for draws in (sd.generate, lambda prompts, **how: sd.img2img(picture, prompts, **how)):
+      with pytest.raises(ConfigError, match=f"{next(iter(odd))}: expected"):
+        draws("a", **odd)
+
+
 def test_long_prompts_are_counted_or_encoded_in_chunks(sd, capsys):
   short, long = "a cat", "a cat on a long wall"
   cut = sd.generate([short, long], steps=2, output="float")

@@ -26,6 +26,23 @@ def test_seeds_are_consecutive_or_given_one_each():
     asked.seeds(-1, 2, "prompts")
 
 
+@pytest.mark.parametrize("seeds", [None, 1.5, [1.5], ["x"], "12"])
+def test_seeds_that_are_no_whole_numbers(seeds):
+  with pytest.raises(ConfigError, match=r"seeds: expected whole numbers from 0"):
+    asked.seeds(seeds, 1, "prompts")
+
+
+def test_sides_counts_and_noise_are_checked_before_anything_is_made():
+  """A side of 10^9 ended the process within XLA, one of 0 was the model's own, noise of NaN a black picture."""
+  for value in (0, -8, 10 ** 9, 16.0, "16", True):
+    with pytest.raises(ConfigError, match="height: expected a whole number from 1 to 16,384, found"):
+      asked.numbers(width=None, height=value)
+  asked.numbers(height=np.int64(16), width=1)
+  for noise in (np.zeros((2, 8, 8)), np.full((1, 8, 8, 4), np.nan)):
+    with pytest.raises(ConfigError, match=r"latents: expected finite numbers \[1 h w C\]"):
+      asked.noise("latents", noise, 1)
+
+
 def photo(**options):
   """A JPEG, 8 wide and 4 high, that was taken on its side."""
   exif, file = Image.Exif(), io.BytesIO()
