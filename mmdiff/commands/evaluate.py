@@ -202,6 +202,9 @@ def compare(given: Mapping, argv: Sequence[str]) -> int:
     raise DataError(f"--compare: {type(error).__name__}: {error}; expected two result files of `mmdiff evaluate` of one task") from None
   if refused := {name: pair for name, pair in differences.items() if name not in given["unlike"]}:
     raise DataError(f"--compare: {first} and {second} are not alike in {likeness.said(refused)}")
+  if idle := [name for name in given["unlike"] if name not in differences]:
+    print(f"--unlike={','.join(idle)}: the two are alike in that; they differ in {', '.join(differences) or 'nothing that counts'}",
+          file=sys.stderr)
   print(results.table(scores))
   rows = [dict(category=name, **found._asdict()) for name, found in tests.items()]
   if rows:

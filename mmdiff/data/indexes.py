@@ -16,7 +16,7 @@ import numpy as np
 from mmdiff.core.errors import DataError
 
 SUFFIX = ".mmdiff-index"
-VERSION = 2
+VERSION = 3
 LOG = logging.getLogger(__name__)
 Table = Mapping[str, np.ndarray]
 

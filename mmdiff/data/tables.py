@@ -104,7 +104,7 @@ def _csv(path: str, content: str, delimiter: str) -> Iterator[tuple[int, Sequenc
   try:
     for cells in reader:
       for at in range(first, reader.line_num):         # further lines of a row: a quotation mark was open
-        if width > 1 and _is_row(lines[at], delimiter, width):
+        if width > 1 and _is_row(lines[at], delimiter, width, cells):
           raise DataError(f"{path}: line {first}: a quotation mark that opens there closes in line {reader.line_num}, and takes in line "
                           f"{at + 1}, which is a row by itself; close it, or write it twice where it is part of the text")
       width = width or len(cells)
@@ -118,7 +118,14 @@ def _csv(path: str, content: str, delimiter: str) -> Iterator[tuple[int, Sequenc
   yield from found
 
 
-def _is_row(line: str, delimiter: str, width: int) -> bool:
-  """Whether a line alone has as many cells as the header, one of them a picture's name."""
+def _is_row(line: str, delimiter: str, width: int, row: Sequence[str]) -> bool:
+  """Whether a line alone has as many cells as the header, one of them a picture's name or shaped as its neighbour in `row`, which took the
+  line in: "0018.avif" as "0017.avif", "row-31" as "row-30"."""
   cells = [cell.strip('" \r\n').lower() for cell in line.split(delimiter)]
-  return len(cells) >= width and any(cell.rpartition(".")[2] in records.PICTURES and "." in cell for cell in cells)
+  return len(cells) >= width and (any(cell.rpartition(".")[2] in records.PICTURES and "." in cell for cell in cells)
+                                  or any(_shape(cell) == _shape(own.lower()) != "" for cell, own in zip(cells, row)))
+
+
+def _shape(cell: str) -> str:
+  """A numbered name with its digits as 0; "" for what is none, or a number of less than four digits, as texts have them."""
+  return re.sub("[0-9]", "0", cell) if re.fullmatch(r"\S*[0-9]\S*[0-9]\S*", cell) and not re.fullmatch("[0-9]{1,3}", cell) else ""

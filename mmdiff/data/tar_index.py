@@ -222,6 +222,9 @@ def build(path: str, *, image: str = "") -> Table:
     current, suffix = key, name[len(key) + 1:].lower()
     if suffix in samples.setdefault(key, {}):
       raise DataError(f"{path}: {name!r} is in it twice, in other letters; members need different names, write the shard anew")
+    if samples[key].keys() & {"txt", "original.txt"} and suffix in ("txt", "original.txt"):       # as in a folder
+      skipped["second_text"] += 1
+      continue
     samples[key][suffix] = place
   suffixes = {suffix: i for i, suffix in enumerate(dict.fromkeys(suffix for sample in samples.values() for suffix in sample))}
   encoded = [key.encode("utf-8", "replace") for key in samples]

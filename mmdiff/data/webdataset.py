@@ -93,8 +93,8 @@ class WebDataset:
         self.skipped[reason] = self.skipped.get(reason, 0) + count
     refused = {reason: count for reason, count in self.skipped.items() if reason != "other_file"}
     if refused:
-      LOG.warning("%s: members left out: second pictures of a sample (other_picture), or what could lead outside the shard: %s",
-                  self.paths[0], refused)
+      LOG.warning("%s: members left out: second pictures or texts of a sample (other_picture, second_text), or what could lead outside "
+                  "the shard: %s", self.paths[0], refused)
     self._check_layout(captionless)
     if not shard_in_key:
       self._check_keys()

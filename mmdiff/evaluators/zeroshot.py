@@ -113,11 +113,16 @@ def class_weights(embed, names: Sequence[str], phrases: Sequence[str]) -> np.nda
 
 
 def label_of(record: Mapping, names: Sequence[str]) -> int:
-  """The record's class index. Raises DataError without one that the classes know."""
+  """The record's class index. Raises DataError without one that the classes know.
+
+  A text is a class's name, and else an index: tables of cells have no numbers.
+  """
   label = record.get("label")
   if isinstance(label, str) and label in names:
     return names.index(label)
-  if isinstance(label, (int, np.integer)) and 0 <= label < len(names):
+  if isinstance(label, str) and label.isascii() and label.isdigit() and len(label) < 10:
+    label = int(label)
+  if isinstance(label, (int, np.integer)) and not isinstance(label, bool) and 0 <= label < len(names):
     return int(label)
   raise DataError(f"record {record.get('key')!r} has label {label!r}; expected one of the {len(names)} classes, by index or name")
 

@@ -134,7 +134,7 @@ def test_results_that_tell_nothing_are_refused(tmp_path, found, flags, about):
     evaluate.main([f"--compare={tmp_path / 'a.json'},{tmp_path / 'b.json'}", *flags])
 
 
-def test_unlike_results_are_refused_unless_that_is_meant(tmp_path):
+def test_unlike_results_are_refused_unless_that_is_meant(tmp_path, capsys):
   """What counts as unlike: tests/evaluators/test_likeness.py."""
   for name, steps in (("a", 20), ("b", 50)):
     result = dict(scalars=dict(all_facts=0.5), tables={}, evaluator=dict(name="scenes_judge", steps=steps, params=name))
@@ -144,6 +144,8 @@ def test_unlike_results_are_refused_unless_that_is_meant(tmp_path):
     evaluate.main([files])
   assert evaluate.main([files, "--unlike=steps", f"--out={tmp_path / 'c.json'}"]) == 0
   assert json.loads((tmp_path / "c.json").read_text())["unlike"] == dict(steps=[20, 50])
+  evaluate.main([files, "--unlike=steps,guidence"])
+  assert capsys.readouterr().err == "--unlike=guidence: the two are alike in that; they differ in steps\n"
 
 
 @pytest.fixture(scope="module")

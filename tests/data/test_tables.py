@@ -55,6 +55,8 @@ def test_rows_that_do_not_fit_the_header_are_bad_records_with_their_line(tmp_pat
 @pytest.mark.parametrize("content, said", [
   ('image,caption\na.png,x\nb.png,"open\nc.png,y\n', "line 3.*takes in line 4|line 3 to 4: unexpected end of data"),
   ('image,caption\na.png,"open\nb.png,5"\nc.png,y\n', "line 2: a quotation mark that opens there closes in line 3, and takes in line 3"),
+  ('image,caption\n0017.avif,"open\n0018.avif,5"\n0019.avif,y\n', "line 2: .*takes in line 3"),
+  ('id,caption\nrow-30,"open\nrow-31,5"\nrow-32,y\n', "line 2: .*takes in line 3"),
   ('image,caption\na.png,"open\nb.png,"closed"\n', "line 2 to 3: .*expected"),
   ('image,caption\na.png,"open', "line 2: unexpected end of data"),
   ("image,caption,caption\na.png,x,y\n", "'caption' twice")])
@@ -66,6 +68,8 @@ def test_quotation_marks_without_a_partner_are_refused_by_line(tmp_path, content
 def test_line_breaks_within_a_cell_stay(tmp_path):
   rows = read(tmp_path, "a.csv", 'image,caption\na.png,"one,\ntwo, three.\nfour"\n')
   assert rows == [{"image": "a.png", "caption": "one,\ntwo, three.\nfour"}]
+  rows = read(tmp_path, "b.csv", 'id,caption\n17,"1, 2,\n12, 13\n14,15"\n')
+  assert rows == [{"id": "17", "caption": "1, 2,\n12, 13\n14,15"}]
 
 
 @pytest.mark.parametrize("name, content", [("a.csv", "image,caption\r\na.png,x"), ("a.tsv", "image\tcaption\r\na.png\tx"),

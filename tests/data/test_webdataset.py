@@ -89,6 +89,12 @@ def test_dotted_names_are_records_of_their_own(tmp_path):
   assert source.skipped == {"other_picture": 1}
 
 
+def test_a_second_text_of_a_kind_is_counted_as_in_a_folder(tmp_path):
+  write_tar(tmp_path / "a.tar", [("a.png", picture(1)), ("a.original.txt", b"one"), ("a.txt", b"two"), ("a.long.txt", b"three")])
+  source = webdataset(urls=str(tmp_path / "a.tar"))
+  assert source[0]["captions"] == {"original": "one", "long": "three"} and source.skipped == {"second_text": 1}
+
+
 @pytest.mark.parametrize("content, label", [(b"7\n", 7), (b"tabby cat\n", "tabby cat"), (b"9" * 5000, None), (b"", None), (b"\xff", None)])
 def test_a_class_file(tmp_path, content, label):
   write_tar(tmp_path / "a.tar", [("k.png", picture(1)), ("k.cls", content)])

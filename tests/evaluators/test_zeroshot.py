@@ -63,3 +63,13 @@ def test_a_class_file_with_a_byte_order_mark_and_one_of_numbers(tmp_path):
   (tmp_path / "classes.txt").write_text("[1, {}]")
   with pytest.raises(DataError, match="expected names, found 1"):
     zeroshot.class_names((), str(tmp_path / "classes.txt"), ())
+
+
+@pytest.mark.parametrize("label, index", [("dog", 1), (1, 1), ("1", 1), ("cat", 0), ("2", None), ("", None), (True, None), (1.0, None),
+                                          (None, None), ("-1", None), ("9" * 5000, None)])
+def test_a_label_is_a_name_or_an_index_be_it_from_a_table_or_not(label, index):
+  if index is not None:
+    assert zeroshot.label_of(dict(key="a", label=label), ("cat", "dog")) == index
+  else:
+    with pytest.raises(DataError, match="record 'a' has label .*expected one of the 2 classes, by index or name"):
+      zeroshot.label_of(dict(key="a", label=label), ("cat", "dog"))
