@@ -29,12 +29,16 @@ from mmdiff.convert import edm_schedulers, facts, schedulers, tensors
 from mmdiff.convert.containers import Container
 from mmdiff.convert.tensors import Tensor
 from mmdiff.core.errors import DataError
+from mmdiff.core.ranges import ABOVE, WIDE
 from mmdiff.models.autoencoder import Autoencoder
 from mmdiff.models.text import ClipStates
 from mmdiff.models.unet import UNet
+from mmdiff.nn.transformer import ACTIVATIONS
 
 OWN = "mmdiff.pipeline"
 EDM_SCALE = 0.5                         # of Playground's latents, beside their mean and deviation (its vae/config.json)
+REAL = ("scale", "eps")                 # fields of a part that need not be whole
+NAMES = dict(act=ACTIVATIONS, conditioning=("add", "scale_shift"))
 BASE_STEPS = 875_000                    # global_step of stable-diffusion-2-base, by which others know it
 PREDICTIONS = {"epsilon": "eps", "eps": "eps", "v": "v", "v_prediction": "v"}
 ARCHITECTURES = {"stable-diffusion-v2-768-v": "v", "stable-diffusion-v2-512": "eps"}
@@ -187,7 +191,21 @@ def own_fields(container: Container, part: str, where: str) -> dict[str, Any]:
   known = {field for module in (UNet, Autoencoder, ClipStates) for field in module.__dataclass_fields__ if field not in facts.RUNS}
   if not isinstance(fields, Mapping) or set(fields) - known:
     raise DataError(f"{where}: metadata {OWN}: parts: expected fields of its models, found {said!r:.80}")
+  for field, value in fields.items():
+    if not _plausible(field, value):
+      raise DataError(f"{where}: metadata {OWN}: parts.{part}.{field}: no such value is known, found {value!r:.60}")
   return {field: tuple(value) if isinstance(value, list) else value for field, value in fields.items()}
+
+
+def _plausible(field: str, value: Any) -> bool:
+  """Whether a field may have a value: a known name, nothing, a switch, finite numbers that are no negative count or scale."""
+  if field in NAMES:
+    return isinstance(value, str) and value in NAMES[field]
+  if field != "shift" and isinstance(value, (int, float)) and not isinstance(value, bool):
+    least = ABOVE if field in ("heads", "head_dim", "scale", "image_size") else 0
+    return least <= value <= WIDE and (field in REAL or type(value) is int)
+  values = value if isinstance(value, list) else [value]
+  return len(values) <= WIDE and all(one is None or isinstance(one, (bool, int, float)) and abs(one) <= 1e6 for one in values)
 
 
 def written(named: Mapping[str, Tensor], scheduler: Mapping[str, Any], vae: Autoencoder | None) -> dict[str, Tensor]:

@@ -92,6 +92,22 @@ def test_a_schedule_of_its_own_is_sampled_by():
       marks.latents(container(scale_factor=damaged).tensors, 0.18215, "file")
 
 
+@pytest.mark.parametrize("part, field, value", [
+  ("unet", "heads", "x"), ("unet", "heads", 0), ("unet", "image_size", 10 ** 9), ("vae", "scale", float("nan")), ("vae", "scale", 0),
+  ("vae", "scale", "x"), ("vae", "shift", [float("inf")]), ("text", "act", "relu"), ("text", "act", ["gelu"]), ("text", "pad", 10 ** 8),
+  ("text", "heads", 2.5)])
+def test_hostile_fields_of_our_own_metadata_are_named(part, field, value):
+  text = json.dumps(dict(parts={part: {field: value}}))
+  with pytest.raises(DataError, match=f"file: metadata mmdiff.pipeline: parts.{part}.{field}: no such value is known, found"):
+    marks.own_fields(container(metadata={marks.OWN: text}), part, "file")
+
+
+def test_fields_of_our_own_metadata_come_back():
+  fields = dict(heads=2, head_dim=None, conditioning="scale_shift", act="quick_gelu", scale=0.3, shift=[-1.5, 2.0], whole=True)
+  made = marks.own_fields(container(metadata={marks.OWN: json.dumps(dict(parts=dict(unet=fields)))}), "unet", "file")
+  assert made == fields | dict(shift=(-1.5, 2.0))
+
+
 def test_what_is_left_to_the_caller_is_said():
   ema = {f"model_ema.{i}": tensors.of(np.zeros(1)) for i in range(3)}
   assert "ema=True" in marks.notices(ema, {}, "unet", "file")[0] and not marks.notices({}, {}, "unet", "file")
