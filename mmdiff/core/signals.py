@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -46,6 +47,13 @@ def handle(handler: Callable[[int, Any], None], *others: int) -> dict[int, Any]:
   return before
 
 
+def importing(frame: types.FrameType | None) -> bool:
+  """Whether a module is being imported: extension modules turn what is raised in them into an ImportError, and there is nothing to save."""
+  while frame and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+    frame = frame.f_back
+  return frame is not None
+
+
 class Listener:
   """The one of this process. `patient`: the next signal will be answered when what it has is saved, however long that takes."""
 
@@ -65,7 +73,13 @@ class Listener:
 
   def stop(self, number: int, frame: Any) -> None:
     self.answered.set()
+    if importing(frame):
+      self.end(number)
     raise Stopped(said(number))
+
+  def end(self, number: int) -> None:
+    print(f"{self.command}: {said(number)}", file=sys.stderr, flush=True)
+    self.leave(INTERRUPTED)
 
   def watch(self, ear: int) -> None:
     """Reads the numbers of signals as they come, for ever."""
@@ -76,8 +90,7 @@ class Listener:
         self.patient = False
         continue
       if not self.answered.wait(PATIENCE_SECONDS):
-        print(f"{self.command}: {said(heard[0])}", file=sys.stderr, flush=True)
-        self.leave(INTERRUPTED)
+        self.end(heard[0])
       self.answered.clear()
 
 

@@ -89,6 +89,13 @@ def test_the_first_signal_waits_for_training_to_save_and_the_second_does_not(tmp
   assert ends(start(tmp_path, PATIENT), signal.SIGTERM, signal.SIGHUP) == (75, f"mmdiff train: {signals.said(signal.SIGHUP)}\n")
 
 
+def test_an_import_can_not_take_it_for_its_own_fault(tmp_path):
+  (tmp_path / "slow.py").write_text('print("ready", flush=True)\nimport time\ntry:\n  time.sleep(60)\n'
+                                    'except BaseException as error:\n  raise ImportError("wrapped") from error\n')
+  process = start(tmp_path, HEARD + "from mmdiff.core import signals\nsignals.LISTENER.listen('mmdiff train')\nimport slow\n")
+  assert ends(process, signal.SIGTERM) == (75, f"mmdiff train: {signals.said(signal.SIGTERM)}\n")
+
+
 def test_signals_wait_for_the_process_to_listen(tmp_path):
   process = start(tmp_path, HELD)
   out, err = process.communicate(timeout=30)
