@@ -2,8 +2,8 @@ r"""A captioner that starts from a trained CLIP, as DALL·E 3's does (Betker et 
 language model conditioned on CLIP's picture embedding, trained with CLIP's loss and the language model's together. The structure is CoCa's
 as open_clip keeps it, whose image tower and unimodal text are those of a CLIP of the same variant.
 
-  mmdiff train --config=configs/coca_clip.py:variant=ViT-B/32 --workdir=DIR --config.init.path=CLIP-ViT-B-32 \
-      --config.data.tokenizer.path=CLIP-ViT-B-32
+  mmdiff train --config=configs/coca_clip.py:variant=ViT-B/32 --workdir=DIR --config.init.path=clip-vit-base-patch32 \
+      --config.data.tokenizer.path=clip-vit-base-patch32
       from OpenAI's weights; LAION's have another activation: --config.objective.model.act=gelu. What CLIP lacks, the pooler, the text's
       class token and the decoder, starts fresh. The paper gives no sizes and no recipe: these are CoCa's at a lower rate for what is
       loaded. Then configs/coca_long.py:variant=ViT-B/32 with --config.init.path=DIR. Not run here.
@@ -13,6 +13,7 @@ as open_clip keeps it, whose image tower and unimodal text are those of a CLIP o
 from configs import coca, common
 
 FRESH = {"pool": "", "decoder": "", "text/class_token": ""}         # what a CLIP does not have
+POOLED = ("image/pool",)            # by the pooler here, not by the class token alone
 VARIANTS = ("ViT-B/32", "ViT-L/14")
 
 
@@ -24,7 +25,7 @@ def get_config(arg=""):
 def published(variant: str):
   common.one_of("variant", variant, VARIANTS)
   config = coca.published(variant)
-  config.init = dict(path="CLIP-" + variant.replace("/", "-"), params="", map=FRESH, parts={})
+  config.init = dict(path="CLIP-" + variant.replace("/", "-"), params="", map=FRESH, parts={}, differs=POOLED)
   config.objective.model.act = "quick_gelu"
   config.steps, config.batch_size = 100_000, 8_192
   # CLIP's towers are trained already; what is fresh learns at the pretraining's rate.
@@ -37,5 +38,5 @@ def tiny():
   config = coca.small("T32")
   config.objective.model = dict(config.objective.model, open_clip=True, queries=16, patch=8, pixels="clip", act="quick_gelu",
                                 position_std=None)
-  config.init.parts = dict(image="runs/clip")
+  config.init.parts, config.init.differs = dict(image="runs/clip"), POOLED
   return config

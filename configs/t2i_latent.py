@@ -1,7 +1,7 @@
 r"""Text-to-image diffusion on the latents of a KL autoencoder (https://arxiv.org/abs/2112.10752): the published models, and one for a CPU.
 
   mmdiff train --config=configs/t2i_latent.py:model=sd15 --workdir=DIR --config.data.source.urls='tars/{00000..09999}.tar' \
-      --config.data.tokenizer.path=sd15/tokenizer
+      --config.evals.samples.source.urls='tars/{00000..00000}.tar' --config.data.tokenizer.path=sd15/tokenizer
       models sd15, sd21, sdxl, and dalle3: the model of DALL-E 3's caption ablation (256 px, T5-XXL, three levels). The frozen encoders come
       from public checkpoints, see PARTS; a run of kl_f8.py or of clip.py does as well. None of these has been trained here.
   mmdiff train --config=configs/t2i_latent.py:model=sdxl,size=512 --workdir=DIR2 --config.init.path=DIR …
@@ -85,7 +85,8 @@ def objective(model: str, size: int) -> dict:
 def tiny():
   vocab, text_len = 512, 100                # the longest long caption has 91 tokens
   config = common.base(steps=5_000, batch_size=64, save_every_steps=500)
-  config.init = dict(path="", params="", map={}, parts=dict(autoencoder="runs/kl_tiny"))
+  # The scale is measured on the autoencoder that was trained without one.
+  config.init = dict(path="", params="", map={}, parts=dict(autoencoder="runs/kl_tiny"), differs=("autoencoder/scale",))
   config.objective = dict(
     # Of its 32 channels the tiny autoencoder uses 14 (its report's latent_used); without the noise of the others the loss is of pictures.
     name="diffusion", schedule="flow", prediction="x0", caption_dropout=0.1, latents="mean",

@@ -2,45 +2,24 @@
 import ast
 import os
 import re
-import shlex
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 import yaml
 
 from launch import check
 from mmdiff.__main__ import COMMANDS
+from tests import documents
+from tests.documents import DOCUMENTS, ROOT, blocks
 
-ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 TARGETS = set(re.findall(r"^([a-z][a-z-]*):", MAKEFILE, re.M))
 
 
-def blocks(path: Path, language: str) -> list[str]:
-  return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S)
-
-
-def lines(path: Path) -> list[list[str]]:
-  """The words of every command in a document's shell blocks, without comments and leading VARIABLE=value."""
-  found = []
-  for block in blocks(path, "bash"):
-    for line in block.replace("\\\n", " ").splitlines():
-      words = shlex.split(line, comments=True)
-      while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
-        words = words[1:]
-      if words:
-        found.append(words)
-  return found
-
-
 SCRIPTS = ("tests.peers.clip_step", "tests.peers.decode_speed", "tests.peers.pipeline_speed", "tests.full_size")
-COMMAND_LINES = [pytest.param(words, id=f"{path.name}: {' '.join(words)[:60]}") for path in DOCUMENTS for words in lines(path)]
-
 
 def check_mmdiff(argv: list[str]) -> None:
   """Raises ConfigError for a line that mmdiff would refuse."""
@@ -48,37 +27,18 @@ def check_mmdiff(argv: list[str]) -> None:
   check.check(argv)
 
 
-def header_lines(path: Path) -> list[list[str]]:
-  """The command lines in the docstring of a config or a command: indented, with what they do behind two spaces or on the next lines.
-  Brackets around what may be left out are taken off, and an ellipsis stands for more of the kind."""
-  doc = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")), clean=False) or "").replace("\\\n", " ")
-  found = []
-  for line in re.findall(r"^ {2}(mmdiff .*)$", doc, re.M):
-    line = re.split(r" {2,}", re.sub(r" +(?=--)", " ", line))[0]
-    found.append([word for word in shlex.split(re.sub(r"\[(--[^\]]*)\]", r"\1", line)) if word != "…"])
-  return found
-
-
-HEADERS = [*sorted((ROOT / "configs").rglob("*.py")), *sorted((ROOT / "mmdiff" / "commands").glob("*.py"))]
-
-
 def test_the_files_that_head_with_commands_are_found():
-  heads = {path.name for path in HEADERS if header_lines(path)}
+  heads = {path.name for path in documents.HEADERS if documents.header_lines(path)}
   assert {path.name for path in (ROOT / "configs").rglob("*.py")} - heads == {"__init__.py", "common.py"}
   assert {f"{name}.py" for name in COMMANDS} <= heads
 
 
-@pytest.mark.parametrize("path", [path for path in HEADERS if header_lines(path)], ids=lambda path: path.name)
-def test_commands_in_headers_are_valid(path):
-  for words in header_lines(path):
-    check_mmdiff([word.replace("--config=FILE", "--config=configs/t2i_latent.py:tiny") for word in words[1:]])
-
-
-@pytest.mark.parametrize("words", COMMAND_LINES)
-def test_commands_in_the_documents_are_valid(words):
-  program, rest = words[0], words[1:]
+@pytest.mark.parametrize("line", list(documents.every_line()), ids=lambda line: f"{line.file}: {line.text[:60]}")
+def test_commands_in_the_documents_are_valid(line):
+  """At once, and without the toys that `test_documents_run.py` runs them on."""
+  program, rest = line.words[0], list(line.words[1:])
   if program == "mmdiff":
-    check_mmdiff(rest)
+    check_mmdiff([word.replace("--config=FILE", "--config=configs/t2i_latent.py:tiny") for word in rest])
   elif program == "make":
     goals = [word for word in rest if "=" not in word]
     assert goals and set(goals) <= TARGETS
@@ -87,13 +47,15 @@ def test_commands_in_the_documents_are_valid(words):
     env = dict(os.environ, MMDIFF_PYTHON=sys.executable)
     done = subprocess.run([str(ROOT / program), *rest], cwd=ROOT, env=env, capture_output=True, text=True)       # dry run
     assert done.returncode == 0 and "dry run" in done.stdout, done.stderr
+  elif rest[:2] == ["-m", "launch.check"]:
+    check_mmdiff(rest[2:])
   elif rest[:2] == ["-m", "launch.local"]:
     check_mmdiff(rest[rest.index("--") + 1:])
   elif rest[:1] == ["-m"] and rest[1] in SCRIPTS:
     parse = f"from {rest[1]} import arguments; arguments({rest[2:]!r})"
     subprocess.run([sys.executable, "-c", parse], cwd=ROOT, check=True)
   else:
-    raise AssertionError(f"no test knows how to check {' '.join(words)}")
+    raise AssertionError(f"no test knows how to check {line.text}")
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=NAMES)
@@ -107,7 +69,8 @@ def test_blocks_parse(path):
 
 
 def test_cheap_commands_of_the_readme_run():
-  argv = next(words for words in lines(ROOT / "README.md") if words[:2] == ["mmdiff", "doctor"] and "--keys" in words)
+  known = [line.words for line in documents.lines(ROOT / "README.md")]
+  argv = next(words for words in known if words[:2] == ("mmdiff", "doctor") and "--keys" in words)
   done = subprocess.run([sys.executable, "-m", *argv], cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 0 and "batch_size" in done.stdout, done.stderr
   done = subprocess.run([sys.executable, "-m", "mmdiff", "--help"], cwd=ROOT, capture_output=True, text=True)

@@ -32,16 +32,16 @@ def part(module, inputs, model: dict, seed: int) -> public.Loaded:
   return public.Loaded("made", "", module, config, public.nest(leaves), (), rules.Report([], [], [], [], [], []), {}, None, {}, inputs)
 
 
-def make(tokens: Path, *, inpaints: bool = False, xl: bool = False, enlarges: bool = False,
+def make(tokens: Path, *, inpaints: bool = False, xl: bool = False, enlarges: bool = False, refines: bool = False,
          scheduler: dict | None = None) -> pipelines.Pipeline:
   """Small parts; norms have the 32 groups that single files leave unsaid, of two channels: of one they would hide the time."""
   shape = jax.ShapeDtypeStruct
   pooled = 1280 if xl else 0
-  wide = 20 if xl else 12
+  wide = 8 if refines else 20 if xl else 12
   unet = UNet(image_size=SIDE, channels=4, width=64, mults=(1,), depths=(1,), middle=1, blocks=1, heads=2, groups=32,
-              sizes=6 if xl else 0, levels=400 if enlarges else 0)
+              sizes=5 if refines else 6 if xl else 0, levels=400 if enlarges else 0)
   text = dict(tokens=shape((1, 4, wide), jnp.float32), mask=shape((1, 4), bool))
-  text |= dict(pooled=shape((1, pooled), jnp.float32), size=shape((1, 6), jnp.int32)) if xl else {}
+  text |= dict(pooled=shape((1, pooled), jnp.float32), size=shape((1, 5 if refines else 6), jnp.int32)) if xl else {}
   text |= dict(concat=shape((1, 2, 2, 5), jnp.float32)) if inpaints else {}
   text |= dict(concat=shape((1, 2, 2, 3), jnp.float32), level=shape((1,), jnp.int32)) if enlarges else {}
   vae = Autoencoder(widths=(32, 32), latent_channels=4, blocks=1, groups=32, scale=0.3, image_size=2 * SIDE)
@@ -56,6 +56,8 @@ def make(tokens: Path, *, inpaints: bool = False, xl: bool = False, enlarges: bo
                         norm=False, whole=True)
     parts |= {"text/first": part(encoder.clone(skip=1, norm=False, whole=True), words, dict(name="clip_text"), 3),
               "text/second": part(second, words, dict(name="clip_text"), 4)}
+    if refines:
+      del parts["text/first"]
   else:
     parts["text"] = part(encoder, words, dict(name="clip_text"), 3)
   return pipelines.Pipeline(parts, scheduler or dict(pipelines.XL_SCHEDULER if xl else pipelines.SD_SCHEDULER), {},

@@ -1,10 +1,10 @@
 """Convert weights between public formats, or export a trained run.
 
   mmdiff convert --src=CLIP-ViT-B-32 --to=open_clip --out=out --verify
-  mmdiff convert --src=runs/clip@2000 --params=eval --to=hf-clip --out=out --dtype=bfloat16
+  mmdiff convert --src=runs/clip@2000 --to=hf-clip --out=out --dtype=bfloat16
   mmdiff convert --src=v1-5.safetensors --part=unet --to=diffusers-unet --out=sd15/unet
   mmdiff convert --src=v1-5.safetensors --to=diffusers --out=sd15
-  mmdiff convert --src=runs/t2i_latent --to=ldm --out=out --dtype=float16
+  mmdiff convert --src=runs/sd --params=eval --to=ldm --out=out --dtype=float16
 
 --src is a folder or weight file in a public format, or a run directory; `mmdiff info` says what it is. Every tensor is accounted for: a
 missing, an unexpected or a mis-shaped one is an error that names it, unless --allow_missing matches its name. --out gets the weights as

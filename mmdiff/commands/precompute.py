@@ -146,9 +146,8 @@ def parameters(config: Mapping, objective, dataset, mesh: jax.sharding.Mesh, gro
     nothing: Any = None
     holder = state.TrainState(step=nothing, params=params, frozen=jax.tree.map(lambda x: None, params), opt_state=(), ema={}, extra=(),
                               key=nothing, counts=nothing, skipped=nothing, skipped_in_a_row=nothing)
-    facts = {name: fact for name, fact in sources.facts_of(config).items() if name.split("/")[0] in groups}
-    own = dict(source, map=here("map"), parts=here("parts"), differs=[name for name in source.get("differs", ()) if name in facts])
-    params = init.initialised(holder, init.found(params, facts=facts, **own)).full()
+    own = dict(source, map=here("map"), parts=here("parts"))
+    params = init.initialised(holder, init.found(params, facts=sources.facts_of(config), **own)).full()
   return params
 
 
