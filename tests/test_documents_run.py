@@ -48,12 +48,12 @@ PYTHON = ("README.md", "docs/weights.md", "mmdiff/model.py")          # those wi
 # Of the lines of `mmdiff train` those of these configs train two steps; the others go up to their first step, which takes up to a minute to
 # compile.
 TRAINED = {f"--config=configs/{name}" for name in ("clip.py:tiny", "clip.py:variant=ViT-B/32", "coca_long.py:tiny", "coca_clip.py:tiny")}
-CHEAP = {"info", "convert"}
+CHEAP = ("info", "convert", "data")           # commands whose lines take a second or two, but for those that need a large toy
 LINES = [line for line in documents.every_line() if line.text not in ELSEWHERE]
 
 
 def is_cheap(line: Line) -> bool:
-  return line.words[0] == "mmdiff" and line.words[1] in CHEAP
+  return line.words[1] in CHEAP and not {"precompute", "--src=runs/sd"} & set(line.words)
 
 
 def test_every_line_runs_here_or_says_where():

@@ -44,9 +44,8 @@ def test_commands_in_the_documents_are_valid(line):
     assert goals and set(goals) <= TARGETS
     subprocess.run(["make", "--dry-run", *rest], cwd=ROOT, check=True, capture_output=True)
   elif program.startswith("launch/"):
-    env = dict(os.environ, MMDIFF_PYTHON=sys.executable)
-    done = subprocess.run([str(ROOT / program), *rest], cwd=ROOT, env=env, capture_output=True, text=True)       # dry run
-    assert done.returncode == 0 and "dry run" in done.stdout, done.stderr
+    assert os.access(ROOT / program, os.X_OK)
+    check_mmdiff(rest[rest.index("--") + 1:])
   elif rest[:2] == ["-m", "launch.check"]:
     check_mmdiff(rest[2:])
   elif rest[:2] == ["-m", "launch.local"]:

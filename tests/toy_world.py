@@ -69,7 +69,7 @@ def small_presets():
 def smaller(words: Sequence[str], config: Mapping | None) -> list[str]:
   """What is put behind a documented line: few steps, few records, small pictures of latent diffusion. config: the one that it makes."""
   more = COMMANDS.get(" ".join(words[1:3]), COMMANDS.get(words[1], []))
-  if words[1] == "evaluate" and ("--task=judge" not in words):
+  if words[1] == "evaluate" and "--task=judge" not in words or words[1] == "caption" and "scenes" not in " ".join(words):
     more = []
   if config is None or words[1] not in ("train", "doctor", "ablate"):
     return [flag for flag in more if not any(word.startswith(flag.split("=")[0]) for word in words)]
@@ -277,8 +277,8 @@ TOYS: dict[str, Callable] = {
   "prompts.txt": texts(prompts_txt="a red circle\na blue square\n"),
   "prompts.jsonl": texts(prompts_jsonl='{"prompt": "a red circle"}\n{"prompt": "a blue square"}\n'),
   **{name: command("runs/t2i", f"sample|--model=runs/t2i|--prompts=a red circle|--out={name}|--steps=2") for name in ("out", "drawn")},
-  "a.json": command("runs/t2i", *(f"evaluate|--model=runs/t2i|--task=judge|--task.prompts=8|--task.steps={2 + i}|--out={name}.json"
-                                  for i, name in enumerate("ab"))),
+  "a.json": command("runs/t2i", *(f"evaluate|--model=runs/t2i|--task=judge|--task.prompts=8|--task.steps=2|--out={name}.json"
+                                  for name in "ab")),
   "index": command("CLIP-ViT-B-32 pictures", "search|build|--model=CLIP-ViT-B-32|--data=pictures|--out=index"),
   "features": command("runs/kl_tiny", "data|precompute|--config=configs/t2i_latent.py:tiny|--config.init.parts.autoencoder=runs/kl_tiny|"
                       "--out=features|--config.data.source.size=8|--config.data.tokenizer.sample=50"),
