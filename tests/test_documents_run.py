@@ -43,7 +43,8 @@ ELSEWHERE = {
   "mmdiff data build emoji --out=DIR": "the same",
 }
 # Words that stand for something, and what they stand for here.
-PLACES = [(r"\bSOURCE$", "data/tars"), (r"=FILE$", "=configs/t2i_latent.py:tiny"), (r"=/(data|shared|mnt)/", r"=\1/")]
+PLACES = [(r"\bSOURCE$", "data/tars"), (r"=FILE$", "=configs/t2i_latent.py:tiny"), (r"=/(data|shared|mnt)/", r"=\1/"),
+          (r"^--batch_size=256$", "--batch_size=8")]
 PYTHON = ("README.md", "docs/weights.md", "mmdiff/model.py")          # those with blocks of Python
 # Of the lines of `mmdiff train` those of these configs train two steps; the others go up to their first step, which takes up to a minute to
 # compile.
@@ -165,7 +166,7 @@ def test_documented_python_runs(path, world, tmp_path, monkeypatch):
   blocks = documents.blocks(path, "python") or documents.header_python(path)
   rng = np.random.default_rng(0)
   scope = dict(images=list(rng.integers(0, 256, (3, 32, 32, 3), np.uint8)), texts=["a red circle"], mmdiff=mmdiff,
-               mask=np.pad(np.ones((8, 8), bool), 4))
+               pictures=list(rng.integers(0, 256, (2, 16, 16, 3), np.uint8)), mask=(mask := np.pad(np.ones((8, 8), bool), 4)))
   world.put(tmp_path, " ".join(re.findall(r'load\("([^"]+)"', "".join(blocks))))
   monkeypatch.chdir(tmp_path)
   assert blocks
@@ -174,4 +175,4 @@ def test_documented_python_runs(path, world, tmp_path, monkeypatch):
   if "scores" in scope:
     assert scope["scores"].shape == (3, 2) and np.isfinite(scope["scores"]).all()
   if "with_ball" in scope:
-    assert (scope["with_ball"][~scope["mask"]] == scope["picture"][~scope["mask"]]).all()
+    assert (scope["with_ball"][~mask] == scope["picture"][~mask]).all()

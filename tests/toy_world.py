@@ -169,6 +169,7 @@ def stable_diffusion(name: str, format: str):
     pipelines.save(folder / (name if format == "diffusers" else "made"), whole, format=format)
     if format == "ldm":
       (folder / "made" / "model.safetensors").rename(folder / name)
+      toy_pipelines.tokenizer(folder)
     shutil.rmtree(folder / "made")
   return write
 
