@@ -100,7 +100,9 @@ def listed(index: str | os.PathLike) -> dict[str, str]:
   index = Path(index)
   try:
     weights = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    files = {name: str(file) for name, file in weights.items()}
+    files = dict(weights.items())
+    if odd := [name for name, file in files.items() if not isinstance(file, str)]:
+      raise ValueError(f"{odd[0]!r:.80} is not in a file, but in {files[odd[0]]!r:.80}")
   except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
     raise DataError(f"{index}: not an index of tensors: {type(error).__name__}: {error}") from None
   for file in sorted(set(files.values())):

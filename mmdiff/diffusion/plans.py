@@ -206,6 +206,8 @@ def plan(name: str, schedule: Schedule, *, steps: int, eta: float | None = None,
     raise ConfigError(f"rescale: expected a number in [0, 1], found {rescale}")
   if not clip >= 0:
     raise ConfigError(f"clip: expected a positive number, or 0 for none, found {clip}")
+  if not np.isfinite(guidance):
+    raise ConfigError(f"guidance: expected a finite number, found {guidance}")
   if not interval[0] <= interval[1]:
     raise ConfigError(f"interval: expected (low, high) with low ≤ high, found {tuple(interval)}: guidance would act nowhere")
   if final == "first" and schedule.kind != "discrete":

@@ -56,8 +56,8 @@ def plan(steps=4, **options):
 
 
 def test_services():
-  assert set(served(made(), encodes=True)) == {"sample", "edit", "encode_text", "encode_image", "decode"}
-  assert set(served(made(), encodes=False)) == {"sample", "edit", "encode_text"}
+  assert set(served(made(), encodes=True)) == {"sample", "edit", "text_states", "encode_text", "encode_image", "encode", "decode"}
+  assert set(served(made(), encodes=False)) == {"sample", "edit", "text_states", "encode_text"}
 
 
 def test_a_mask_of_nothing_gives_the_picture_back():
