@@ -3,6 +3,7 @@
 Files from elsewhere are not trusted: no heads, a list where a name is expected, or 10^9 layers must end in one line that names the key.
 """
 import contextlib
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -27,6 +28,7 @@ RANGES = (
   (r"scaling_factor|rescale_factor|image_std|std", ABOVE, 1e6),
 )
 LEVELS = 16               # of a UNet or an autoencoder: its blocks are made one by one
+INFINITE = ("lambda_min_clipped",)        # minus infinity is diffusers' own value of it, and stands in its files
 NUMBERS = (-1e32, 1e32)   # of what no line names: ids, rates, lengths that stand for "none"
 DEPTH = 32                # of nesting
 
@@ -51,7 +53,7 @@ def _problems(value: Any, path: str, depth: int) -> Iterator[tuple[str, str]]:
       yield from _problems(inner, path, depth + 1)
   elif isinstance(value, str):
     yield from ((path, wrong) for wrong in [wrong_text(value)] if wrong)
-  elif isinstance(value, (int, float)) and not isinstance(value, bool):
+  elif isinstance(value, (int, float)) and not isinstance(value, bool) and not (key in INFINITE and value == -math.inf):
     low, high = next(((low, high) for pattern, low, high in RANGES if re.fullmatch(pattern, key)), NUMBERS)
     yield from ((path, wrong) for wrong in [wrong_number(value, low, high)] if wrong)
 

@@ -116,7 +116,7 @@ def read_json(file: Path) -> dict[str, Any]:
   if not file.is_file():
     return {}
   try:
-    found = parse_json(file.read_text(encoding="utf-8"))
+    found = parse_json(file.read_text(encoding="utf-8"), infinities=True)
   except (OSError, ValueError) as error:
     raise DataError(f"{file}: not valid JSON: {error}") from None
   if not isinstance(found, dict):

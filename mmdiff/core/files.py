@@ -28,9 +28,9 @@ def versions() -> dict[str, str]:
   return found
 
 
-def parse_json(text: str) -> Any:
-  """The value of a JSON text. Raises ValueError, also for what the standard does not know or leaves open: NaN and infinities, a key given
-  twice, nesting without end."""
+def parse_json(text: str, *, infinities: bool = False) -> Any:
+  """The value of a JSON text. Raises ValueError, also for what the standard does not know or leaves open: a key given twice, nesting
+  without end, NaN, and infinities, which Python's own `json` writes, unless the caller looks at them."""
   def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
@@ -38,10 +38,12 @@ def parse_json(text: str) -> Any:
       raise ValueError(f"the key {shown(next(name for name in names if names.count(name) > 1))} is given twice")
     return made
 
-  def refuse(name: str) -> None:
+  def constant(name: str) -> float:
+    if infinities and name != "NaN":
+      return float(name)
     raise ValueError(f"{name} is no number")
   try:
-    return json.loads(text, object_pairs_hook=once, parse_constant=refuse)
+    return json.loads(text, object_pairs_hook=once, parse_constant=constant)
   except RecursionError:
     raise ValueError("nested too deeply") from None
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mmdiff.convert import bounds, formats, public
+from mmdiff.convert import bounds, formats, public, schedulers
 from mmdiff.core.errors import DataError
 from tests import toy_pipelines
 
@@ -97,3 +97,14 @@ def test_nesting_and_repetition(tmp_path):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(DataError, match=says):
       formats.read_json(tmp_path / "config.json")
+
+
+def test_the_infinity_that_diffusers_writes_is_read_and_no_other(tmp_path):
+  """Its DPM-Solver, UniPC and DEIS write -inf as Python's json does."""
+  file = tmp_path / "scheduler_config.json"
+  file.write_text('{"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -Infinity}')
+  assert schedulers.plan_of(formats.read_json(file), steps=4).prediction == "eps"
+  for text in ('"lambda_min_clipped": Infinity', '"lambda_min_clipped": NaN', '"beta_start": -Infinity', '"rho": Infinity', '"rho": 1e999'):
+    file.write_text("{%s}" % text)
+    with pytest.raises(DataError, match="NaN is no number|expected .*found -?inf"):
+      formats.read_json(file)
