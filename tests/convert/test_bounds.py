@@ -105,6 +105,6 @@ def test_the_infinity_that_diffusers_writes_is_read_and_no_other(tmp_path):
   file.write_text('{"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -Infinity}')
   assert schedulers.plan_of(formats.read_json(file), steps=4).prediction == "eps"
   for text in ('"lambda_min_clipped": Infinity', '"lambda_min_clipped": NaN', '"beta_start": -Infinity', '"rho": Infinity', '"rho": 1e999'):
-    file.write_text("{%s}" % text)
+    file.write_text(f"{{{text}}}")
     with pytest.raises(DataError, match="NaN is no number|expected .*found -?inf"):
       formats.read_json(file)
