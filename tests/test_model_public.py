@@ -99,3 +99,14 @@ def test_what_is_no_id_of_the_hub(tmp_path, monkeypatch):
   for path in ("runs/clip", "nowhere", "/a/b", "./a/b", "a/b/c"):
     with pytest.raises(DataError, match="no run directory"):
       mmdiff.load(path)
+
+
+def test_a_text_encoder_with_its_tokenizer_is_saved_as_it_was_loaded(tmp_path):
+  """The tokenizer's start token is no part of the tensors' names."""
+  toy_pipelines.folder(tmp_path / "sd")
+  model = mmdiff.load(tmp_path / "sd" / "text_encoder", quiet=True)
+  assert model.tokenizer
+  mmdiff.save(model, tmp_path / "out", format="hf-clip-text")
+  again = mmdiff.load(tmp_path / "out", quiet=True)
+  jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
+  assert [ids.tolist() for ids in again.tokenize(["a cat", ""])] == [ids.tolist() for ids in model.tokenize(["a cat", ""])]

@@ -151,7 +151,7 @@ def read_hf_text(source: Source, *, text_len: int | None = None) -> Reading:
   start = spellings.start(source.container.tensors, spellings.TEXT)
   return Reading(module, dict(objective=None, model=dict(name="clip_text"), data=dict(text_len=module.length)),
                  text_table(start), source.container.tensors, clip_inputs(8, module.length)[1:],
-                 (*clip_tables.IGNORABLE, "logit_scale"), dict(config=dict(source.config), start=start), like=Like("CLIPTokenizer"))
+                 (*clip_tables.IGNORABLE, "logit_scale"), dict(config=dict(source.config), group=start), like=Like("CLIPTokenizer"))
 
 
 def is_projected(source: Source, name: str) -> bool:
@@ -186,7 +186,7 @@ def write_hf_text(module: ClipStates, config: Mapping, style: Mapping) -> Writin
               hidden_act=clip_configs.HF_ACTIVATIONS[module.act], layer_norm_eps=module.eps, attention_dropout=0.0,
               bos_token_id=end - 1, eos_token_id=end, pad_token_id=end)
   made |= dict(projection_dim=module.embed_dim) if module.embed_dim else {}
-  return Writing(text_table(style.get("start", spellings.TEXT)), {"config.json": merged(style.get("config", {}), made)}, "model")
+  return Writing(text_table(style.get("group", spellings.TEXT)), {"config.json": merged(style.get("config", {}), made)}, "model")
 
 
 def read_hf_image(source: Source, *, image_size: int | None = None, patch: int | None = None) -> Reading:
@@ -207,7 +207,7 @@ def read_hf_image(source: Source, *, image_size: int | None = None, patch: int |
   data = dict(image_size=size, resize="crop", interpolation="bicubic") | data
   return Reading(module, dict(objective=None, model=model, data=data), image_table(start), found,
                  (jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32),),
-                 (*clip_tables.IGNORABLE, "logit_scale"), dict(config=dict(source.config), start=start), notices)
+                 (*clip_tables.IGNORABLE, "logit_scale"), dict(config=dict(source.config), group=start), notices)
 
 
 def image_table(theirs: str) -> tuple[Rule, ...]:
@@ -223,7 +223,7 @@ def write_hf_image(module: ViT, config: Mapping, style: Mapping) -> Writing:
   made |= dict(projection_dim=module.embed_dim) if module.embed_dim else {}
   pixels = preprocessing.to_hf(size, config["model"]["mean"], config["model"]["std"], config["data"], siglip=False)
   files = {"config.json": merged(style.get("config", {}), made), "preprocessor_config.json": pixels}
-  return Writing(image_table(style.get("start", spellings.IMAGE)), files, "model")
+  return Writing(image_table(style.get("group", spellings.IMAGE)), files, "model")
 
 
 # big_vision

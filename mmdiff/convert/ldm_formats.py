@@ -131,7 +131,7 @@ def table(group: str, module: Any, config: Mapping[str, Any], style: Mapping[str
   own = {"text/first": HF_FIRST, "text/second": OPEN_SECOND}.get(
     group, HF_TEXT if module.act == "quick_gelu" else OPEN_TEXT if module.norm else OPEN_FIRST)
   prefix = style.get("prefix", own)
-  return clip_tables.openai_text(prefix, "") if prefix in OPEN else clip_tables.hf_text(prefix + style.get("start", spellings.TEXT), "")
+  return clip_tables.openai_text(prefix, "") if prefix in OPEN else clip_tables.hf_text(prefix + style.get("group", spellings.TEXT), "")
 
 
 def count(own: Mapping[str, Tensor], pattern: str) -> int:
@@ -286,7 +286,7 @@ def _text(source: Source, own: Mapping[str, Tensor], prefix: str, ignorable: tup
                       act=act, pad=vocab - 1 if pad == "end" else 0, whole=True)
   table = clip_tables.openai_text(prefix, "") if open_clip else clip_tables.hf_text(prefix + start, "")
   return Reading(module, dict(objective=None, model=dict(name="clip_text"), data=dict(text_len=module.length)), table,
-                 source.container.tensors, clip_inputs(8, module.length)[1:], ignorable, dict(start=start))
+                 source.container.tensors, clip_inputs(8, module.length)[1:], ignorable, dict(group=start))
 
 
 def fits(source: Source) -> bool:
