@@ -121,13 +121,15 @@ def compare(options) -> dict:
   from mmdiff.models import MODELS, flops
   from mmdiff.objectives import OBJECTIVES
   torch.set_num_threads(options.cores)
+  sizes = build(MODELS, dict(name="clip", variant=options.variant))
   config = flags.load_config([
-    f"--config=configs/clip.py:variant={options.variant}", "--config.evals={}", f"--config.batch_size={options.batch_size}",
+    f"--config.data.image_size={sizes.image_size}", f"--config.data.text_len={sizes.text.length}",
+    "--config=configs/clip.py", f"--config.objective.model.variant={options.variant}",
+    "--config.evals={}", f"--config.batch_size={options.batch_size}",
     "--config.mesh.data=-1", "--config.objective.chunk=0", f"--config.objective.model.dtype={options.dtype}",
     "--config.objective.model.remat=none", f"--config.objective.model.unroll={str(options.unroll).lower()}",
     "--config.optim.default.warmup_steps=0", "--config.optim.default.decay=constant"])
   model = build(MODELS, config["objective"]["model"])
-  config["data"].update(image_size=model.image_size, text_len=model.text.length)
   batch = bench.random_batch(config)
   batch["tokens"][:, -1] = model.text.vocab - 1              # the peer pools at its end token, we at the mask's end: the same place
   torch.manual_seed(0)

@@ -31,7 +31,7 @@ CONFIGS = {
                   "--config.objective.model.text_heads=3"],
   "diffusion": ["--config=configs/t2i_pixels.py:tiny", "--config.objective.denoiser.width=32", "--config.objective.denoiser.heads=2"],
 }
-MESHES = {"1": None, "8x1x1": (8, 1, 1), "4x2x1": (4, 2, 1), "2x2x2": (2, 2, 2)}
+MESHES = {"1": None, "8x1x1": (8, 1, 1), "2x2x2": (2, 2, 2)}
 
 
 @functools.cache
@@ -55,7 +55,7 @@ def losses(name: str, mesh: str, accumulate: int, tmp: str) -> tuple[float, ...]
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("mesh, accumulate", [("1", 4), *((mesh, accumulate) for mesh in MESHES if mesh != "1" for accumulate in (1, 4))])
+@pytest.mark.parametrize("mesh, accumulate", [("1", 4), ("8x1x1", 1), ("2x2x2", 4)])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_losses_do_not_depend_on_mesh_or_accumulation(name, mesh, accumulate, tmp_path_factory):
   tmp = str(tmp_path_factory.getbasetemp())
@@ -109,8 +109,9 @@ def by_hand(name: str, steps: int) -> tuple[list[float], dict]:
 
 # In the default suite the one that has most to get wrong: the ring of devices, with a part of a tower frozen.
 DEFAULT = {("ring", (2, 2, 2), 1)}
-EVERY = [(name, *case) for name in small.CASES
-         for case in (((1, 1, 1), 2), ((8, 1, 1), 1), ((4, 2, 1), 2), ((2, 2, 2), 1), ((1, 4, 2), 1))]
+# Of the long ones each case has the next mesh in turn: all of them together take half an hour.
+WAYS = (((4, 2, 1), 2), ((2, 2, 2), 1), ((1, 1, 1), 2), ((1, 4, 2), 1), ((8, 1, 1), 2))
+EVERY = sorted(DEFAULT | {(name, *WAYS[i % len(WAYS)]) for i, name in enumerate(small.CASES)})
 
 
 @pytest.mark.parametrize("name, mesh, accumulate", [
