@@ -129,6 +129,7 @@ class Autoencodes(Model):
 
     height, width: what the pictures are scaled and cropped to; None keeps their own size, which must be one for all.
     """
+    asked.numbers(height=height, width=width, batch_size=batch_size)
     found = asked.pictures(asked.several(images))
     if height or width:
       found = [transforms.cover(image, height=height or image.shape[0], width=width or image.shape[1])[0] for image in found]
@@ -140,6 +141,8 @@ class Autoencodes(Model):
     """Latents [B h w C] as `encode` and `generate(output="latents")` give them -> pictures [B H W 3], uint8 or float32 in [-1, 1]."""
     if output not in ("uint8", "float") or np.ndim(latents) != 4 or not len(latents):
       raise ConfigError(f"decode: expected latents [B h w C] and output 'uint8' or 'float', found {list(np.shape(latents))} and {output!r}")
+    asked.numbers(batch_size=batch_size)
+    asked.noise("latents", latents, len(latents))
     made = self._over_pictures("decode", np.asarray(latents, np.float32), batch_size)
     return base.to_uint8(made) if output == "uint8" else made
 

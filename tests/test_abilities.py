@@ -241,6 +241,11 @@ def test_every_part_can_be_asked_what_it_can(part, sd):
 def test_pictures_of_an_autoencoder(sd):
   with pytest.raises(ConfigError, match="expected pictures of one size, found 2 sizes; give height and width"):
     sd.encode([pictures(1)[0], pictures(1, 24)[0]])
+  for wrong in (dict(height=0), dict(width=10 ** 9), dict(batch_size=0)):
+    with pytest.raises(ConfigError, match=f"{next(iter(wrong))}: expected a whole number from 1"):
+      sd.encode(pictures(1), **wrong)
+  with pytest.raises(ConfigError, match=r"latents: expected finite numbers \[1 h w C\].*with others among them"):
+    sd.decode(np.full((1, 8, 8, 4), np.nan))
   assert sd.encode([pictures(1)[0], pictures(1, 24)[0]], height=8, width=16).shape == (2, 4, 8, 4)
   with pytest.raises(ConfigError, match="reduces its pictures 2 times; 15×16 does not divide"):
     sd.encode(pictures(1, 15))
