@@ -103,6 +103,15 @@ def lost_ones(beats: Beats | None, coordinator: str) -> list[int]:
   return gone or (beats.late() if beats else [])
 
 
+def awaited(beats: Beats | None, coordinator: str) -> list[int]:
+  """`lost_ones`, asked until there are some, as long as it may take to be sure: the others' beats are late only after some time, and a
+  killed process's connections are cut before it stops to listen."""
+  until = time.monotonic() + (LATE_BEATS + 2) * BEAT_SECONDS
+  while not (lost := lost_ones(beats, coordinator)) and time.monotonic() < until:
+    time.sleep(BEAT_SECONDS / 4)
+  return lost
+
+
 def line(lost: list[int]) -> str:
   who = f"process{'es' if len(lost) > 1 else ''} {', '.join(map(str, lost))}" if lost else "another process"
   return f"mmdiff: {who} of this run was lost; the same command goes on from the last checkpoint"
@@ -131,7 +140,7 @@ def arm() -> None:
 
   @kind
   def terminate() -> None:
-    lost = lost_ones(beats, coordinator)
+    lost = awaited(beats, coordinator)
     if lost or beats is None:
       leave(lost)
     kind(before)()             # another fault: as it would have ended without us
@@ -144,8 +153,5 @@ def explain(error: Exception) -> None:
   if not _kept or not BROKEN.search(str(error)):
     return
   _, beats, coordinator = _kept
-  until = time.monotonic() + (LATE_BEATS + 2) * BEAT_SECONDS
-  while not (lost := lost_ones(beats, coordinator)) and time.monotonic() < until:
-    time.sleep(BEAT_SECONDS / 4)
-  if lost:
+  if lost := awaited(beats, coordinator):
     leave(lost)

@@ -87,7 +87,7 @@ def by_hand(name: str, steps: int) -> tuple[list[float], dict]:
   held = lambda path: tree.matches(path, case.freeze)
   decayed = lambda params: tree.map_with_path(lambda path, _: path.endswith(("kernel", "embedding")), params)
   tx = optax.masked(optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(), optax.add_decayed_weights(0.1, decayed),
-                                optax.scale(-3e-3)), lambda params: tree.map_with_path(lambda path, _: not held(path), params))
+                                optax.scale(-case.rate)), lambda params: tree.map_with_path(lambda path, _: not held(path), params))
   state, found = tx.init(params), []
 
   @jax.jit

@@ -67,6 +67,15 @@ def test_a_service_that_nobody_answers_is_the_first_process():
   assert "processes 1, 4 of" in peers.line([1, 4]) and "another process of" in peers.line([])
 
 
+def test_a_service_that_still_listens_while_it_dies_is_waited_for(monkeypatch):
+  answers = iter([True, True, False])
+  monkeypatch.setattr(peers, "reachable", lambda address: next(answers))
+  monkeypatch.setattr(peers, "BEAT_SECONDS", 0.01)
+  assert peers.awaited(None, "127.0.0.1:1") == [0]
+  monkeypatch.setattr(peers, "reachable", lambda address: True)
+  assert peers.awaited(None, "127.0.0.1:1") == []
+
+
 def test_only_a_broken_connection_is_explained(monkeypatch):
   left = []
   monkeypatch.setattr(peers, "leave", left.append)
