@@ -81,7 +81,11 @@ def _stem(name: str) -> str:
 
 def _from_table(root: str, table: str, image_column: str, columns: Mapping[str, str], captionless: bool) -> Folder:
   rows, digest = tables.read(table)
-  names = list(dict.fromkeys(name for row in rows[:100] if isinstance(row, dict) for name in row))
+  good = [row for row in rows if isinstance(row, dict)]
+  bad = next((row for row in rows if isinstance(row, BadRecord)), None)
+  if bad and not good:
+    raise DataError(f"{table}: none of its {len(rows)} rows can be read; the first: {bad.detail}; correct the table")
+  names = list(dict.fromkeys(name for row in good[:100] for name in row))
   image = image_column or next((name for name in IMAGE_COLUMNS if name in names), "")
   wanted = [image, *columns.values()]
   if not image or any(name not in names for name in wanted):

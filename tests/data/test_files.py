@@ -156,11 +156,18 @@ def test_wrong_folders(pictures, options, said):
   ("metadata.jsonl", '{"pic": "a.png", "caption": "x"}', "no column a picture column"),
   ("metadata.jsonl", '{"image": "a.png", "alt": "x"}', r"no captions in columns \['image', 'alt'\]"),
   ("metadata.jsonl", '{"image": "z.png", "caption": "x"}', "none of 1 records has its picture"),
+  ("metadata.csv", "image,caption\na.png,x,y\nb.png\n", "none of its 2 rows can be read; .* line 2: 3 cells, the header has 2"),
+  ("metadata.jsonl", "[1]\n[2]\n[3]", "none of its 3 rows can be read; .* item 1: not an object"),
   ("metadata.csv", "image,caption\n", "no rows"), ("metadata.json", '{"images": []}', "source `coco`"), ("metadata.json", "{", "not JSON")])
 def test_wrong_tables(pictures, name, content, said):
   (pictures / name).write_text(content)
   with pytest.raises(DataError, match=said):
     folder(path=str(pictures))
+
+
+def test_the_columns_of_a_table_are_those_of_its_good_rows(pictures):
+  (pictures / "metadata.csv").write_text("image,caption\n" + "one cell\n" * 200 + "a.png,an a\n")
+  assert folder(path=str(pictures))[200]["captions"] == {"original": "an a"}
 
 
 def test_an_empty_folder(tmp_path):
