@@ -67,14 +67,14 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
 
 
 def changed(metrics: Path, vouched: Mapping[str, Any] | None) -> str:
-  """What is wrong with a `metrics.jsonl` that once began as `vouched` says, or ""."""
+  """What is wrong with a `metrics.jsonl` that once began as `vouched` says, by its name in the run directory, or ""."""
   if not vouched:
     return ""
   content = metrics.read_bytes() if metrics.is_file() else b""
   if hashlib.sha256(content[:vouched["bytes"]]).hexdigest() == vouched["sha256"]:
     return ""
   how = f"has {len(content):,} bytes and had {vouched['bytes']:,}" if len(content) < vouched["bytes"] else "begins with other lines"
-  return f"{metrics}: damaged: it {how} when the checkpoint was saved"
+  return f"{metrics.name}: damaged: it {how} when the checkpoint was saved"
 
 
 class Writer:
@@ -91,7 +91,7 @@ class Writer:
     with _naming(self.workdir):
       self.workdir.mkdir(parents=True, exist_ok=True)
       if (problem := changed(self.metrics, vouched)):
-        print(f"{problem}; the report's curves are not those of the run", file=sys.stderr)
+        print(f"{self.workdir / problem}; the report's curves are not those of the run", file=sys.stderr)
       resumed = self.metrics.exists()
       if resumed:
         self._drop_after(resume_step)

@@ -14,7 +14,7 @@ from mmdiff.__main__ import main
 from mmdiff.core.errors import DataError
 from mmdiff.data import tokenizers
 from mmdiff.train import checkpoint, inspection, run_directory
-from mmdiff.train.writer import Writer
+from mmdiff.train.writer import Writer, changed
 from tests import toy_runs
 
 NEVER_READ = re.compile(r"events\.out\.tfevents.*|report\.html|corrupt/.*")
@@ -141,8 +141,9 @@ def test_a_log_that_lost_lines_is_said_when_the_run_goes_on(tmp_path, capsys):
   Writer(tmp_path, resume_step=4, vouched=vouched).close()
   assert capsys.readouterr().err == ""
   lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
-  changed = lines[0].replace("0.5", "0.7") + "".join(lines[1:])
-  for content, told in ((changed, "begins with other lines"), (lines[0], f"has {len(lines[0])} bytes and had")):
+  other = lines[0].replace("0.5", "0.7") + "".join(lines[1:])
+  for content, told in ((other, "begins with other lines"), (lines[0], f"has {len(lines[0])} bytes and had")):
     (tmp_path / "metrics.jsonl").write_text(content)
+    assert changed(tmp_path / "metrics.jsonl", vouched).startswith(f"metrics.jsonl: damaged: it {told}")
     Writer(tmp_path, resume_step=4, vouched=vouched).close()
-    assert told in capsys.readouterr().err
+    assert f"{tmp_path / 'metrics.jsonl'}: damaged: it {told}" in capsys.readouterr().err
