@@ -4,7 +4,6 @@ A model has the methods that it can serve: CLIP models embed, captioners also wr
 says which it has. Calls of any size run a few compiled programs: rows are padded to powers of two.
 """
 import inspect
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from mmdiff import asked
 from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.core.terminal import tell
 from mmdiff.core.types import Tree
 from mmdiff.data import masking, transforms
 from mmdiff.evaluators import base
@@ -212,8 +212,8 @@ class Prompted(Model):
     lost = [(len(ids) - length, ids) for text in texts if len(ids := self.tokenizer.encode(text)) > length]
     if lost:
       more, ids = lost[0]
-      print(f"{len(lost)} of {len(texts)} prompts are longer than {length} tokens and were cut; the first lost {more}: "
-            f"{self.tokenizer.decode(ids[length - 1:])!r:.80}; long_prompts=\"chunks\" encodes all of it", file=sys.stderr)
+      tell(f"{len(lost)} of {len(texts)} prompts are longer than {length} tokens and were cut; the first lost {more}: "
+           f"{self.tokenizer.decode(ids[length - 1:])!r:.80}; long_prompts=\"chunks\" encodes all of it")
 
   def _pixels(self, images, prompts: str | Sequence[str], options: dict[str, Any]) -> tuple[np.ndarray, list[str], list[tuple[int, int]]]:
     """(uint8 [B H W 3], prompts [B]) of one size, and the (height, width) that the pictures had; takes height and width out of the

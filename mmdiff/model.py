@@ -7,7 +7,6 @@
   picture, = model.generate("a corgi on a beach", steps=30)
   again, = model.img2img([picture], "a corgi on a snowy beach", strength=0.6)
 """
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from mmdiff.core import tree
 from mmdiff.core.build import build
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.precision import USUAL, all_precise, objective_of
+from mmdiff.core.terminal import tell
 from mmdiff.core.types import Tree
 from mmdiff.data import TOKENIZERS, tokenizers
 from mmdiff.data.token_facts import NOBODY, Like
@@ -121,7 +121,7 @@ def _tokenizer(folder: str | Path | None, like: Like = NOBODY):
   """The tokenizer of a folder or file, or None. What its files say and we do otherwise is said on stderr."""
   found = tokenizers.of_folder(folder, like) if folder else None
   for notice in found.notices if found else ():
-    print(f"{folder}: {notice}", file=sys.stderr)
+    tell(f"{folder}: {notice}")
   return found
 
 

@@ -29,6 +29,7 @@ from mmdiff.core.build import build, resolve
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.files import versions, write_atomically, write_json
 from mmdiff.core.spelling import nearest
+from mmdiff.core.terminal import escaped, one_line, printable
 
 FLAGS = {
   "source": dict(help="a SOURCE as above, or the name of one with --source.KEY=VALUE (all but build)"),
@@ -254,14 +255,14 @@ def _inspect(source: Any, given: dict[str, Any], about: dict[str, Any]) -> int:
   first = next(record for i in range(len(source)) if (record := _readable(source, i)) is not None)
   kinds = {kind: sum(kind in card.captions for card in cards) for card in cards for kind in card.captions}
   print(f"{about['source']['name']}: {len(source):,} records, fingerprint {source.fingerprint()}")
-  print(json.dumps(survey.spec(first), indent=1, ensure_ascii=False))
-  print("caption kinds: " + ", ".join(f"{kind} {count}/{len(cards)}" for kind, count in kinds.items()))
+  print(escaped(json.dumps(survey.spec(first), indent=1, ensure_ascii=False)))
+  print(printable("caption kinds: " + ", ".join(f"{kind} {count}/{len(cards)}" for kind, count in kinds.items())))
   if skipped := getattr(source, "skipped", {}):
-    print(f"members left out: {skipped}")
+    print(printable(f"members left out: {skipped}"))
   for card in cards[:4]:
-    print(f"\n{card.key}  {card.size[0]}x{card.size[1]}")
+    print(f"\n{one_line(card.key)}  {card.size[0]}x{card.size[1]}")
     for kind, text in survey.lines(card):
-      print(f"  {kind}: {text[:200]}")
+      print(one_line(f"  {kind}: {text[:200]}"))
   if given["out"]:
     import io
 
@@ -296,8 +297,8 @@ def _validate(source: Any, given: dict[str, Any], about: dict[str, Any]) -> int:
   found |= {"records_per_second": round(found["records"] / max(time.monotonic() - start, 1e-9), 1)}
   if given["out"]:
     write_json(Path(given["out"]), about | found)
-  print(json.dumps({name: value for name, value in found.items() if not given["out"] or name not in ("offenders", "duplicates")},
-                   indent=1, ensure_ascii=False))
+  shown = {name: value for name, value in found.items() if not given["out"] or name not in ("offenders", "duplicates")}
+  print(escaped(json.dumps(shown, indent=1, ensure_ascii=False)))
   if found["bad_fraction"] > given["max_bad_fraction"]:
     raise DataError(f"{found['records'] - found['good']:,} of {found['records']:,} records are bad {found['bad']}, more than "
                     f"--max_bad_fraction={given['max_bad_fraction']:g} allows; mend or remove them (`offenders` names them)")

@@ -20,6 +20,7 @@ from mmdiff.core import schema
 from mmdiff.core.errors import EXIT_CODES, CannotWrite, ConfigError, DataError
 from mmdiff.core.files import versions, write_json
 from mmdiff.core.memory import host_memory, nbytes, size
+from mmdiff.core.terminal import printable
 
 FLAGS = {
   "config": dict(help="config file, configs/NAME.py[:args]"),
@@ -49,9 +50,9 @@ def main(argv: list[str]) -> int:
   found = []
   for one in examine(given["config"], Path(given["workdir"]) if given["workdir"] else None, step=given["step"]):
     found.append(one)
-    print(f"{'PROBLEM' if one.code else 'ok' if one.done else '-':<8}{one.check:<16} {one.text}", flush=True)
+    print(f"{'PROBLEM' if one.code else 'ok' if one.done else '-':<8}{one.check:<16} {printable(one.text)}", flush=True)
     if one.details:
-      print("\n".join("        " + line for line in columns(one.details)), flush=True)
+      print("\n".join("        " + printable(line) for line in columns(one.details)), flush=True)
   if given["json"]:
     write_json(Path(given["json"]), dict(argv=["doctor", *argv], versions=versions(), config=given["config"],
                                          checks=[one._asdict() | dict(ok=one.done and not one.code) for one in found]))

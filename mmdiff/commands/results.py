@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from mmdiff.core.errors import CannotWrite
+from mmdiff.core.terminal import one_line
 from mmdiff.train.progress import duration
 
 EVERY_SECONDS = 5
@@ -51,7 +52,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
   """Rows of the same keys as aligned columns; numbers to the right, with four decimals."""
   if not rows:
     return ""
-  shown = [[f"{value:.4f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
+  cell_of = lambda value: f"{value:.4f}".rstrip("0").rstrip(".") if isinstance(value, float) else one_line(str(value))
+  shown = [[cell_of(value) for value in row.values()] for row in rows]
   names = list(rows[0])
   widths = [max(len(name), *(len(line[i]) for line in shown)) for i, name in enumerate(names)]
   left = [any(isinstance(row[name], str) for row in rows) for name in names]

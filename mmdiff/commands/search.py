@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.files import versions, write_atomically, write_json
+from mmdiff.core.terminal import one_line
 
 FLAGS = {
   "model": dict(type="str", help="build: run directory, or public checkpoint, of a model that embeds pictures"),
@@ -242,7 +243,7 @@ def classify(given: Mapping, *, argv: list[str]) -> None:
   shown = [(f"{label}: {counts[label]:,}", [(index.rows[n], f"{index.keys[n]} · {odds[n, i]:.2f}") for n in surest(i)])
            for i, label in enumerate(labels)]
   finish(Path(given["out"]), dict(argv=argv, index=index.meta["identity"], versions=versions(), counts=counts, results=rows), index, shown)
-  print("\n".join(f"{label}: {count:,}" for label, count in counts.items()))
+  print("\n".join(one_line(f"{label}: {count:,}") for label, count in counts.items()))
 
 
 def lines_of(text: str, separator: str = "\n") -> list[str]:

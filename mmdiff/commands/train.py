@@ -8,7 +8,6 @@ The run directory gets config.json, metrics.jsonl, TensorBoard events, checkpoin
 import contextlib
 import json
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from mmdiff.core import schema
 from mmdiff.core.build import build, lookup
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.files import versions
+from mmdiff.core.terminal import tell
 from mmdiff.train import sums
 
 FLAGS = {
@@ -74,7 +74,7 @@ def make_dataset(config: Mapping, workdir: Path):
   else:
     tokenizer = given_tokenizer(config) or build(TOKENIZERS, config["data"]["tokenizer"])
   for notice in getattr(tokenizer, "notices", ()):
-    print(f"data.tokenizer: {notice}", file=sys.stderr)
+    tell(f"data.tokenizer: {notice}")
   return loader.dataset(build(SOURCES, config["data"]["source"]), tokenizer, seed=config["seed"], **data_options(config))
 
 
@@ -94,7 +94,7 @@ def given_tokenizer(config: Mapping):
   if len({made.fingerprint() for made in found.values()}) > 1:
     raise ConfigError(f"init: {' and '.join(found)} read texts with different tokenizers, and a run has one")
   for path, made in found.items():
-    print(f"init: texts are read with the tokenizer of {path}, not with data.tokenizer", file=sys.stderr)
+    tell(f"init: texts are read with the tokenizer of {path}, not with data.tokenizer")
     return made
   return None
 

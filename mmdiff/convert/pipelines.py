@@ -6,7 +6,6 @@ Their parts go by the parameter groups that the same models have in `objectives.
 import json
 import os
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from mmdiff.convert import containers, formats, ldm_formats, marks, public, rule
 from mmdiff.convert.public import Loaded
 from mmdiff.core.errors import CannotWrite, ConfigError, DataError, OptionError
 from mmdiff.core.files import write_json
+from mmdiff.core.terminal import tell
 from mmdiff.data import token_facts, tokenizers
 from mmdiff.data.token_facts import Like
 from mmdiff.models.text import SideBySide
@@ -124,7 +124,7 @@ def load(path: str | os.PathLike, *, quiet: bool = False, prediction: str | None
 def told(pipeline: Pipeline, *, quiet: bool) -> Pipeline:
   """The same, after a line on stderr for each of its notices."""
   if pipeline.notices and not quiet:
-    print("\n".join(pipeline.notices), file=sys.stderr)
+    tell("\n".join(pipeline.notices))
   return pipeline
 
 
@@ -372,8 +372,7 @@ def _save_file(folder: Path, pipeline: Pipeline, dtype: str) -> list[str]:
   unsaid = {name: fields for name, fields in unsaid.items() if fields}
   if unsaid:
     shown = "; ".join(f"{name}: " + ", ".join(f"{key} {value}" for key, value in fields.items()) for name, fields in unsaid.items())
-    print(f"{source.path}: no name and no shape in it says {shown}. Its metadata does ({marks.OWN}), which other programs do not read",
-          file=sys.stderr)
+    tell(f"{source.path}: no name and no shape in it says {shown}. Its metadata does ({marks.OWN}), which other programs do not read")
   about = dict(scheduler=pipeline.scheduler, zeros=pipeline.zeros, small=dict(pipeline.small), parts=unsaid)
   metadata = {"format": "pt", marks.OWN: json.dumps(about)} | marks.metadata_of(pipeline.scheduler)
   return safetensors_file.write_sharded(folder, "model", named, shard_bytes=2**62, metadata=metadata)

@@ -2,7 +2,6 @@
 import json
 import os
 import shutil
-import sys
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from mmdiff.convert.rules import Report
 from mmdiff.core.build import lookup, resolve
 from mmdiff.core.errors import CannotWrite, ConfigError, DataError
 from mmdiff.core.files import refuse_id
+from mmdiff.core.terminal import tell
 from mmdiff.data import token_facts, tokenizers
 from mmdiff.data.token_facts import NOBODY, Like
 
@@ -105,7 +105,7 @@ def load(path: str | os.PathLike, *, allow_missing: str | None = None, quiet: bo
                               initial=lambda: initial(reading))
   report = report._replace(notices=[*reading.notices, *report.notices])
   if not quiet:
-    print(f"{source.path} ({found.name}): {report.text()}", file=sys.stderr)
+    tell(f"{source.path} ({found.name}): {report.text()}")
   kinds: dict[str, int] = {}
   for tensor in reading.found.values():
     kinds[str(tensor.dtype)] = kinds.get(str(tensor.dtype), 0) + 1
@@ -170,9 +170,9 @@ def save(path: str | os.PathLike, *, format: str, module: nn.Module, config: Map
     raise ConfigError(f"format {format!r} is {target.about}, which holds no {type(module).__name__}; that is written as "
                       f"{' or '.join(fitting) or 'none of the formats here'}")
   if format == "hf-clip-text" and getattr(module, "skip", 0):
-    print(f"{path}: {format} does not say which layer is read: this encoder's states are those {module.skip} before the last"
-          f"{'' if module.norm else ', without the final norm'}, and readers of this folder alone take the last; a whole pipeline "
-          "(diffusers) keeps what is read", file=sys.stderr)
+    tell(f"{path}: {format} does not say which layer is read: this encoder's states are those {module.skip} before the last"
+         f"{'' if module.norm else ', without the final norm'}, and readers of this folder alone take the last; a whole pipeline "
+         "(diffusers) keeps what is read")
   if pair := renumbering(format, tokenizer):
     params, tokenizer, files = exchanged(params, pair), tokenizer.renumbered(*pair), None
   told = {} if tokenizer is None else dict(start=tokenizer.start, end=tokenizer.end, pad=tokenizer.pad, facts=tokenizer.facts)

@@ -16,6 +16,7 @@ from mmdiff.convert import resize as sizes
 from mmdiff.convert import tensors
 from mmdiff.convert.tensors import Tensor
 from mmdiff.core.errors import DataError
+from mmdiff.core.terminal import one_line
 
 Shape = tuple[int, ...]
 
@@ -130,7 +131,7 @@ class Report(NamedTuple):
 
 
 def shown(names: Sequence[str], most: int = 8) -> str:
-  return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+  return ", ".join(map(one_line, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def load(found: Mapping[str, Tensor], bindings: Sequence[Binding], shapes: Mapping[str, Shape], *, where: str,

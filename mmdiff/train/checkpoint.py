@@ -9,7 +9,6 @@ import json
 import logging
 import re
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from jax.experimental import multihost_utils
 
 from mmdiff.core import tree
 from mmdiff.core.errors import CannotWrite, DataError
+from mmdiff.core.terminal import tell
 from mmdiff.core.types import Array, Tree
 from mmdiff.train import integrity
 from mmdiff.train.state import TrainState
@@ -215,8 +215,7 @@ class Checkpoints:
     return unflatten(flat, like)
 
   def _set_aside(self, folder: Path, error: Exception) -> None:
-    print(f"checkpoint {folder.name} is damaged ({reason_of(error)}); set aside, falling back to the one before",
-          file=sys.stderr, flush=True)
+    tell(f"checkpoint {folder.name} is damaged ({reason_of(error)}); set aside, falling back to the one before")
     if jax.process_index() == 0 and folder.exists():
       aside = self.workdir / "corrupt" / folder.name
       shutil.rmtree(aside, ignore_errors=True)
@@ -262,7 +261,7 @@ def frozen_folder(workdir: Path, meta: Mapping[str, Any]) -> Path:
   """Where the frozen parameters of a checkpoint are. Runs from before they had names keep them in `frozen` itself."""
   if FROZEN in meta:
     return workdir / FROZEN / meta[FROZEN]
-  print(f"{workdir / FROZEN}: written without digests, so that damage to the frozen parameters would go unnoticed", file=sys.stderr)
+  tell(f"{workdir / FROZEN}: written without digests, so that damage to the frozen parameters would go unnoticed")
   return workdir / FROZEN
 
 
@@ -325,7 +324,7 @@ def restore_params(workdir: Path, *, step: int | None = None, ema: str = "") -> 
     except Exception as error:
       if step is not None:
         raise DataError(f"{folder} is damaged: {reason_of(error)}") from error
-      print(f"checkpoint {candidate} is damaged ({reason_of(error)}); using the one before", file=sys.stderr, flush=True)
+      tell(f"checkpoint {candidate} is damaged ({reason_of(error)}); using the one before")
       continue
     params = {name.removeprefix(f"{ema}.") if ema else name: value for name, value in params.items()}
     extra = {name.removeprefix(prefix): value for name, value in rest.items()}

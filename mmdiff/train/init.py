@@ -18,7 +18,6 @@ parameters that they belong to. The tokenizer is the one of what the text tower 
 nothing is told of on stderr, unless it has an entry "" in `map`.
 """
 import math
-import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -28,6 +27,7 @@ import numpy as np
 from mmdiff.convert import resize
 from mmdiff.core import tree
 from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.core.terminal import tell
 from mmdiff.core.types import Tree
 from mmdiff.train.sources import Weights, weights_of, within
 from mmdiff.train.state import TrainState
@@ -130,7 +130,7 @@ def found(full: Tree, extra: Tree = (), *, path: str = "", params: str = "", map
                     + '. Change init.map: {"part of the path here": "part of the path there"}, with "" for what shall start fresh')
   _check_facts(facts, origins, differs)
   if told and jax.process_index() == 0:
-    print("\n".join(f"init: {line}" for line in sorted(told)), file=sys.stderr)
+    tell("\n".join(f"init: {line}" for line in sorted(told)))
   return Start(taken, statistics)
 
 
@@ -222,9 +222,9 @@ def say_what_stays_random(frozen: Iterable[str], *, path: str = "", map: Mapping
     if not (meant or path or longest(name, parts) or name.split("/")[0] in given):
       groups.setdefault(name.split("/")[0], name)
   for group, name in groups.items() if jax.process_index() == 0 else ():
-    print(f"WARNING: freeze holds {group} ({name}, …) and nothing initialises it: the rest is trained against random weights that never "
-          f"change. Set --config.init.path or --config.init.parts.{group} to a run or a public checkpoint, or say that it is meant with "
-          f"--config.init.map.{group}=", file=sys.stderr)
+    tell(f"WARNING: freeze holds {group} ({name}, …) and nothing initialises it: the rest is trained against random weights that never "
+         f"change. Set --config.init.path or --config.init.parts.{group} to a run or a public checkpoint, or say that it is meant with "
+         f"--config.init.map.{group}=")
 
 
 def initialised(state: TrainState, start: Start) -> TrainState:

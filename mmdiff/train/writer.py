@@ -16,7 +16,6 @@ import json
 import math
 import os
 import re
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from mmdiff.core.errors import CannotWrite
+from mmdiff.core.terminal import tell
 from mmdiff.train import sums
 
 
@@ -91,7 +91,7 @@ class Writer:
     with _naming(self.workdir):
       self.workdir.mkdir(parents=True, exist_ok=True)
       if (problem := changed(self.metrics, vouched)):
-        print(f"{self.workdir / problem}; the report's curves are not those of the run", file=sys.stderr)
+        tell(f"{self.workdir / problem}; the report's curves are not those of the run")
       resumed = self.metrics.exists()
       if resumed:
         self._drop_after(resume_step)

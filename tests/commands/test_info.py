@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -71,3 +72,17 @@ def test_a_single_file_is_described_whole_and_by_part(tmp_path, capsys):
 def test_one_path_is_given_once(capsys):
   assert main(["info"]) == 64 and main(["info", "a", "--model=b"]) == 64
   assert "give one path, `mmdiff info PATH` or --model=PATH; found 2" in capsys.readouterr().err
+
+
+def test_names_that_would_move_the_terminal_are_shown_as_escapes_and_cut(tmp_path, capsys):
+  evil, long = "\x1b[2J\x1b]0;owned\x07\nfine: all", "a" * 70_000
+  st.write(tmp_path / "evil.safetensors", {name: tensors.of(np.zeros((2,), np.float32)) for name in (evil, long)})
+  assert main(["info", str(tmp_path / "evil.safetensors")]) == 65
+  said = capsys.readouterr().err
+  assert "\x1b" not in said and "\\u001b[2J" in said and said.count("\n") == 1 and "(70,000 letters)" in said and len(said) < 2_000
+  shutil.copytree(FIXTURES / "open_clip_rn", tmp_path / "rn")
+  weights = next((tmp_path / "rn").glob("*.safetensors"))
+  st.write(weights, st.read(weights)[0] | {evil: tensors.of(np.zeros((2,), np.float32))})
+  assert main(["info", str(tmp_path / "rn")]) == 0
+  said = capsys.readouterr().out
+  assert "\x1b" not in said and "\\u001b[2J" in said and "\nfine" not in said
