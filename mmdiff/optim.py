@@ -12,10 +12,11 @@ off a decayed parameter (`decayed`: path patterns)
                                                            LiT and Scaling ViT; "Fixing weight decay" (https://arxiv.org/abs/1711.05101)
 """
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mmdiff.core import tree
@@ -30,7 +31,8 @@ OPTIMIZERS = {
 }
 
 DECAYED = (".*kernel", ".*embedding")     # by name: the scale of a scanned norm is two-dimensional
-Decay = Literal["cosine", "linear", "constant", "rsqrt", "wsd"]        # of the learning rate, see `schedule`
+Decay = Literal["cosine", "linear", "constant", "rsqrt", "wsd"]        # of the learning rate, see `rate`
+DECAYS = get_args(Decay)
 DecayTimes = Literal["lr", "schedule"]                                 # of the weights, see the module's docstring
 
 # Parameters before the first block of a tower, by name; what is neither here nor in a stack comes after the last.
@@ -38,32 +40,53 @@ FIRST = (".*/embed/embedding", ".*/position", ".*/patchify/.*", ".*/class_token"
 COOLDOWN = 0.2                            # of all steps, of the decay "wsd"
 
 
+class Numbers(NamedTuple):
+  """What a group's rule takes as inputs of the compiled step: another learning rate, warm-up, decay or length of the run is the same
+  program. Each is a scalar; `numbers` makes them."""
+  lr: Any
+  warmup: Any                             # steps
+  rest: Any                               # steps after the warm-up
+  cooldown: Any                           # steps, of the decay "wsd"
+  final: Any                              # rate at the end, as a share of lr
+  shape: Any                              # index in `DECAYS`
+  weight_decay: Any                       # as it is multiplied by the rate
+  clip: Any
+
+
 class Group(NamedTuple):
-  """One parameter group's update rule, and its learning rate by step (for the log)."""
-  tx: optax.GradientTransformation
-  schedule: Callable[[int], Array]
+  """One parameter group's update rule. Its updates take `numbers`, a `Numbers` of scalars."""
+  tx: optax.GradientTransformationExtraArgs
+  numbers: Numbers
 
 
-def schedule(total_steps: int, *, lr: float, warmup_steps: int, decay: str, final: float) -> optax.Schedule:
-  """Linear warm-up to `lr`, then `decay` until `total_steps`; a function of the group's count of accepted updates.
+def numbers(total_steps: int, *, lr: float, warmup_steps: int = 0, decay: Decay = "cosine", final: float = 0.0, weight_decay: float = 0.0,
+            decay_times: DecayTimes = "lr", clip: float = 0.0) -> Numbers:
+  """The numbers of a group, on the host."""
+  if decay_times == "schedule" and weight_decay:
+    if not lr:
+      raise ConfigError("optim: decay_times='schedule' has no meaning with lr 0; freeze the group (config.freeze) or set weight_decay=0")
+    weight_decay = weight_decay / lr
+  one = np.float32
+  return Numbers(one(lr), one(warmup_steps), one(max(total_steps - warmup_steps, 1)), one(max(int(COOLDOWN * total_steps), 1)), one(final),
+                 np.int32(DECAYS.index(decay)), one(weight_decay), one(clip))
+
+
+def rate(of: Numbers, count: Array | int) -> Array:
+  """The learning rate after `count` accepted updates of the group: linear warm-up to `lr`, then the decay until the run's last step.
 
   cosine: to `final * lr` (Loshchilov & Hutter 2017); linear: likewise, straight; constant; rsqrt: lr * sqrt(warmup / step); wsd: constant,
   then linear to `final * lr` in the last `COOLDOWN` of the steps (https://arxiv.org/abs/2405.18392).
   """
-  rest = max(total_steps - warmup_steps, 1)
-  last = max(int(COOLDOWN * total_steps), 1)
-  after = {
-    "cosine": lambda: optax.cosine_decay_schedule(lr, rest, alpha=final),
-    "linear": lambda: optax.linear_schedule(lr, final * lr, rest),
-    "constant": lambda: optax.constant_schedule(lr),
-    "wsd": lambda: optax.linear_schedule(lr, final * lr, last, transition_begin=max(rest - last, 0)),
-    "rsqrt": lambda: lambda step: lr * jnp.sqrt(max(warmup_steps, 1) / (step + max(warmup_steps, 1))),
-  }[decay]()
-  return optax.join_schedules([optax.linear_schedule(0.0, lr, warmup_steps), after], [warmup_steps]) if warmup_steps else after
-
-
-def _decay_mask(patterns: tuple[str, ...]) -> Callable[[Tree], Tree]:
-  return lambda params: tree.map_with_path(lambda path, _: tree.matches(path, patterns), params)
+  count = jnp.asarray(count, jnp.float32)
+  after, warmup = jnp.maximum(count - of.warmup, 0.0), jnp.maximum(of.warmup, 1.0)
+  falling = lambda share: 1.0 + (of.final - 1.0) * jnp.clip(share, 0.0, 1.0)
+  shapes = dict(
+    cosine=falling(0.5 - 0.5 * jnp.cos(jnp.pi * jnp.minimum(after / of.rest, 1.0))),
+    linear=falling(after / of.rest),
+    constant=jnp.ones_like(after),
+    rsqrt=jnp.sqrt(warmup / (after + warmup)),
+    wsd=falling((after - jnp.maximum(of.rest - of.cooldown, 0.0)) / of.cooldown))
+  return of.lr * jnp.where(count < of.warmup, count / warmup, jnp.stack([shapes[name] for name in DECAYS])[of.shape])
 
 
 def layer_scales(params: Tree, decay: float) -> Tree:
@@ -85,21 +108,41 @@ def layer_scales(params: Tree, decay: float) -> Tree:
   return tree.map_with_path(scale, params)
 
 
-def _group(rate: optax.Schedule, direction: optax.GradientTransformation, *, lr: float, weight_decay: float, decay_times: str,
-           decayed: tuple[str, ...], clip: float, layer_decay: float = 1.0) -> Group:
+def _by_numbers(fn: Callable[[Tree, Tree, Numbers], Tree]) -> optax.GradientTransformationExtraArgs:
+  """A transformation without state: (updates, params, numbers) -> updates."""
+  return optax.GradientTransformationExtraArgs(
+    lambda params: optax.EmptyState(), lambda updates, state, params=None, *, numbers, **_: (fn(updates, params, numbers), state))
+
+
+def _clipped(updates: Tree, params: Tree, of: Numbers) -> Tree:
+  return optax.clip_by_global_norm(of.clip).update(updates, optax.EmptyState())[0]
+
+
+def _scaled_by_rate() -> optax.GradientTransformationExtraArgs:
+  def update(updates, state, params=None, *, numbers, **_):
+    step = -rate(numbers, state.count)
+    updates = jax.tree.map(lambda x: step.astype(x.dtype) * x, updates)
+    return updates, optax.ScaleByScheduleState(optax.safe_increment(state.count))
+  return optax.GradientTransformationExtraArgs(lambda params: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32)), update)
+
+
+def _group(total_steps: int, direction: optax.GradientTransformation, *, decayed: tuple[str, ...], decay_times: str,
+           layer_decay: float = 1.0, **options) -> Group:
   """clip by the group's global norm → direction → layer decay and decoupled weight decay → −learning rate. With `decay_times` "schedule"
   the last factor takes `lr` out of the decay again, and a layer that learns less decays no less, as in big_vision."""
   if not 0 < layer_decay <= 1:
     raise ConfigError(f"optim: layer_decay: expected a number above 0, up to 1, found {layer_decay}")
-  if decay_times == "schedule" and weight_decay and not lr:
-    raise ConfigError("optim: decay_times='schedule' has no meaning with lr 0; freeze the group (config.freeze) or set weight_decay=0")
+  own = numbers(total_steps, decay_times=decay_times, **options)
+
+  def shrunk(updates: Tree, params: Tree, of: Numbers) -> Tree:
+    return tree.map_with_path(lambda path, update, param: update + of.weight_decay.astype(param.dtype) * param
+                              if tree.matches(path, decayed) else update, updates, params)
   scaled = lambda updates, params: jax.tree.map(jnp.multiply, updates, layer_scales(updates, layer_decay))
   layers = [optax.stateless(scaled)] if layer_decay < 1 else []
-  shrunk = weight_decay / lr if weight_decay and decay_times == "schedule" else weight_decay
-  shrink = [optax.add_decayed_weights(shrunk, _decay_mask(decayed))] if weight_decay else []
-  parts = [optax.clip_by_global_norm(clip)] if clip else []
+  shrink = [_by_numbers(shrunk)] if own.weight_decay else []
+  parts = [_by_numbers(_clipped)] if own.clip else []
   parts += [direction, *layers, *shrink] if decay_times == "schedule" else [direction, *shrink, *layers]
-  return Group(optax.chain(*parts, optax.scale_by_learning_rate(rate)), rate)
+  return Group(optax.with_extra_args_support(optax.chain(*parts, _scaled_by_rate())), own)
 
 
 def adamw(total_steps: int, *, lr: float, warmup_steps: int = 0, decay: Decay = "cosine", final: float = 0.0, b1: float = 0.9,
@@ -108,9 +151,8 @@ def adamw(total_steps: int, *, lr: float, warmup_steps: int = 0, decay: Decay = 
           layer_decay: float = 1.0) -> Group:
   """Adam with decoupled weight decay (https://arxiv.org/abs/1711.05101); `mu_dtype` is that of the first moment, `layer_decay` multiplies
   the updates once for every block that comes after them (`layer_scales`)."""
-  rate = schedule(total_steps, lr=lr, warmup_steps=warmup_steps, decay=decay, final=final)
-  return _group(rate, optax.scale_by_adam(b1, b2, eps, mu_dtype=jnp.dtype(mu_dtype)), lr=lr, weight_decay=weight_decay,
-                decay_times=decay_times, decayed=tuple(decayed), clip=clip, layer_decay=layer_decay)
+  return _group(total_steps, optax.scale_by_adam(b1, b2, eps, mu_dtype=jnp.dtype(mu_dtype)), lr=lr, warmup_steps=warmup_steps, decay=decay,
+                final=final, weight_decay=weight_decay, decay_times=decay_times, decayed=tuple(decayed), clip=clip, layer_decay=layer_decay)
 
 
 def adafactor(total_steps: int, *, lr: float, warmup_steps: int = 0, decay: Decay = "cosine", final: float = 0.0, b1: float = 0.9,
@@ -122,26 +164,25 @@ def adafactor(total_steps: int, *, lr: float, warmup_steps: int = 0, decay: Deca
   update_clip: root mean square that the update of a parameter is scaled down to, 0 = none: 1 in the paper (§6) and in Lingvo's and
   Praxis's, none in big_vision's. min_factored: both dimensions from which a second moment is kept by rows and columns; 32 in big_vision.
   """
-  rate = schedule(total_steps, lr=lr, warmup_steps=warmup_steps, decay=decay, final=final)
   factored = optax.scale_by_factored_rms(min_dim_size_to_factor=min_factored, decay_rate=0.8, epsilon=1e-30,
                                          decay_rate_fn=lambda step, rate: jnp.minimum(b2_cap, 1.0 - (step + 1.0) ** -rate))
   parts = [factored] + ([optax.clip_by_block_rms(update_clip)] if update_clip else [])
   parts += [optax.ema(b1, debias=False, accumulator_dtype=jnp.bfloat16)] if b1 else []
-  return _group(rate, optax.chain(*parts), lr=lr, weight_decay=weight_decay, decay_times=decay_times, decayed=tuple(decayed),
-                clip=clip)
+  return _group(total_steps, optax.chain(*parts), lr=lr, warmup_steps=warmup_steps, decay=decay, final=final,
+                weight_decay=weight_decay, decay_times=decay_times, decayed=tuple(decayed), clip=clip)
 
 
 def lion(total_steps: int, *, lr: float, warmup_steps: int = 0, decay: Decay = "cosine", final: float = 0.0, b1: float = 0.9,
          b2: float = 0.99, weight_decay: float = 0.0, decay_times: DecayTimes = "lr", decayed: tuple[str, ...] = DECAYED,
          clip: float = 0.0, mu_dtype: Literal["float32", "bfloat16"] = "float32", layer_decay: float = 1.0) -> Group:
   """Lion (https://arxiv.org/abs/2302.06675): the sign of an interpolated momentum."""
-  rate = schedule(total_steps, lr=lr, warmup_steps=warmup_steps, decay=decay, final=final)
-  return _group(rate, optax.scale_by_lion(b1, b2, mu_dtype=jnp.dtype(mu_dtype)), lr=lr, weight_decay=weight_decay,
-                decay_times=decay_times, decayed=tuple(decayed), clip=clip, layer_decay=layer_decay)
+  return _group(total_steps, optax.scale_by_lion(b1, b2, mu_dtype=jnp.dtype(mu_dtype)), lr=lr, warmup_steps=warmup_steps, decay=decay,
+                final=final, weight_decay=weight_decay, decay_times=decay_times, decayed=tuple(decayed), clip=clip, layer_decay=layer_decay)
 
 
-def make(config: Mapping, total_steps: int, groups: tuple[str, ...]) -> tuple[optax.GradientTransformation, dict[str, optax.Schedule]]:
-  """(transformation over the whole tree of trained parameters, learning rate by group) from `config.optim`.
+def make(config: Mapping, total_steps: int, groups: tuple[str, ...]) -> tuple[optax.GradientTransformationExtraArgs, dict[str, Numbers]]:
+  """(transformation over the whole tree of trained parameters, numbers by group) from `config.optim`. Its `update` takes
+  `numbers={group: Numbers}`, by default those returned.
 
   groups: the top-level parameter groups that have something to train. Raises ConfigError for a group that does not exist and for a
   parameter that no group takes.
@@ -155,11 +196,17 @@ def make(config: Mapping, total_steps: int, groups: tuple[str, ...]) -> tuple[op
   built = {name: build(OPTIMIZERS, options, total_steps) for name, options in config.items()}
   label = lambda path, _: path.split("/")[0] if path.split("/")[0] in config else "default"
   used = {name: group for name, group in built.items() if name in groups or any(g not in config for g in groups)}
-  tx = optax.multi_transform({name: group.tx for name, group in used.items()}, lambda params: tree.map_with_path(label, params))
-  return tx, {name: group.schedule for name, group in used.items()}
+  own = {name: group.numbers for name, group in used.items()}
+
+  def named(name: str, tx: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+    return optax.GradientTransformationExtraArgs(tx.init, lambda updates, state, params=None, *, numbers=None, **extra: tx.update(
+      updates, state, params, numbers=(numbers or own)[name], **extra))
+  tx = optax.multi_transform({name: named(name, group.tx) for name, group in used.items()},
+                             lambda params: tree.map_with_path(label, params))
+  return tx, own
 
 
-def learning_rates(schedules: Mapping[str, optax.Schedule], step: int) -> dict[str, float]:
+def learning_rates(numbers: Mapping[str, Numbers], step: int) -> dict[str, float]:
   """{"learning_rate/GROUP": rate} at a step, for the log; computed on the host, so that the log never waits for an accelerator."""
   with jax.default_device(jax.local_devices(backend="cpu")[0]):
-    return {f"learning_rate/{name}": float(rate(step)) for name, rate in schedules.items()}
+    return {f"learning_rate/{name}": float(rate(of, step)) for name, of in numbers.items()}

@@ -98,6 +98,12 @@ def put_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding, batch_si
   return {key: jax.make_array_from_process_local_data(sharding, value, (batch_size, *value.shape[1:])) for key, value in batch.items()}
 
 
+def put_replicated(value: np.ndarray, mesh: Mesh) -> jax.Array:
+  """The same value on every device; every process has it."""
+  value = np.asarray(value)
+  return jax.make_array_from_callback(value.shape, replicated(mesh), lambda index: value[index])
+
+
 def fetch(array: jax.Array) -> np.ndarray:
   """The whole value on every process, whatever its layout."""
   if array.is_fully_addressable:

@@ -24,9 +24,9 @@ def updated(config, grads, params=PARAMS):
   ("linear", {10: 1.0, 55: 0.55, 100: 0.1}), ("wsd", {5: 0.5, 10: 1.0, 80: 1.0, 90: 0.55, 100: 0.1}),
   ("rsqrt", {10: 1.0, 40: 0.5, 90: 1 / 3})])
 def test_schedules(decay, values):
-  rate = optim.schedule(100, lr=1.0, warmup_steps=10, decay=decay, final=0.1)
+  numbers = optim.numbers(100, lr=1.0, warmup_steps=10, decay=decay, final=0.1)
   for step, value in values.items():
-    assert float(rate(step)) == pytest.approx(value, abs=1e-6), (decay, step)
+    assert float(optim.rate(numbers, step)) == pytest.approx(value, abs=1e-6), (decay, step)
 
 
 @pytest.mark.parametrize("name", ["adamw", "lion", "adafactor"])
@@ -68,8 +68,8 @@ def test_groups_that_do_not_exist_and_groups_without_a_rule_are_errors():
 
 
 def test_learning_rates_for_the_log():
-  _, schedules = optim.make(dict(default=dict(name="adamw", lr=0.1, warmup_steps=10)), 100, ("image",))
-  assert optim.learning_rates(schedules, 5) == {"learning_rate/default": pytest.approx(0.05)}
+  _, numbers = optim.make(dict(default=dict(name="adamw", lr=0.1, warmup_steps=10)), 100, ("image",))
+  assert optim.learning_rates(numbers, 5) == {"learning_rate/default": pytest.approx(0.05)}
 
 
 def test_layers_further_from_the_end_learn_less():

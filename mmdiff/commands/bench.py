@@ -170,7 +170,7 @@ def bench_train(config: Mapping, given: Mapping) -> dict[str, Any]:
     peak = next((peak for kind, peak in PEAK_FLOPS.items() if device.device_kind.startswith(kind)), None)
     if peak:
       result["share_of_data_sheet"] = flops_per_second / (peak * jax.device_count())
-  used, program = device.memory_stats() or {}, case.setup.step.memory_analysis()
+  used, program = device.memory_stats() or {}, next(iter(case.setup.step.compiled.values())).memory_analysis()
   return result | dict(
     peak_bytes=used.get("peak_bytes_in_use"), temporary_bytes=program.temp_size_in_bytes if program else None,
     compile_seconds=case.compile_seconds, ready_seconds=ready)

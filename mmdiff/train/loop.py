@@ -123,7 +123,7 @@ def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: M
     values: dict[str, Any] = {name: np.float32(value) for name, value in jax.device_get(dict(metrics)).items()}
     counted = read_counts(parallel.fetch(counts), dataset.count_names)
     rates = clock.rates(steps_since, config["batch_size"], flops_per_step)
-    writer.write_scalars(step, {"loss": values.pop("loss"), **values, **rates, **optim.learning_rates(setup.schedules, step - 1),
+    writer.write_scalars(step, {"loss": values.pop("loss"), **values, **rates, **optim.learning_rates(setup.numbers, step - 1),
                                 **{f"count/{name}": count for name, count in counted.items()}})
     seconds = config["batch_size"] / rates["images_per_second"]
     say(status_line(step, total, {**rates, **values, "loss": float(metrics["loss"])}, seconds), active=chief)

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 
 from mmdiff import optim, parallel
 from mmdiff.core import tree
@@ -21,9 +20,9 @@ from mmdiff.train.step import make_train_step
 class Setup(NamedTuple):
   """A run before its first step: where everything lives and the compiled step."""
   state: TrainState
-  step: Callable[[TrainState, Any], tuple[TrainState, Mapping]]      # compiled for the batches announced: another shape is an error
+  step: "Steps"                 # compiled for the batches announced: another shape is an error
   mesh: jax.sharding.Mesh
-  schedules: Mapping[str, optax.Schedule]
+  numbers: Mapping[str, optim.Numbers]
   put: Callable[[Mapping[str, np.ndarray]], Mapping[str, jax.Array]]
   rows: np.ndarray
 
@@ -34,15 +33,15 @@ def signature(batch: Mapping[str, Any]) -> tuple:
 
 
 class Steps:
-  """A step for each of the shapes that batches have, compiled when the first such batch comes (on all hosts at one step). A batch of any
-  other shape is an error, not a recompile."""
+  """`(state, batch) -> (state, metrics)` for each of the shapes that batches have, compiled when the first such batch comes (on all hosts
+  at one step). A batch of any other shape is an error, not a recompile. `numbers` are inputs of the program, so that a run with another
+  learning rate, warm-up or length finds it in the compilation cache."""
 
-  def __init__(self, lower: Callable[[Any], Any], batches: Sequence[Mapping[str, Any]]):
-    self.lower, self.known = lower, {signature(batch): batch for batch in batches}
-    self.compiled: dict[tuple, Callable] = {}
-    self.compile(next(iter(self.known)))
+  def __init__(self, lower: Callable[[Any], Any], batches: Sequence[Mapping[str, Any]], numbers: Mapping[str, optim.Numbers]):
+    self.lower, self.known, self.numbers = lower, {signature(batch): batch for batch in batches}, numbers
+    self.compiled: dict[tuple, jax.stages.Compiled] = {}
 
-  def compile(self, key: tuple) -> Callable:
+  def compile(self, key: tuple) -> jax.stages.Compiled:
     if key not in self.compiled:
       started = time.perf_counter()
       self.compiled[key] = self.lower(self.known[key]).compile()
@@ -56,7 +55,7 @@ class Steps:
     key = signature(batch)
     if key not in self.known:
       raise TypeError(f"no step for a batch of {key}; known: {list(self.known)}")
-    return self.compile(key)(state, batch)
+    return self.compile(key)(state, batch, self.numbers)
 
 
 class Plan(NamedTuple):
@@ -65,9 +64,9 @@ class Plan(NamedTuple):
   shardings: Any
   init: Callable[..., TrainState]      # of `inputs`, under jit
   inputs: tuple
-  step: Any                     # jitted, of the state and a batch
+  step: Any                     # jitted, of the state, a batch and the numbers
   batches: Sequence[Mapping[str, jax.ShapeDtypeStruct]]
-  schedules: Mapping[str, optax.Schedule]
+  numbers: Mapping[str, optim.Numbers]
 
 
 def plan(config, objective: Objective, example: Mapping[str, np.ndarray], *, mesh: jax.sharding.Mesh,
@@ -86,7 +85,7 @@ def plan(config, objective: Objective, example: Mapping[str, np.ndarray], *, mes
   except ValueError as error:
     raise ConfigError(f"config.freeze: {error}") from None
   groups = tuple(name for name, group in trained.items() if jax.tree.leaves(group))
-  tx, schedules = optim.make(config["optim"], config["steps"], groups)
+  tx, numbers = optim.make(config["optim"], config["steps"], groups)
   init = functools.partial(init_state, objective, tx, tuple(config["freeze"]), tuple(config["ema"]), example["counts"].shape[0])
   with jax.set_mesh(mesh):
     state = jax.eval_shape(init, key, blank)
@@ -94,7 +93,7 @@ def plan(config, objective: Objective, example: Mapping[str, np.ndarray], *, mes
     step = jax.jit(make_train_step(objective, tx, ema=dict(config["ema"]), warmup=config["ema_warmup"], microbatches=config["accumulate"]),
                    donate_argnums=0, out_shardings=(shardings, parallel.replicated(mesh)))
   placed = jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), state, shardings)
-  return Plan(placed, shardings, init, (key, blank), step, batches, schedules)
+  return Plan(placed, shardings, init, (key, blank), step, batches, numbers)
 
 
 def check_memory(made: Plan) -> None:
@@ -121,8 +120,8 @@ def set_up(config, objective: Objective, example: Mapping[str, np.ndarray], *, o
   check_memory(made)
   with jax.set_mesh(mesh):
     state = jax.jit(made.init, out_shardings=made.shardings)(*made.inputs)
-    compiled: Any = made.step
+    numbers = jax.tree.map(lambda number: parallel.put_replicated(number, mesh), made.numbers)
+    steps = Steps(lambda batch: made.step.lower(made.state, batch, numbers), made.batches, numbers)
     if compile_step:
-      lower = lambda batch: made.step.lower(made.state, batch)
-      compiled = Steps(lower, made.batches) if others else lower(made.batches[0]).compile()
-  return Setup(state, compiled, mesh, made.schedules, lambda rows_of: parallel.put_batch(rows_of, sharding, size), rows)
+      steps.compile(next(iter(steps.known)))
+  return Setup(state, steps, mesh, made.numbers, lambda rows_of: parallel.put_batch(rows_of, sharding, size), rows)

@@ -9,6 +9,7 @@ from mmdiff.core import tree
 from mmdiff.core.objective import Aux, Context, Objective, split_chunks
 from mmdiff.core.sharding import BATCH, pin
 from mmdiff.core.types import Array, Batch, Tree
+from mmdiff.optim import Numbers
 from mmdiff.train.state import TrainState, add_counts
 
 
@@ -49,23 +50,23 @@ def decay_at(updates: Array, decay: float, *, warmup: bool) -> Array | float:
   return jnp.minimum(decay, (1.0 + t) / (10.0 + t)) if warmup and decay < 1 else decay
 
 
-def make_train_step(objective: Objective, tx: optax.GradientTransformation, *, ema: Mapping[str, float], warmup: bool = True,
-                    microbatches: int = 1) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-  """`(state, batch) -> (state, metrics)`, pure.
+def make_train_step(objective: Objective, tx: optax.GradientTransformationExtraArgs, *, ema: Mapping[str, float], warmup: bool = True,
+                    microbatches: int = 1) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+  """`(state, batch, numbers) -> (state, metrics)`, pure; `numbers` are those of `optim.make`, which by default stand in the program.
 
   Guard: when the loss or the gradient norm is not finite, parameters, moments, averages and `extra` stay bit for bit as they were, as if
   the update had not been asked for; the step, the data accounting and `skipped` move on.
   Averages: `e <- decay * e + (1 - decay) * params` (Polyak & Juditsky 1992), after the update, with the decay of `decay_at`; likewise of
   `extra` where it is statistics.
   """
-  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+  def train_step(state: TrainState, batch: Batch, numbers: Mapping[str, Numbers] | None = None) -> tuple[TrainState, dict[str, Array]]:
     batch = dict(batch)
     counts = batch.pop("counts").sum(axis=0)
     context = Context(extra=state.extra, ema={name: state.full(name) for name in state.ema}, step=state.step,
                       key=jax.random.fold_in(state.key, state.step))
     (loss, aux), grads = loss_and_grad(objective, state.params, state.frozen, context, batch, microbatches)
     grad_norm = optax.tree.norm(grads)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params, numbers=numbers)
     params = objective.project(optax.apply_updates(state.params, updates))
     share = {name: 1.0 - decay_at(state.step - state.skipped, decay, warmup=warmup) for name, decay in ema.items()}
     averages = {name: optax.incremental_update(params, state.ema[name], share[name]) for name in ema}

@@ -160,3 +160,25 @@ def test_a_step_for_each_shape_announced_and_no_other():
   assert sizes == [1, 2, 2, 2] and int(state.step) == 4
   with pytest.raises(TypeError, match="no step for a batch of"):
     setup.step(state, batch(rows[2]))
+
+
+def test_another_rate_warm_up_decay_or_length_is_the_same_program():
+  """So that the compilation cache has it; and what is given acts."""
+  example = {name: value[0] for name, value in toys.Data().batch_at(0, batch_size=1).items()}
+
+  def program(steps, **rule):
+    config = toys.config(steps=steps, optim=dict(default=dict(name="adamw", lr=1e-2, warmup_steps=2, clip=1.0, weight_decay=0.01) | rule))
+    made = set_up(config, toys.regression(), example, devices=jax.devices()[:1], compile_step=False)
+    return made.step.lower(next(iter(made.step.known.values()))).as_text(), made
+  text, one = program(6)
+  other, two = program(600, lr=3e-4, warmup_steps=50, decay="wsd", final=0.1, weight_decay=0.2, clip=0.5)
+  assert text == other and len(text) > 1000
+  assert text != program(6, b1=0.5)[0] and text != program(6, weight_decay=0.0)[0]
+  two.step.compiled = {key: one.step.compile(key) for key in one.step.known}
+  moved = []
+  for made in (one, two):
+    state = made.state
+    for step in range(2):
+      state, metrics = made.step(state, made.put(toys.Data().batch_at(step, batch_size=16)))
+    moved.append(float(metrics["update_norm"]))
+  assert moved[0] == pytest.approx(1e-2 / 2 / (3e-4 / 50) * moved[1], rel=5e-2)       # Adam's first directions hardly depend on size
