@@ -4,6 +4,7 @@ The file is a protocol buffer of pieces with scores, and of how text is normalis
 (Kudo 2018, https://arxiv.org/abs/1804.10959) is read, which T5 and its descendants have.
 """
 import re
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,7 +57,6 @@ def fields(data: bytes) -> Iterator[tuple[int, Any]]:
 
 
 def piece_of(data: bytes) -> Piece:
-  import struct
   text, score, kind = "", 0.0, 1
   for number, value in fields(data):
     if number == 1:
@@ -89,7 +89,7 @@ def read(path: Path, *, extra: int = 0) -> Backend:
     unknown = [i for i, piece in enumerate(pieces) if piece.kind == UNKNOWN]
     if len(unknown) != 1:
       raise ValueError(f"{len(unknown)} pieces for the unknown, expected one")
-  except (OSError, ValueError, TypeError, AttributeError) as error:
+  except (OSError, ValueError, TypeError, AttributeError, struct.error) as error:
     raise DataError(f"{path}: not a SentencePiece model: {error}") from None
   vocab = [(piece.text, piece.score) for piece in pieces] + [(f"<extra_id_{extra - 1 - i}>", 0.0) for i in range(extra)]
   backend = Backend(models.Unigram(vocab, unk_id=unknown[0], byte_fallback=any(piece.kind == BYTE for piece in pieces)))

@@ -59,6 +59,7 @@ def test_a_folder_with_a_model_is_a_tokenizer(tmp_path):
 
 def test_what_is_none_is_said(tmp_path):
   for data, message in ((b"\xff" * 30, "not a SentencePiece model"), (model()[:40], "cut off"), (model(kind=2), "only unigram models"),
+                        (b"\n\x02\x12\x00", "requires a buffer of 4 bytes"),
                         (model(PIECES[:2]), "0 pieces for the unknown"), (b"", "0 pieces for the unknown")):
     with pytest.raises(DataError, match=message):
       sentencepiece.read(written(tmp_path / "x.model", data))
