@@ -13,7 +13,6 @@ what is finished is kept. Results: report.html and report.json.
 import contextlib
 import fcntl
 import importlib
-import json
 import re
 import shlex
 import time
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple
 
 from mmdiff.core import consistency, schema
 from mmdiff.core.errors import CannotWrite, ConfigError, DataError
-from mmdiff.core.files import versions, write_json
+from mmdiff.core.files import read_object, versions, write_json
 from mmdiff.core.spelling import nearest
 
 FLAGS = {
@@ -178,7 +177,7 @@ def prepare(lines: Mapping[str, Sequence[str]], workdir: Path, *, chief: bool) -
   with held(workdir / PREPARE) if chief else contextlib.nullcontext():
     for name, line in lines.items():
       marker = workdir / PREPARE / f"{name}.json"
-      done = json.loads(marker.read_text()) if marker.exists() else None
+      done = read_object(marker) if marker.exists() else None
       undone = bool(multihost_utils.broadcast_one_to_all(done is None)) if several else done is None
       if done and done["argv"] != list(line):
         raise ConfigError(f"{marker} was made by another command line; undo the change or choose another --workdir\n"

@@ -3,7 +3,6 @@
 Read from the run directories' eval/*.json. Every run of an ablation draws the same prompts from the same noise, so two arms are compared
 prompt by prompt within each seed (`evaluators.statistics.paired`).
 """
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmdiff.core.errors import DataError
+from mmdiff.core.files import read_object
 from mmdiff.train import sums
 
 AREA, HALF, END = "area", "half-way", "end"
@@ -33,7 +33,7 @@ def read_curve(run, name: str, *, allowed: Sequence[str] = ()) -> Curve | None:
   results = []
   for file in sorted((run.workdir / "eval").glob(f"{name}_*.json")):
     sums.check(run.workdir, f"eval/{file.name}")
-    found = json.loads(file.read_text(encoding="utf-8"))
+    found = read_object(file, nan=True)
     if found.get("name") == name and found["step"] <= run.config["steps"]:
       results.append(found)
   if not results:
@@ -96,7 +96,7 @@ def last_scalars(workdir: Path, names: Sequence[str]) -> dict[str, float]:
   found: dict[str, float] = {}
   for name in names:
     sums.check(workdir, *(f"eval/{file.name}" for file in (workdir / "eval").glob(f"{name}_*.json")))
-    results = [json.loads(file.read_text(encoding="utf-8")) for file in (workdir / "eval").glob(f"{name}_*.json")]
+    results = [read_object(file, nan=True) for file in (workdir / "eval").glob(f"{name}_*.json")]
     results = [result for result in results if result.get("name") == name]
     if results:
       found |= {f"{name}/{key}": value for key, value in max(results, key=lambda result: result["step"])["scalars"].items()}
@@ -156,9 +156,9 @@ def prepared(config: Mapping, workdir: Path) -> dict[str, Any]:
   made: dict[str, Any] = {}
   for name, line in config["prepare"].items():
     marker = workdir / "prepare" / f"{name}.json"
-    done = json.loads(marker.read_text()) if marker.exists() else {}
+    done = read_object(marker) if marker.exists() else {}
     folder = workdir / "prepare" / name
-    entries = json.loads((folder / "config.json").read_text()).get("evals", {}) if (folder / "config.json").exists() else {}
+    entries = read_object(folder / "config.json").get("evals", {}) if (folder / "config.json").exists() else {}
     made[name] = dict(argv=list(line), seconds=done.get("seconds"), scalars=last_scalars(folder, list(entries)))
   return made
 

@@ -7,13 +7,12 @@ training set, compare mixtures of its captions with the original ones, and write
 Stopped half-way, the same command goes on. Results: summary.json and report.html in the run directory, caption_mix/report.html for the
 comparison.
 """
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmdiff.core.files import write_json
+from mmdiff.core.files import read_object, write_json
 
 FLAGS = {
   "workdir": dict(type="str", default="runs/demo", help="where the two runs and the report go"),
@@ -47,7 +46,7 @@ def main(argv: list[str]) -> int:
 
 
 def read(file: Path) -> dict[str, Any]:
-  return json.loads(file.read_text()) if file.exists() else {}
+  return read_object(file, nan=True) if file.exists() else {}
 
 
 def newest(run: Path, name: str) -> dict[str, float]:

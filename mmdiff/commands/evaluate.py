@@ -25,7 +25,7 @@ from typing import Any
 from mmdiff.core import consistency, ranges, schema
 from mmdiff.core.build import lookup
 from mmdiff.core.errors import ConfigError, DataError
-from mmdiff.core.files import versions, write_json
+from mmdiff.core.files import read_object, versions, write_json
 from mmdiff.core.spelling import nearest
 
 FLAGS = {
@@ -188,7 +188,7 @@ def compare(given: Mapping, argv: Sequence[str]) -> int:
     raise ConfigError(f"--compare: expected two files, A.json,B.json, found {len(given['compare'])}")
   first, second = map(Path, given["compare"])
   try:
-    a, b = (results.read_json(file) for file in (first, second))
+    a, b = (read_object(file, nan=True) for file in (first, second))
     differences = likeness.unlike(likeness.facts(a), likeness.facts(b))
     scores = [dict(score=name, first=float(a["scalars"][name]), second=float(b["scalars"][name]),
                    difference=float(b["scalars"][name] - a["scalars"][name])) for name in a["scalars"] if name in b["scalars"]]

@@ -1,6 +1,5 @@
 """What the commands that measure or draw share: a progress line, text tables, and the facts that go beside every result."""
 import hashlib
-import json
 import os
 import sys
 import time
@@ -83,11 +82,6 @@ def fingerprint(path: Path, head: int = 2**20) -> str:
     with open(file, "rb") as opened:
       found.update(f"{file.name} {file.stat().st_size} ".encode() + opened.read(head))
   return found.hexdigest()
-
-
-def read_json(file: Path) -> Any:
-  """Raises ValueError for what is not JSON, OSError for what can't be read."""
-  return json.loads(Path(file).read_text(encoding="utf-8"))
 
 
 def use_compile_cache() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmdiff.core.errors import CannotWrite, ConfigError, DataError
-from mmdiff.core.files import versions, write_json
+from mmdiff.core.files import parse_json, read_object, versions, write_json
 from mmdiff.data import tables
 from mmdiff.data.quarantine import BadRecord
 
@@ -96,8 +96,8 @@ def read_prompts(prompts: str) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(text.split("\n"), 1):
       try:
-        rows += [json.loads(line)] if line.strip() else []
-      except (ValueError, RecursionError) as error:
+        rows += [parse_json(line, nan=True)] if line.strip() else []
+      except ValueError as error:
         raise DataError(f"{file}:{number}: not valid JSON: {error}") from None
   else:
     rows, _ = tables.read(str(file))
@@ -208,8 +208,8 @@ def check_settings(out: Path, settings: Mapping) -> None:
   if not any(_lines(out / "metadata.jsonl")):
     return
   try:
-    before = json.loads((out / "sample.json").read_text(encoding="utf-8"))["settings"]
-  except (OSError, ValueError, KeyError) as error:
+    before = dict(read_object(out / "sample.json", nan=True)["settings"])
+  except (ValueError, KeyError, TypeError) as error:
     raise DataError(f"{out / 'sample.json'}: cannot be read ({error}), so nobody knows how the pictures there were drawn; "
                     "choose another --out") from None
   changed = [f"{key} was {before.get(key)!r}, now {value!r}" for key, value in settings.items() if before.get(key) != value]
@@ -241,8 +241,8 @@ def _lines(file: Path) -> Iterator[dict]:
   """The objects of a manifest; what a killed process left of a line is none. Prompts may hold other line breaks than "\\n"."""
   for line in file.read_bytes().split(b"\n") if file.is_file() else ():
     try:
-      found = json.loads(line)
-    except (ValueError, RecursionError):
+      found = parse_json(line)
+    except ValueError:
       continue
     if isinstance(found, dict):
       yield found

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmdiff.core.errors import ConfigError, DataError
-from mmdiff.core.files import versions, write_atomically, write_json
+from mmdiff.core.files import parse_json, read_object, versions, write_atomically, write_json
 from mmdiff.core.terminal import one_line
 
 FLAGS = {
@@ -101,7 +101,7 @@ def build(given: Mapping, config: Mapping, *, argv: list[str]) -> None:
   about = results.model_facts(model)
   identity = dict(source=source.fingerprint(), checkpoint=about["checkpoint"], step=about["step"], params=about["params"], total=total)
   meta = dict(argv=argv, model=given["model"], params=given["params"], data=config, identity=identity, versions=versions())
-  before = json.loads((out / META).read_text()) if (out / META).is_file() else None
+  before = read_object(out / META) if (out / META).is_file() else None
   if before and before.get("identity") != identity:
     raise ConfigError(f"--out={out} holds an index of another model or of other data; choose another folder")
   write_json(out / META, meta | dict(complete=False))
@@ -115,7 +115,7 @@ def build(given: Mapping, config: Mapping, *, argv: list[str]) -> None:
       progress(stop - start, total)
   if not (out / EMBEDDINGS).is_file():
     join(out, meta)
-  found = json.loads((out / META).read_text())
+  found = read_object(out / META)
   print(f"{out}: {found['pictures']:,} pictures, bad records {found['bad'] or 'none'}")
 
 
@@ -163,7 +163,7 @@ def join(out: Path, meta: Mapping) -> None:
     raise DataError(f"{out}: none of the records has a picture that can be read")
   bad: dict[str, int] = {}
   for part in parts:
-    for kind, count in json.loads(str(part["bad"])).items():
+    for kind, count in parse_json(str(part["bad"])).items():
       bad[kind] = bad.get(kind, 0) + count
   vectors = np.concatenate(good)
   write_json(out / KEYS, dict(keys=[str(key) for part in parts for key in part["keys"]],
@@ -180,14 +180,16 @@ def read_index(path: str) -> Index:
   import numpy as np
   folder = Path(path)
   try:
-    meta = json.loads((folder / META).read_text(encoding="utf-8"))
-    listed = json.loads((folder / KEYS).read_text(encoding="utf-8"))
+    meta, listed = read_object(folder / META), read_object(folder / KEYS)
     embeddings = np.load(folder / EMBEDDINGS, mmap_mode="r", allow_pickle=False)
-  except (OSError, ValueError) as error:
+    keys, rows = list(listed["keys"]), list(listed["rows"])
+    if lacking := {"model", "params", "identity"} - meta.keys():
+      raise ValueError(f"{META} lacks {', '.join(sorted(lacking))}")
+  except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
     raise DataError(f"--index={path}: no whole index ({error}); make one with mmdiff search build") from None
-  if len(embeddings) != len(listed["keys"]):
-    raise DataError(f"--index={path}: {len(embeddings)} embeddings for {len(listed['keys'])} keys; build it anew")
-  return Index(meta, embeddings, listed["keys"], listed["rows"])
+  if not len(embeddings) == len(keys) == len(rows):
+    raise DataError(f"--index={path}: {len(embeddings)} embeddings for {len(keys)} keys and {len(rows)} rows; build it anew")
+  return Index(meta, embeddings, keys, rows)
 
 
 def nearest(queries, embeddings, count: int, rows: int = 65_536):

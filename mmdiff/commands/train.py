@@ -14,8 +14,8 @@ from typing import Any
 
 from mmdiff.core import schema
 from mmdiff.core.build import build, lookup
-from mmdiff.core.errors import ConfigError, DataError
-from mmdiff.core.files import versions
+from mmdiff.core.errors import ConfigError
+from mmdiff.core.files import read_object, versions
 from mmdiff.core.terminal import tell
 from mmdiff.train import sums
 
@@ -52,11 +52,7 @@ def check_drift(config: Mapping, workdir: Path) -> None:
   sums.check(workdir, "config.json", "tokenizer.json")
   # With defaults for the keys that this version has and the run's did not.
   complete = lambda one: one if schema.check(one) else schema.complete(one)
-  try:
-    kept = json.loads(file.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise DataError(f"{file}: not valid JSON: {error}") from None
-  before, now = (flat(complete(one)) for one in (kept, json.loads(json.dumps(config))))
+  before, now = (flat(complete(one)) for one in (read_object(file), json.loads(json.dumps(config))))
   may_change = lambda key: any(f"{key}.".startswith(f"{name}.") for name in MAY_CHANGE)
   changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key) and not may_change(key)]
   if changed:

@@ -13,7 +13,7 @@ from mmdiff.convert.rules import Rule, Shape
 from mmdiff.convert.tensors import Tensor
 from mmdiff.core import tree
 from mmdiff.core.errors import DataError, OptionError
-from mmdiff.core.files import parse_json, refuse_id
+from mmdiff.core.files import read_object, refuse_id
 from mmdiff.core.spelling import shown
 from mmdiff.data.token_facts import NOBODY, Like
 
@@ -115,12 +115,7 @@ def read_json(file: Path) -> dict[str, Any]:
   """The object of a file, {} without the file. Raises DataError for what is none."""
   if not file.is_file():
     return {}
-  try:
-    found = parse_json(file.read_text(encoding="utf-8"), infinities=True)
-  except (OSError, ValueError) as error:
-    raise DataError(f"{file}: not valid JSON: {error}") from None
-  if not isinstance(found, dict):
-    raise DataError(f"{file}: expected an object, found a {type(found).__name__}")
+  found = read_object(file, infinities=True)
   if "objective" not in found:          # a run's own config has ranges of its own
     bounds.check(found, str(file))
   return found

@@ -17,7 +17,6 @@
 
 What contradicts is an error, or a notice where one of the two is the caller's word. `model_ema.*` are averages, which `ema` asks for.
 """
-import json
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -29,6 +28,7 @@ from mmdiff.convert import edm_schedulers, facts, schedulers, tensors
 from mmdiff.convert.containers import Container
 from mmdiff.convert.tensors import Tensor
 from mmdiff.core.errors import DataError
+from mmdiff.core.files import parse_json
 from mmdiff.core.ranges import ABOVE, WIDE
 from mmdiff.models.autoencoder import Autoencoder
 from mmdiff.models.text import ClipStates
@@ -62,8 +62,8 @@ def own(container: Container) -> dict[str, Any]:
   """What `pipelines.save` left in the metadata, {} in others' files. Raises DataError."""
   text = container.metadata.get(OWN)
   try:
-    found = json.loads(text) if text else {}
-  except (ValueError, RecursionError) as error:
+    found = parse_json(text, nan=True) if text else {}
+  except ValueError as error:
     raise DataError(f"metadata {OWN}: not valid JSON: {error}") from None
   if not isinstance(found, dict) or not isinstance(found.get("scheduler", {}), dict):
     raise DataError(f"metadata {OWN}: expected an object with a scheduler, found {text!r:.80}")

@@ -16,6 +16,7 @@ import numpy as np
 from mmdiff.convert import tensors
 from mmdiff.convert.tensors import Tensor
 from mmdiff.core.errors import CannotWrite, DataError
+from mmdiff.core.files import parse_json, read_object
 
 MAX_HEADER = 32 * 2**20      # bytes; a model of 100,000 tensors has 12 MB
 SHARD_BYTES = 5 * 10**9      # of one file, as transformers and diffusers split
@@ -26,10 +27,7 @@ def parse(header: bytes, data_bytes: int) -> tuple[dict[str, tuple[np.dtype, tup
 
   Raises ValueError that says what is wrong: not JSON, a name twice, an unknown dtype, a shape that does not fit its bytes, gaps.
   """
-  try:
-    found = json.loads(header.decode("utf-8"), object_pairs_hook=_once, parse_constant=_refuse)
-  except RecursionError:
-    raise ValueError("the header is nested too deep") from None
+  found = parse_json(header.decode("utf-8"))
   if not isinstance(found, dict):
     raise ValueError(f"the header is a {type(found).__name__}, expected an object of tensors")
   metadata = found.pop("__metadata__", {})
@@ -69,17 +67,6 @@ def _naturals(values: Any) -> bool:
   return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  made = dict(pairs)
-  if len(made) != len(pairs):
-    raise ValueError("a name stands twice in the header")
-  return made
-
-
-def _refuse(text: str):
-  raise ValueError(f"{text} is no number of a header")
-
-
 def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
   """(tensors, metadata) of one file. Raises DataError that names the file."""
   buffer = tensors.mapped(path)
@@ -99,11 +86,11 @@ def listed(index: str | os.PathLike) -> dict[str, str]:
   """{tensor: file} of an `….index.json`, every file of which stands beside it. Raises DataError."""
   index = Path(index)
   try:
-    weights = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    weights = read_object(index)["weight_map"]
     files = dict(weights.items())
     if odd := [name for name, file in files.items() if not isinstance(file, str)]:
       raise ValueError(f"{odd[0]!r:.80} is not in a file, but in {files[odd[0]]!r:.80}")
-  except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise DataError(f"{index}: not an index of tensors: {type(error).__name__}: {error}") from None
   for file in sorted(set(files.values())):
     if Path(file).name != file:

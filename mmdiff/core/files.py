@@ -28,9 +28,9 @@ def versions() -> dict[str, str]:
   return found
 
 
-def parse_json(text: str, *, infinities: bool = False) -> Any:
+def parse_json(text: str | bytes, *, infinities: bool = False, nan: bool = False) -> Any:
   """The value of a JSON text. Raises ValueError, also for what the standard does not know or leaves open: a key given twice, nesting
-  without end, NaN, and infinities, which Python's own `json` writes, unless the caller looks at them."""
+  without end, and what Python's own `json` writes for a number that is none, unless the caller looks at it: infinities, or `nan` too."""
   def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
@@ -39,13 +39,26 @@ def parse_json(text: str, *, infinities: bool = False) -> Any:
     return made
 
   def constant(name: str) -> float:
-    if infinities and name != "NaN":
+    if nan or infinities and name != "NaN":
       return float(name)
     raise ValueError(f"{name} is no number")
   try:
     return json.loads(text, object_pairs_hook=once, parse_constant=constant)
   except RecursionError:
     raise ValueError("nested too deeply") from None
+
+
+def read_object(file: Path, *, infinities: bool = False, nan: bool = False) -> dict[str, Any]:
+  """The JSON object of a file, read as `parse_json` does. Raises DataError that names the file."""
+  try:
+    found = parse_json(file.read_bytes(), infinities=infinities, nan=nan)
+  except OSError as error:
+    raise DataError(f"{file}: cannot be read: {error.strerror}") from None
+  except ValueError as error:
+    raise DataError(f"{file}: not valid JSON: {error}") from None
+  if not isinstance(found, dict):
+    raise DataError(f"{file}: expected an object, found a {type(found).__name__}")
+  return found
 
 
 def refuse_id(path: str | os.PathLike) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdiff.core.errors import CannotWrite, DataError
-from mmdiff.core.files import plain, write_json
+from mmdiff.core.files import plain, read_object, write_json
 from mmdiff.data import records, shards
 from mmdiff.data.quarantine import BadRecord
 
@@ -32,8 +32,8 @@ def write(splits: Mapping[str, Any], out: str, *, name: str, description: str = 
   identity = records.fingerprint(*[item for split, source in splits.items() for item in (split, source.fingerprint())])
   note = target / "mmdiff.json"
   if note.exists():
-    done = json.loads(note.read_text())
-    if done["fingerprint"] == identity:
+    done = read_object(note)
+    if done.get("fingerprint") == identity:
       return done | {"kept": True}
     raise DataError(f"{target} holds records of another source; choose another folder or version, or remove it")
   if target.exists():

@@ -2,12 +2,12 @@
 
 Caption mixing follows "Improving Image Generation with Better Captions" (Betker et al. 2023, section 3): 95 % synthetic, 5 % original.
 """
-import json
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.core.files import parse_json
 from mmdiff.data import cleaning, draws
 from mmdiff.data.quarantine import BadRecord
 
@@ -125,8 +125,8 @@ def clean(text: str) -> str:
 def parse_line(line: bytes, where: str) -> tuple[str, dict]:
   """(key, captions by kind) of one side-car line. Raises DataError that names the line."""
   try:
-    entry = json.loads(line)
-  except (ValueError, RecursionError) as error:
+    entry = parse_json(line)
+  except ValueError as error:
     raise DataError(f"{where}: not a JSON object: {error}") from None
   if not isinstance(entry, dict) or not isinstance(entry.get("key"), str):
     raise DataError(f'{where}: expected {{"key": …, kind: caption, …}}, found {line[:80]!r}')

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdiff.core.errors import CannotWrite
+from mmdiff.core.files import parse_json
 
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -139,7 +140,7 @@ class Claims:
     path = self.folder / name
     try:
       status = path.stat()
-      owner: Any = json.loads(path.read_bytes())
+      owner: Any = parse_json(path.read_bytes())
     except FileNotFoundError:                             # released just now: the next look sees it free
       return False
     except ValueError:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from mmdiff.core.errors import CannotWrite, ConfigError, DataError
-from mmdiff.core.files import plain, write_json
+from mmdiff.core.files import plain, read_object, write_json
 from mmdiff.data.claims import Claims, create_exclusively
 from mmdiff.data.quarantine import BadRecord, Offence
 
@@ -160,7 +160,7 @@ class Job:
 
   def _intact(self, name: str) -> bool:
     try:
-      entry = json.loads((self.out / f"{name}.json").read_bytes())
+      entry = read_object(self.out / f"{name}.json", nan=True)
       return all((self.out / f"{name}.{suffix}").stat().st_size == facts["bytes"] for suffix, facts in entry["files"].items())
     except (OSError, ValueError, KeyError, TypeError):
       return False
@@ -171,7 +171,7 @@ class Job:
 
   def complete(self, summary: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]]) -> dict[str, Any]:
     """When every unit is finished: writes manifest.json with `summary` of the units' manifests, and removes what killed ones left."""
-    entries = [json.loads((self.out / f"{unit.name}.json").read_bytes()) for unit in self.units]
+    entries = [read_object(self.out / f"{unit.name}.json", nan=True) for unit in self.units]
     made = {"identity": self.identity, **summary(entries)}
     try:
       write_json(self.out / "manifest.json", made)
@@ -189,7 +189,7 @@ class Job:
 def check_identity(out: Path, wanted: Mapping[str, Any]) -> None:
   """Raises ConfigError with every difference between the job that a folder holds and the one that is wanted."""
   try:
-    held = json.loads((out / "job.json").read_bytes())["identity"]
+    held = read_object(out / "job.json", nan=True)["identity"]
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise DataError(f"{out / 'job.json'}: {type(error).__name__}: {error}; it should say what the job in {out} is; "
                     "choose another --out, or remove the folder") from None
@@ -211,7 +211,7 @@ def finished_units(folder: str | os.PathLike) -> list[dict[str, Any]]:
   """The manifests of a finished job, in order. Raises DataError for an unfinished one or for files that don't fit their manifest."""
   folder = Path(folder)
   try:
-    identity = json.loads((folder / "job.json").read_bytes())["identity"]
+    identity = read_object(folder / "job.json", nan=True)["identity"]
     count = identity["units"]
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise DataError(f"{folder}: not the folder of a job: job.json: {type(error).__name__}: {error}") from None
@@ -220,7 +220,7 @@ def finished_units(folder: str | os.PathLike) -> list[dict[str, Any]]:
     raise DataError(f"{folder}: {len(names)} of {count} units are finished; run the same command again until it ends, then use it")
   entries = []
   for name in names:
-    entry = json.loads((folder / f"{name}.json").read_bytes())
+    entry = read_object(folder / f"{name}.json", nan=True)
     for suffix, facts in entry["files"].items():
       path = folder / f"{name}.{suffix}"
       size = path.stat().st_size if path.exists() else None

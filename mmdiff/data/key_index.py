@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mmdiff.core.files import write_atomically
+from mmdiff.core.files import parse_json, write_atomically
 
 LOG = logging.getLogger(__name__)
 VERSION = 1
@@ -111,7 +111,7 @@ def load(path: Path, stamped: Any) -> Table | None:
       file.seek(-8, os.SEEK_END)
       length = int.from_bytes(file.read(8), "little")
       file.seek(-8 - length, os.SEEK_END)
-      kept = json.loads(file.read(length))
+      kept = parse_json(file.read(length))
     if kept["version"] != VERSION or kept["stamp"] != json.loads(json.dumps(stamped)):
       return None
     rows = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.core.files import read_object
 from mmdiff.data import indexes, jobs, key_index
 from mmdiff.data.quarantine import BadRecord
 
@@ -121,7 +122,7 @@ class Features:
     self.path = str(path)
     folder = Path(path)
     entries = jobs.finished_units(folder)
-    manifest = json.loads((folder / "manifest.json").read_bytes())
+    manifest = read_object(folder / "manifest.json", nan=True)
     self.identity: dict[str, Any] = manifest["identity"]
     if self.identity.get("task") != "precompute":
       raise DataError(f"data.features: {path} is the folder of `mmdiff {self.identity.get('task')}`, not of `mmdiff data precompute`")

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from mmdiff.core.errors import DataError
-from mmdiff.core.files import plain, write_atomically, write_json
+from mmdiff.core.files import plain, read_object, write_atomically, write_json
 from mmdiff.data import records, tar_index
 from mmdiff.data.quarantine import BadRecord
 
@@ -79,7 +79,7 @@ def _finished(path: Path, about: Path, identity: str, rows: range) -> dict[str, 
     return None
   if not about.exists():                                                  # stopped between the shard and its stats
     return None
-  stats = json.loads(about.read_text())
+  stats = read_object(about)
   if stats.get("fingerprint") != identity or (stats.get("first"), stats.get("end")) != (rows.start, rows.stop):
     raise DataError(f"{path} holds records of another source or another shard size; choose another folder, or remove the shards there")
   return stats if stats.get("bytes") == path.stat().st_size else None

@@ -7,13 +7,13 @@ same are undone where that shows. A row whose cells don't fit the header is a ba
 import csv
 import hashlib
 import io
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmdiff.core.errors import DataError
+from mmdiff.core.files import parse_json
 from mmdiff.data import records
 from mmdiff.data.quarantine import BadRecord
 
@@ -42,8 +42,8 @@ def read(path: str) -> tuple[list[dict[str, Any] | BadRecord], str]:
 def parsed(path: str, content: str) -> Any:
   """A JSON file's value. Raises DataError."""
   try:
-    return json.loads(content)
-  except (ValueError, RecursionError) as error:
+    return parse_json(content, nan=True)
+  except ValueError as error:
     raise DataError(f"{path}: not JSON ({error}); write it anew") from None
 
 
@@ -57,8 +57,8 @@ def _objects(path: str, content: str, suffix: str) -> Iterator[dict[str, Any] | 
       if not item.strip():
         continue
       try:
-        item = json.loads(item)
-      except (ValueError, RecursionError) as error:
+        item = parse_json(item, nan=True)
+      except ValueError as error:
         yield BadRecord("unreadable", f"{path} line {number}: {error}")
         continue
     yield item if isinstance(item, dict) else BadRecord("unreadable", f"{path} item {number}: not an object")

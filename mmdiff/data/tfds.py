@@ -5,7 +5,6 @@ the features' own `deserialize_example_np`. Pictures stay encoded. The dataset's
 """
 import bisect
 import itertools
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +15,7 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets import decode, features
 
 from mmdiff.core.errors import DataError
+from mmdiff.core.files import parse_json
 from mmdiff.data import indexes, records, tfrecord
 from mmdiff.data.quarantine import BadRecord
 
@@ -177,8 +177,8 @@ class Tfds:
     record["key"] = str(_plain(_at(example, self._steps[self._key]), "key")) if self._key else f"{self._split}/{i:09d}"
     if self._extras:
       try:
-        record |= json.loads(_plain(example["extras"], "extras") or "{}")
-      except (ValueError, RecursionError, TypeError) as error:
+        record |= parse_json(_plain(example["extras"], "extras") or "{}", nan=True)
+      except (ValueError, TypeError) as error:
         raise BadRecord("unreadable", f"{self._name} {self._split} {i}: extras: {error}", record["key"]) from None
     return record | {"captions": {kind: records.caption(value, what=kind) for kind, value in captions.items() if value != []}}
 

@@ -4,12 +4,12 @@ These are facts of the weights that were trained with it: SigLIP reads out the l
 embedding. They are said by the files beside the vocabulary (tokenizer_config.json, special_tokens_map.json), by transformers' class that
 these name, and by the model's own config where they name none. What a file says and nothing here honours is an error or a notice.
 """
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmdiff.core.errors import DataError
+from mmdiff.core.files import read_object
 from mmdiff.core.ranges import wrong_text
 from mmdiff.data import cleaning
 
@@ -191,10 +191,4 @@ def _length(value: Any, where: Path) -> int | None:
 def _json(file: Path) -> dict[str, Any]:
   if not file.is_file():
     return {}
-  try:
-    found = json.loads(file.read_text(encoding="utf-8"))
-  except (OSError, ValueError, RecursionError) as error:
-    raise DataError(f"{file}: not valid JSON: {error}") from None
-  if not isinstance(found, dict):
-    raise DataError(f"{file}: expected an object, found a {type(found).__name__}")
-  return found
+  return read_object(file, infinities=True)

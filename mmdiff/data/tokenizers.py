@@ -11,6 +11,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 from tokenizers import Tokenizer as Backend
 
 from mmdiff.core.errors import CannotWrite, ConfigError, DataError
+from mmdiff.core.files import parse_json
 from mmdiff.data import captions, cleaning, records, sentencepiece, token_facts, wordpiece
 from mmdiff.data.quarantine import BadRecord
 from mmdiff.data.token_facts import KEY, NOBODY, UNSAID, Facts, Like
@@ -100,7 +101,7 @@ class Tokenizer:
   def save(self, path: str | os.PathLike) -> None:
     """Writes a tokenizer.json that `file` reads back exactly; facts that the library has no place for are in it under a key of our own."""
     text = self._backend.to_str(pretty=True)
-    _write(Path(path), json.dumps({KEY: self._told, **json.loads(text)}, indent=2, ensure_ascii=False) if self._told else text)
+    _write(Path(path), json.dumps({KEY: self._told, **parse_json(text)}, indent=2, ensure_ascii=False) if self._told else text)
 
   def export(self, folder: str | os.PathLike) -> list[str]:
     """Writes a tokenizer as public folders have it: tokenizer.json for any reader, and the files that say its facts. Their names.
@@ -183,7 +184,7 @@ def _from_text(text: str, where: str = "tokenizer", facts: Facts = UNSAID, said:
   """A tokenizer of the text of a tokenizer.json; facts in it win over those given."""
   try:
     if f'"{KEY}"' in text[:64]:
-      made = json.loads(text)
+      made = parse_json(text)
       facts = facts._replace(**token_facts.own(made.pop(KEY), where))
       text = json.dumps(made)
     backend = Backend.from_str(text)

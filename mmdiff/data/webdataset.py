@@ -9,7 +9,6 @@ import bisect
 import functools
 import glob
 import itertools
-import json
 import logging
 import os
 import re
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from mmdiff.core.errors import DataError
+from mmdiff.core.files import parse_json
 from mmdiff.data import indexes, records, tar_index
 from mmdiff.data.quarantine import BadRecord
 
@@ -89,7 +89,7 @@ class WebDataset:
     self._files = indexes.Files(self.paths)
     self.skipped: dict[str, int] = {}
     for table in self._tables:
-      for reason, count in json.loads(bytes(table["skipped"])).items():
+      for reason, count in parse_json(bytes(table["skipped"])).items():
         self.skipped[reason] = self.skipped.get(reason, 0) + count
     refused = {reason: count for reason, count in self.skipped.items() if reason != "other_file"}
     if refused:
@@ -225,8 +225,8 @@ def _label(data: bytes, key: str) -> int | str:
 
 def _object(data: bytes, key: str) -> dict[str, Any]:
   try:
-    row = json.loads(records.text(data, what=f"{key}.json"))
-  except (ValueError, RecursionError) as error:
+    row = parse_json(records.text(data, what=f"{key}.json"), nan=True)
+  except ValueError as error:
     raise BadRecord("unreadable", f"{key}.json: {error}", key) from None
   if not isinstance(row, dict):
     raise BadRecord("bad_type", f"{key}.json: expected an object, found {type(row).__name__}", key)

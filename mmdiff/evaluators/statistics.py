@@ -2,13 +2,14 @@
 
 What is counted is what is independent: four pictures of one prompt are no four observations, nor are five captions of one picture.
 """
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from mmdiff.core.files import read_object
 
 
 class Interval(NamedTuple):
@@ -119,7 +120,7 @@ def sign_flip(differences: Sequence[int]) -> Comparison:
 def _rows(path: str | Path, table: str) -> dict[tuple, dict[str, Any]]:
   """{(category, prompt, seed): row} of a table. Raises ValueError."""
   found: dict[tuple, dict[str, Any]] = {}
-  for row in json.loads(Path(path).read_text(encoding="utf-8"))["tables"][table]:
+  for row in read_object(Path(path), nan=True)["tables"][table]:
     key = row["category"], row["prompt"], row["seed"]
     if key in found:
       raise ValueError(f"{path}: category {key[0]!r:.40}, prompt {key[1]!r:.40}, seed {key[2]!r:.40} come twice in the table {table}")

@@ -3,7 +3,6 @@
 The weight of a class is the normalised mean of the normalised embeddings of its name in every template; a picture gets the class whose
 weight has the largest cosine with its embedding.
 """
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from mmdiff.core.build import Built
 from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.core.files import parse_json
 from mmdiff.core.spelling import nearest
 from mmdiff.data.pipelines import NO_CAPTION
 from mmdiff.evaluators import NEEDS
@@ -89,11 +89,11 @@ def class_names(classes: Sequence[str], class_file: str, labels: Sequence[str]) 
   if not names and class_file:
     try:
       text = Path(class_file).read_text(encoding="utf-8-sig")
-      listed = json.loads(text) if text.lstrip().startswith("[") else [line.strip() for line in text.split("\n")]
+      listed = parse_json(text) if text.lstrip().startswith("[") else [line.strip() for line in text.split("\n")]
       if odd := [name for name in listed if not isinstance(name, str)]:
         raise ValueError(f"expected names, found {odd[0]!r:.40}")
       names = tuple(filter(None, listed))
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
       raise DataError(f"class_file: cannot read {class_file}: {error}") from None
   names = names or tuple(labels)
   if not names:

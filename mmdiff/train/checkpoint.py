@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 
 from mmdiff.core import tree
 from mmdiff.core.errors import CannotWrite, DataError
+from mmdiff.core.files import parse_json
 from mmdiff.core.terminal import tell
 from mmdiff.core.types import Array, Tree
 from mmdiff.train import integrity
@@ -84,7 +85,7 @@ def sealed(meta: Mapping[str, Any]) -> dict[str, Any]:
 def meta_of(folder: Path) -> tuple[dict[str, Any], bool]:
   """(the meta of a checkpoint's folder, whether its files are proven). Raises ValueError, KeyError or OSError for a damaged one."""
   proven = integrity.check_files(folder)
-  meta = json.loads((folder / "meta" / "metadata").read_text())
+  meta = parse_json((folder / "meta" / "metadata").read_bytes(), nan=True)
   bare = {key: value for key, value in meta.items() if key != "digest"}
   if "digest" in meta and sealed(bare) != meta:
     raise ValueError("meta differs from its digest")

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmdiff.core.files import parse_json
 from mmdiff.core.types import Array, Tree
 from mmdiff.train.sums import digest
 
@@ -91,7 +92,7 @@ def check_files(folder: Path) -> bool:
   if not has_manifest(folder):
     return False
   try:
-    expected = json.loads((folder / MANIFEST).read_text())
+    expected = parse_json((folder / MANIFEST).read_bytes())
   except ValueError:
     raise ValueError(f"{MANIFEST} is not JSON") from None
   found = _digests(folder)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from mmdiff.core import schema
 from mmdiff.core.errors import CannotWrite
+from mmdiff.core.files import DataError, read_object
 from mmdiff.train.charts import interval, line_chart, number
 from mmdiff.train.page import Markup, caption_of, page, pictures, table, text, tiles
 from mmdiff.train.progress import duration
@@ -28,11 +29,11 @@ class Run(NamedTuple):
   samples: Path
 
 
-def read_json(file: Path) -> Any:
-  """The file's content, or {} if there is none or a crash cut it short."""
+def read_json(file: Path) -> dict[str, Any]:
+  """The object of a file, or {} if there is none or a crash cut it short."""
   try:
-    return json.loads(file.read_text(encoding="utf-8"))
-  except (OSError, ValueError):
+    return read_object(file, nan=True)
+  except DataError:
     return {}
 
 
@@ -40,7 +41,7 @@ def read_run(workdir: Path, name: str) -> Run:
   results: dict[str, list] = {}
   for file in sorted((workdir / "eval").glob("*.json")):
     result = read_json(file)
-    if isinstance(result, Mapping) and "step" in result and "name" in result:
+    if "step" in result and "name" in result:
       results.setdefault(str(result["name"]), []).append(result)
   for found in results.values():
     found.sort(key=lambda result: result["step"])

@@ -4,8 +4,7 @@ from pathlib import Path
 
 from mmdiff.core import ranges, schema
 from mmdiff.core.errors import DataError
-from mmdiff.core.files import parse_json, refuse_id
-from mmdiff.core.spelling import shown
+from mmdiff.core.files import read_object, refuse_id
 from mmdiff.train import sums
 
 RAW = "raw"
@@ -27,11 +26,8 @@ def read_config(workdir: Path) -> dict:
   """The run's config, checked and complete. Raises DataError."""
   file = workdir / "config.json"
   sums.check(workdir, "config.json", "tokenizer.json")
-  try:
-    config = parse_json(file.read_text(encoding="utf-8"))
-  except (OSError, ValueError) as error:
-    raise DataError(f"{file}: not valid JSON: {error}") from None
-  problems = schema.check(config) if isinstance(config, dict) else [schema.Problem("", f"expected an object, found {shown(config)}")]
+  config = read_object(file)
+  problems = schema.check(config)
   if not problems:
     config = schema.complete(config)
     problems = [schema.Problem(*one) for one in ranges.problems(config)]

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from mmdiff.core.errors import CannotWrite
+from mmdiff.core.files import parse_json
 from mmdiff.core.terminal import tell
 from mmdiff.train import sums
 
@@ -58,7 +59,7 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
   lines = []
   for text in file.read_bytes().splitlines(keepends=True):
     try:
-      line = json.loads(text)
+      line = parse_json(text, nan=True)
     except ValueError:
       continue
     if text.endswith(b"\n") and isinstance(line, dict):
@@ -108,7 +109,7 @@ class Writer:
     kept = []
     for text in self.metrics.read_bytes().splitlines(keepends=True):
       try:
-        if text.endswith(b"\n") and json.loads(text)["step"] <= step:
+        if text.endswith(b"\n") and parse_json(text, nan=True)["step"] <= step:
           kept.append(text)
       except (ValueError, KeyError, TypeError):
         continue

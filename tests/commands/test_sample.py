@@ -152,3 +152,11 @@ def test_a_prompt_with_line_breaks_of_its_own_is_one_line_of_the_manifest(tmp_pa
   with open(tmp_path / "metadata.jsonl", "a") as file:
     file.write("5\n" + "[" * 100_000 + "\n")
   assert sample.finished(tmp_path, [job]) == {job}
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", "{}", '{"settings": 5}', "{"])
+def test_settings_that_cannot_be_read_are_not_taken_for_others(tmp_path, content):
+  sample.append(tmp_path / "metadata.jsonl", [sample.Job("a.png", "a", 0, "")])
+  (tmp_path / "sample.json").write_text(content)
+  with pytest.raises(DataError, match="sample.json: cannot be read .*choose another --out"):
+    sample.check_settings(tmp_path, dict(steps=2))

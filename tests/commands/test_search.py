@@ -113,3 +113,18 @@ def test_flags(tmp_path):
       search.main(argv)
   with pytest.raises(DataError, match="no whole index"):
     search.main(["query", f"--index={tmp_path}", "--texts=a", "--out=x"])
+
+
+@pytest.mark.parametrize("name, content, said", [
+  ("index.json", b"[" * 100_000, "index.json: not valid JSON: nested too deeply"), ("keys.json", b"[" * 100_000, "nested too deeply"),
+  ("index.json", b"[]", "expected an object"), ("index.json", b"{}", "index.json lacks identity, model, params"),
+  ("keys.json", b"{}", "'rows'|'keys'"), ("keys.json", b'{"keys": ["a"], "rows": [0]}', "2 embeddings for 1 keys and 1 rows"),
+  ("keys.json", b'{"keys": ["a", "b"], "rows": [0]}', "2 keys and 1 rows"), ("embeddings.npy", b"", "no whole index")])
+def test_a_damaged_index_is_no_whole_one(tmp_path, name, content, said):
+  (tmp_path / "index.json").write_text(json.dumps(dict(model="m", params=None, identity={})))
+  (tmp_path / "keys.json").write_text(json.dumps(dict(keys=["a", "b"], rows=[0, 1])))
+  np.save(tmp_path / "embeddings.npy", np.zeros((2, 3), np.float32))
+  assert search.read_index(str(tmp_path)).keys == ["a", "b"]
+  (tmp_path / name).write_bytes(content)
+  with pytest.raises(DataError, match=said):
+    search.read_index(str(tmp_path))

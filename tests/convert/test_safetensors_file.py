@@ -87,7 +87,7 @@ def test_a_wrong_header_is_named(header, message):
 
 
 @pytest.mark.parametrize("text, message", [
-  (b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', "stands twice"),
+  (b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', "given twice"),
   (b"[" * 100_000, "."), (b'{"a":NaN}', "NaN"), (b"\xff", "utf-8"), (b"", ".")])
 def test_text_that_is_no_header(text, message):
   with pytest.raises(ValueError, match=message):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmdiff.core.errors import DataError
-from mmdiff.train.checkpoint import Checkpoints, available_steps, newest_whole, restore_params
+from mmdiff.train.checkpoint import Checkpoints, available_steps, meta_of, newest_whole, restore_params
 from mmdiff.train.setup import set_up
 from tests.train import toys
 
@@ -208,3 +208,12 @@ def test_another_model_is_named_not_called_damaged(tmp_path):
   with pytest.raises(DataError, match="ema.*checkpoint has .*asks for"):
     Checkpoints(tmp_path).restore(start(compile_step=False, ema={}).state)
   assert available_steps(tmp_path) == [2, 4]
+
+
+def test_what_is_nested_without_end_is_a_fault_like_any_other(tmp_path):
+  for name in ("meta/metadata", "manifest.json"):
+    file = tmp_path / "1" / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="nested too deeply|manifest.json is not JSON"):
+      meta_of(tmp_path / "1")
