@@ -11,17 +11,16 @@ ordinary run directories, --workdir/ARM/SEED, and what is prepared lies in --wor
 what is finished is kept. Results: report.html and report.json.
 """
 import contextlib
-import fcntl
 import importlib
 import re
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmdiff.core import consistency, schema
-from mmdiff.core.errors import CannotWrite, ConfigError, DataError
+from mmdiff.core import consistency, locks, schema
+from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.files import read_object, versions, write_json
 from mmdiff.core.spelling import nearest
 
@@ -174,9 +173,11 @@ def prepare(lines: Mapping[str, Sequence[str]], workdir: Path, *, chief: bool) -
   from jax.experimental import multihost_utils
 
   several = jax.process_count() > 1
-  with held(workdir / PREPARE) if chief else contextlib.nullcontext():
+  folder = workdir / PREPARE
+  busy = f"ablate: another process prepares {folder}; waiting for it"
+  with locks.held(folder, busy=busy, wait=True) if chief else contextlib.nullcontext():
     for name, line in lines.items():
-      marker = workdir / PREPARE / f"{name}.json"
+      marker = folder / f"{name}.json"
       done = read_object(marker) if marker.exists() else None
       undone = bool(multihost_utils.broadcast_one_to_all(done is None)) if several else done is None
       if done and done["argv"] != list(line):
@@ -189,23 +190,6 @@ def prepare(lines: Mapping[str, Sequence[str]], workdir: Path, *, chief: bool) -
         importlib.import_module(f"mmdiff.commands.{line[0]}").main(list(line[1:]))
         if chief:
           write_json(marker, dict(argv=list(line), seconds=round(time.time() - start, 1), versions=versions()))
-
-
-@contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-  """Waits until no other process holds the folder, and holds it. Raises CannotWrite."""
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    file = open(folder / ".lock", "w")
-  except OSError as error:
-    raise CannotWrite(f"cannot write in {folder}: {error}") from error
-  with file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      print(f"ablate: another process prepares {folder}; waiting for it", flush=True)
-      fcntl.flock(file, fcntl.LOCK_EX)
-    yield
 
 
 def check_sidecar(config: Mapping) -> None:

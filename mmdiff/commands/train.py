@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmdiff.core import schema
+from mmdiff.core import locks, schema
 from mmdiff.core.build import build, lookup
 from mmdiff.core.errors import ConfigError
 from mmdiff.core.files import read_object, versions
@@ -153,9 +153,10 @@ def run(config: Mapping, workdir: Path, *, argv: list[str]):
   check_drift(config, workdir)
   import jax
 
-  from mmdiff.train import distributed, loop
+  from mmdiff.train import distributed
   distributed.initialize()
-  with loop.lock(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
+  busy = f"{workdir} is in use by another run; wait for it to end or choose another --workdir"
+  with locks.held(workdir, busy=busy) if jax.process_index() == 0 else contextlib.nullcontext():
     return run_held(config, workdir, argv)
 
 
@@ -178,13 +179,6 @@ def run_held(config: Mapping, workdir: Path, argv: list[str]):
   opened: dict[str, dict[str, str]] = {}
   services = serve(objective.predict, config, mesh=parallel.make_mesh(**config["mesh"]), tokenizer=dataset.tokenizer, workdir=workdir)
   evaluators = make_evaluators(config, services._replace(load=mmdiff.model.load), opened)
-  if jax.process_index() == 0:
-    sums.write_json(workdir, "config.json", config)
-    if not (workdir / "tokenizer.json").exists():
-      dataset.tokenizer.save(workdir / "tokenizer.json")
-    sums.vouch(workdir, "tokenizer.json")
-    sums.write_json(workdir, "run.json", dict(argv=argv, versions=versions(), devices=[str(d) for d in jax.devices()[:8]],
-                                          device_count=jax.device_count(), data=dataset.fingerprint()))
 
   def save_result(name: str, step: int, result) -> None:
     sums.write_json(workdir, f"eval/{name}_{step:08}.json", dict(
@@ -195,17 +189,25 @@ def run_held(config: Mapping, workdir: Path, argv: list[str]):
   def has_result(name: str, step: int) -> bool:
     return (workdir / "eval" / f"{name}_{step:08}.json").exists()
 
-  def check(setup) -> None:
+  def begin(setup) -> None:
+    """The last that may refuse the run; then it says what it is."""
     params = setup.state.full()
     check_vocabulary(params, dataset.tokenizer)
     precompute.check_encoders(dataset.features, params, config, objective=objective, dataset=dataset, mesh=setup.mesh)
+    if jax.process_index() == 0:
+      sums.write_json(workdir, "config.json", config)
+      if not (workdir / "tokenizer.json").exists():
+        dataset.tokenizer.save(workdir / "tokenizer.json")
+      sums.vouch(workdir, "tokenizer.json")
+      sums.write_json(workdir, "run.json", dict(argv=argv, versions=versions(), devices=[str(d) for d in jax.devices()[:8]],
+                                                device_count=jax.device_count(), data=dataset.fingerprint()))
 
   start = None if checkpoint.available_steps(workdir) else start_of(config, objective, dataset)
   try:
     return loop.train(config, workdir, objective=objective, dataset=dataset, evaluators=evaluators, save_result=save_result,
                       initialise=(lambda state: init.initialised(state, start)) if start else None,
                       has_result=has_result,
-                      on_start=check)
+                      on_start=begin)
   finally:
     if jax.process_index() == 0 and (workdir / "metrics.jsonl").exists():
       write_report(workdir)

@@ -1,10 +1,8 @@
 """The train loop. There is one: what is trained is an argument."""
-import contextlib
-import fcntl
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from jax.experimental import multihost_utils
 
 from mmdiff import optim, parallel
 from mmdiff.core import signals, tree
-from mmdiff.core.errors import CannotWrite, DataError, GaveUp, Interrupted
+from mmdiff.core.errors import DataError, GaveUp, Interrupted
 from mmdiff.core.objective import Objective
 from mmdiff.train.checkpoint import Checkpoints
 from mmdiff.train.feed import ahead
@@ -59,22 +57,6 @@ class Stop:
     return multihost_utils.reached_preemption_sync_point(step) if jax.process_count() > 1 else self.asked
 
 
-@contextlib.contextmanager
-def lock(workdir: Path) -> Iterator[None]:
-  """Holds the run directory for this process; the system lets go when the process ends, however it ends. Raises CannotWrite."""
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    file = open(workdir / ".lock", "w")
-  except OSError as error:
-    raise CannotWrite(f"cannot write in {workdir}: {error}") from error
-  with file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise CannotWrite(f"{workdir} is in use by another run; wait for it to end or choose another --workdir") from None
-    yield
-
-
 def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: Mapping[str, Any] | None = None,
           save_result: Callable | None = None, has_result: Callable[[str, int], bool] | None = None,
           on_start: Callable[[Setup], None] | None = None, initialise: Callable[[TrainState], TrainState] | None = None,
@@ -83,7 +65,8 @@ def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: M
 
   config: a mapping of the keys of `core.experiment.Experiment`. evaluators: name -> `evaluators.base.Evaluator`. save_result(name, step,
   result) keeps what an evaluator found, and has_result(name, step) says whether it was kept: a run that was killed between a save and its
-  evaluation makes up for it. on_start sees the set-up before the first step; initialise changes the state of a run that has no
+  evaluation makes up for it. on_start sees the set-up before the first step and
+  before anything is logged, and may refuse it; initialise changes the state of a run that has no
   checkpoint yet. devices: all of them by default.
 
   Raises Interrupted after a signal (the state is saved), DataError when too many records are bad, GaveUp when `max_bad_steps` updates in
@@ -107,12 +90,12 @@ def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: M
   elif initialise:
     state = initialise(state)
   first = int(state.step)
-  writer = Writer(workdir, resume_step=first, vouched=restored[1].get("metrics") if restored else None, active=chief)
   if not restored:
     say(f"{tree.count(state.params):,} parameters trained, {tree.count(state.frozen):,} frozen, on mesh "
         f"{dict(setup.mesh.shape)}; ready in {time.perf_counter() - started:.1f} s", active=chief)
   if on_start:
     on_start(setup._replace(state=state))
+  writer = Writer(workdir, resume_step=first, vouched=restored[1].get("metrics") if restored else None, active=chief)
 
   def save(state: TrainState, *, wait: bool = False) -> None:
     counts = read_counts(parallel.fetch(state.counts), dataset.count_names)

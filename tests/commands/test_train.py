@@ -34,6 +34,23 @@ def test_a_run_leaves_what_it_promises_and_goes_on(tmp_path):
     train.run(config | dict(data=config["data"] | dict(source=toy_runs.SCENES | dict(size=41))), tmp_path, argv=["train"])
 
 
+def test_a_run_that_is_refused_leaves_nothing(tmp_path, monkeypatch):
+  config = toy_runs.clip() | dict(steps=2, mesh=dict(data=-1, fsdp=1, tensor=1))
+  missing = config["data"] | dict(source=dict(name="folder", path=str(tmp_path / "none")))
+  for wrong in (dict(data=missing), dict(freeze=("imge/.*",))):
+    with pytest.raises((ConfigError, DataError)):
+      train.run(schema.complete(config) | wrong, tmp_path / "new" / "run", argv=["train"])
+    assert not list(tmp_path.iterdir())
+
+  def refuse(*_):
+    raise ConfigError("at the last moment")
+  monkeypatch.setattr(train, "check_vocabulary", refuse)
+  (tmp_path / "notes.txt").write_text("mine")
+  with pytest.raises(ConfigError, match="at the last moment"):
+    train.run(config, tmp_path, argv=["train"])
+  assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
 def test_a_table_smaller_than_the_tokenizer_is_refused(tmp_path):
   class Tokenizer:
     vocab_size = 500

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmdiff.core.errors import CannotWrite, DataError, GaveUp, Interrupted
+from mmdiff.core.errors import DataError, GaveUp, Interrupted
 from mmdiff.train.checkpoint import available_steps, restore_params
-from mmdiff.train.loop import lock, train
+from mmdiff.train.loop import train
 from tests.train import toys
 
 
@@ -95,13 +95,6 @@ def test_other_data_under_an_old_run_is_refused(tmp_path):
 def test_it_gives_up_when_nothing_is_finite(tmp_path):
   with pytest.raises(GaveUp, match="3 updates in a row"):
     run(tmp_path, objective=toys.regression(lambda step: step >= 2), steps=50)
-
-
-def test_a_run_directory_is_held_by_one_run(tmp_path):
-  with lock(tmp_path), pytest.raises(CannotWrite, match="in use by another run"), lock(tmp_path):
-    pass
-  with lock(tmp_path):
-    pass
 
 
 def test_evaluators_see_the_average_they_ask_for(tmp_path):
