@@ -1,23 +1,25 @@
 """Convert weights between public formats, or export a trained run.
 
   mmdiff convert --src=CLIP-ViT-B-32 --to=open_clip --out=out --verify
-  mmdiff convert --src=runs/clip@2000 --to=hf-clip --out=out --dtype=bfloat16
-  mmdiff convert --src=v1-5.safetensors --part=unet --to=diffusers-unet --out=sd15/unet
+  mmdiff convert --src=runs/clip@2000 --to=hf-clip --out=exported --dtype=bfloat16
+  mmdiff convert --src=v1-5.safetensors --part=unet --to=diffusers-unet --out=unet
   mmdiff convert --src=v1-5.safetensors --to=diffusers --out=sd15
-  mmdiff convert --src=runs/sd --params=eval --to=ldm --out=out --dtype=float16
+  mmdiff convert --src=runs/sd --params=eval --to=ldm --out=file --dtype=float16
 
 --src is a folder or weight file in a public format, or a run directory; `mmdiff info` says what it is. Every tensor is accounted for: a
 missing, an unexpected or a mis-shaped one is an error that names it, unless --allow_missing matches its name. --out gets the weights as
-safetensors, the format's configs, the tokenizer's files, and convert.json with the report and the digests of all weight files.
+safetensors, the format's configs, the tokenizer's files, and convert.json with the report and the digests of all weight files. Nothing is
+overwritten but what the same command made.
 """
 import hashlib
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mmdiff.core.errors import ConfigError, DataError
-from mmdiff.core.files import versions, write_json
+from mmdiff.core.files import read_object, versions, write_json
 
 FLAGS = {
   "src": dict(type="str", required=True, help="folder or weight file in a public format, or run directory (DIR@STEP)"),
@@ -56,8 +58,17 @@ def main(argv: list[str]) -> int:
     re.compile(given["allow_missing"] or "")
   except re.error as error:
     raise ConfigError(f"--allow_missing: expected a regular expression, found {given['allow_missing']!r}: {error}") from None
+  refuse_others(out, argv=["convert", *argv])
   run(given, argv=["convert", *argv])
   return 0
+
+
+def refuse_others(out: Path, *, argv: list[str]) -> None:
+  """Raises ConfigError for a folder that holds anything but what the same command made there."""
+  names = sorted(os.listdir(out)) if out.is_dir() else []
+  if names and not ("convert.json" in names and read_object(out / "convert.json", nan=True).get("argv") == argv):
+    raise ConfigError(f"--out={out} holds other files: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}; choose another folder, or "
+                      "empty this one")
 
 
 def run(given: Mapping, *, argv: list[str]) -> None:

@@ -20,6 +20,10 @@ def test_a_public_checkpoint_is_converted_and_verified(tmp_path, capsys):
   assert "verified: outputs differ by at most" in capsys.readouterr().out
   facts = json.loads((out / "convert.json").read_text())
   assert set(facts["files"]) == {"open_clip_model.safetensors", "open_clip_config.json"} and len(facts["report"]["loaded"]) == 78
+  assert main(["convert", *facts["argv"][1:]]) == 0                       # the same again
+  assert main(["convert", f"--src={FIXTURES / 'hf_clip'}", "--to=hf-clip", f"--out={out}"]) == 64
+  assert "out holds other files: convert.json, open_clip_config.json, open_clip_model.safetensors; choose" in capsys.readouterr().err
+  assert not (out / "model.safetensors").exists()
   assert facts["argv"][0] == "convert" and 0 < facts["difference"] < 5e-2 and len(facts["source"]["digests"]["model.safetensors"]) == 64
 
 
