@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmdiff import __version__
-from mmdiff.core import signals
+from mmdiff.core import faults, signals
 from mmdiff.core.errors import EXIT_CODES, ConfigError, Interrupted
 from mmdiff.core.spelling import nearest
 
@@ -101,25 +101,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     signals.LISTENER.listen(f"mmdiff {sys.argv[1]}" if sys.argv[1:2] and sys.argv[1] in COMMANDS else "mmdiff")
   argv = list(sys.argv[1:] if argv is None else argv)
   try:
-    return run(argv)
-  except (*EXIT_CODES, KeyboardInterrupt) as error:
-    if os.environ.get("MMDIFF_TRACEBACK") == "1":
-      raise
-    code = next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), INTERRUPTED)
-    lines = str(error).splitlines() or ["interrupted; the same command goes on" if code == INTERRUPTED else type(error).__name__]
-    name = f"mmdiff {argv[0]}" if argv and argv[0] in COMMANDS else "mmdiff"
-    print("\n".join([f"{name}: {lines[0]}"] if len(lines) == 1 else [f"{name}: {len(lines)} problems", *("  " + line for line in lines)]),
-          file=sys.stderr)
-    if not isinstance(error, Interrupted) and (distributed := sys.modules.get("mmdiff.train.distributed")):
-      distributed.abandon(code)           # one of several processes, failing alone, would wait for the others at JAX's shutdown
+    code = run(argv)
+    sys.stdout.flush()                    # a full disk behind it is an error like any other
     return code
+  except (*EXIT_CODES, KeyboardInterrupt) as error:
+    return fail(error, argv)
   except Exception as error:
     if peers := sys.modules.get("mmdiff.train.peers"):
       peers.explain(error)                # of several processes, when another one is lost
-    if not isinstance(error, BrokenPipeError):
+    if isinstance(error, BrokenPipeError):
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())        # `mmdiff … | head`
+      return 0
+    if not (told := faults.told(error, argv[0] if argv else "")):
       raise
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())          # `mmdiff … | head`
-    return 0
+    if isinstance(error, OSError) and not error.filename:
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())        # Python would try to write the rest once more
+    return fail(told, argv)
+
+
+def fail(error: BaseException, argv: Sequence[str]) -> int:
+  """Says on stderr what a person can mend; the exit code. MMDIFF_TRACEBACK=1 shows where it happened."""
+  if os.environ.get("MMDIFF_TRACEBACK") == "1":
+    raise error
+  code = next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), INTERRUPTED)
+  lines = str(error).splitlines() or ["interrupted; the same command goes on" if code == INTERRUPTED else type(error).__name__]
+  name = f"mmdiff {argv[0]}" if argv and argv[0] in COMMANDS else "mmdiff"
+  print("\n".join([f"{name}: {lines[0]}"] if len(lines) == 1 else [f"{name}: {len(lines)} problems", *("  " + line for line in lines)]),
+        file=sys.stderr)
+  if not isinstance(error, Interrupted) and (distributed := sys.modules.get("mmdiff.train.distributed")):
+    distributed.abandon(code)             # one of several processes, failing alone, would wait for the others at JAX's shutdown
+  return code
 
 
 if __name__ == "__main__":

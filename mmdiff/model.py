@@ -17,7 +17,7 @@ from mmdiff import parallel
 from mmdiff.abilities import ABILITIES, ROWS, Model
 from mmdiff.convert import exports, pipelines, public, schedulers, serving
 from mmdiff.convert.pipelines import Pipeline
-from mmdiff.core import tree
+from mmdiff.core import compilation, tree
 from mmdiff.core.build import build
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.precision import USUAL, all_precise, objective_of
@@ -53,6 +53,7 @@ def load(path: str | Path, *, step: int | None = None, params: str | None = None
   Raises:
     DataError: no run directory, checkpoint or average of that name; or what `mmdiff.convert.public.load` raises.
   """
+  compilation.prepare()
   if public.is_public(path):
     if step is not None or params is not None:
       raise ConfigError(f"{path} is a public checkpoint: it has no step and no params to choose from")

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mmdiff.core import compilation
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.files import versions
 
@@ -102,7 +103,7 @@ def run(given: Mapping, config: Mapping, *, argv: list[str]) -> None:
   if not len(source):
     raise DataError(f"--data: {config['name']} holds no records")
   import mmdiff.model
-  results.use_compile_cache()
+  compilation.prepare()
   model = mmdiff.model.load(given["model"], params=given["params"], mesh=dict(fsdp=given["fsdp"]))
   captioner, decoding, size = serve(model, given)
   about = results.model_facts(model)

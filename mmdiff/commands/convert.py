@@ -18,6 +18,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mmdiff.core import compilation
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.files import read_object, versions, write_json
 
@@ -74,10 +75,9 @@ def refuse_others(out: Path, *, argv: list[str]) -> None:
 def run(given: Mapping, *, argv: list[str]) -> None:
   import jax
 
-  from mmdiff.commands import results
   from mmdiff.convert import pipelines, public, verify
   from mmdiff.data import tokenizers
-  results.use_compile_cache()
+  compilation.prepare()
   options = {name: given[name] for name in LOAD if given[name]}
   if given["params"] and public.is_public(given["src"]):
     raise ConfigError("--params: a public checkpoint has one set of parameters; --prefer chooses among those of a training checkpoint")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmdiff.core import schema
+from mmdiff.core import faults, schema
 from mmdiff.core.errors import EXIT_CODES, CannotWrite, ConfigError, DataError
 from mmdiff.core.files import versions, write_json
 from mmdiff.core.memory import host_memory, nbytes, size
@@ -107,9 +107,10 @@ def examine(config: Mapping | None, workdir: Path | None, *, step: bool = True) 
     try:
       text, made[name], details = check(made)
       yield Found(name, text, 0, details)
-    except Exception as error:       # whatever a check meets is its finding
+    except Exception as met:         # whatever a check meets is its finding
+      error = faults.told(met) or met
       code = next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 70)
-      yield Found(name, str(error) if code != 70 else f"{type(error).__name__}: {error}", code)
+      yield Found(name, str(error) if isinstance(error, tuple(EXIT_CODES)) else f"{type(error).__name__}: {error}", code)
 
 
 # The machine

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmdiff.core import consistency, ranges, schema
+from mmdiff.core import compilation, consistency, ranges, schema
 from mmdiff.core.build import lookup
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.files import read_object, versions, write_json
@@ -132,7 +132,7 @@ def run(workdir: Path, given: Mapping, options: Mapping, told: Mapping, *, argv:
   from mmdiff.evaluators import EVALUATORS, likeness
   from mmdiff.train import distributed, run_directory, sums
   distributed.initialize()
-  results.use_compile_cache()
+  compilation.prepare()
   chief, task = jax.process_index() == 0, given["task"]
   run_of_ours = "step" in told
   model = mmdiff.model.load(workdir, mesh=dict(fsdp=given["fsdp"]), **told,

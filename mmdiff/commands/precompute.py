@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from mmdiff import parallel
-from mmdiff.core import tree
+from mmdiff.core import compilation, tree
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.files import versions
 from mmdiff.core.precision import objective_of
@@ -53,7 +53,7 @@ class Item(NamedTuple):
 def run(config: Mapping, given: Mapping, about: Mapping[str, Any]) -> dict[str, Any]:
   """Works on the job until it is finished; its manifest. Raises ConfigError."""
   from mmdiff.commands import results, train
-  results.use_compile_cache()
+  compilation.prepare()
   config = dict(config, data=dict(config["data"], features=""))
   objective = objective_of(OBJECTIVES, config)
   mesh = parallel.make_mesh(**config["mesh"])

@@ -84,11 +84,6 @@ def fingerprint(path: Path, head: int = 2**20) -> str:
   return found.hexdigest()
 
 
-def use_compile_cache() -> None:
-  """Keeps compiled programs between starts, unless JAX was told where already."""
-  import jax
-  if not jax.config.jax_compilation_cache_dir:
-    jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/mmdiff/jax"))
 
 
 def write_png(file: Path, image) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmdiff.core import compilation
 from mmdiff.core.errors import CannotWrite, ConfigError, DataError
 from mmdiff.core.files import parse_json, read_object, versions, write_json
 from mmdiff.data import tables
@@ -149,7 +150,7 @@ def run(given: Mapping, jobs: Sequence[Job], options: Mapping[str, Any], *, argv
   from mmdiff.commands import results
   from mmdiff.train import distributed
   distributed.initialize()
-  results.use_compile_cache()
+  compilation.prepare()
   chief, out = jax.process_index() == 0, Path(given["out"])
   model = open_model(given)
   about = results.model_facts(model)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmdiff.core import compilation
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.files import parse_json, read_object, versions, write_atomically, write_json
 from mmdiff.core.terminal import one_line
@@ -80,9 +81,8 @@ def main(argv: list[str]) -> int:
 def open_model(path: str, params: str | None):
   """Raises DataError for a model that does not embed pictures."""
   import mmdiff.model
-  from mmdiff.commands import results
   from mmdiff.commands.sample import ability
-  results.use_compile_cache()
+  compilation.prepare()
   model = mmdiff.model.load(path, params=params)
   ability(model, "embed_image")
   return model

@@ -7,12 +7,12 @@ The run directory gets config.json, metrics.jsonl, TensorBoard events, checkpoin
 """
 import contextlib
 import json
-import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmdiff.core import locks, schema
+from mmdiff.core import compilation, locks, schema
 from mmdiff.core.build import build, lookup
 from mmdiff.core.errors import ConfigError
 from mmdiff.core.files import read_object, versions
@@ -137,6 +137,23 @@ def make_evaluators(config: Mapping, services, opened: dict[str, dict[str, str]]
   return made
 
 
+def source_name(source: Mapping) -> str:
+  """scenes(tier=T32), folder(path=…): a source's name and what sets it apart."""
+  shown = ", ".join(f"{key}={source[key]}" for key in ("tier", "path", "urls", "builder", "split") if source.get(key))
+  return f"{source['name']}({shown})" if shown else source["name"]
+
+
+def elsewhere(config: Mapping) -> list[str]:
+  """A line for each evaluator whose scores are of other data than those that are trained on."""
+  own, lines = config["data"]["source"], []
+  for name, options in config["evals"].items():
+    source = options.get("source") or (dict(name="scenes", tier=options["tier"]) if "tier" in options else None)
+    if source and source["name"] != own["name"]:
+      flag = f"--config.evals.{name}.source.name={own['name']} …" if options.get("source") else f"another evaluator than {options['name']}"
+      lines.append(f"note: {name} is scored on {source_name(source)}, training reads {source_name(own)}; for scores of those: {flag}")
+  return lines
+
+
 def check_vocabulary(params, tokenizer) -> None:
   """Raises ConfigError when the text tower's table has fewer rows than the tokenizer has tokens."""
   import jax
@@ -150,6 +167,7 @@ def check_vocabulary(params, tokenizer) -> None:
 
 def run(config: Mapping, workdir: Path, *, argv: list[str]):
   """Trains from a checked config; returns the final state."""
+  started = time.perf_counter()
   check_drift(config, workdir)
   import jax
 
@@ -157,14 +175,13 @@ def run(config: Mapping, workdir: Path, *, argv: list[str]):
   distributed.initialize()
   busy = f"{workdir} is in use by another run; wait for it to end or choose another --workdir"
   with locks.held(workdir, busy=busy) if jax.process_index() == 0 else contextlib.nullcontext():
-    return run_held(config, workdir, argv)
+    return run_held(config, workdir, argv, started)
 
 
-def run_held(config: Mapping, workdir: Path, argv: list[str]):
+def run_held(config: Mapping, workdir: Path, argv: list[str], started: float):
   """`run`, in a run directory that is ours."""
   import jax
-  if not jax.config.jax_compilation_cache_dir:       # a restart compiles nothing twice
-    jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/mmdiff/jax"))
+  compilation.prepare()                              # a restart compiles nothing twice
   import mmdiff.model
   from mmdiff import parallel
   from mmdiff.commands import precompute
@@ -172,10 +189,14 @@ def run_held(config: Mapping, workdir: Path, argv: list[str]):
   from mmdiff.evaluators.base import serve
   from mmdiff.objectives import OBJECTIVES
   from mmdiff.train import checkpoint, init, loop
+  from mmdiff.train.progress import say
   from mmdiff.train.report import write_report
 
   objective = objective_of(OBJECTIVES, config)
   dataset = make_dataset(config, workdir)
+  say(f"{len(dataset):,} records in {source_name(config['data']['source'])}", active=jax.process_index() == 0)
+  for line in elsewhere(config):
+    say(line, active=jax.process_index() == 0)
   opened: dict[str, dict[str, str]] = {}
   services = serve(objective.predict, config, mesh=parallel.make_mesh(**config["mesh"]), tokenizer=dataset.tokenizer, workdir=workdir)
   evaluators = make_evaluators(config, services._replace(load=mmdiff.model.load), opened)
@@ -206,8 +227,7 @@ def run_held(config: Mapping, workdir: Path, argv: list[str]):
   try:
     return loop.train(config, workdir, objective=objective, dataset=dataset, evaluators=evaluators, save_result=save_result,
                       initialise=(lambda state: init.initialised(state, start)) if start else None,
-                      has_result=has_result,
-                      on_start=begin)
+                      has_result=has_result, on_start=begin, started=started)
   finally:
     if jax.process_index() == 0 and (workdir / "metrics.jsonl").exists():
       write_report(workdir)

@@ -16,6 +16,7 @@ from mmdiff.core.errors import EXIT_CODES, Interrupted
 
 INTERRUPTED = EXIT_CODES[Interrupted]
 PATIENCE_SECONDS = 2.0
+STOPPING = "stopping after this step, then saving; once more to leave without"
 # A scheduler's, the keyboard's, and that of a terminal that was closed.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 
@@ -88,6 +89,7 @@ class Listener:
         continue
       if self.patient:
         self.patient = False
+        print(f"{self.command}: {signal.Signals(heard[0]).name}: {STOPPING}", file=sys.stderr, flush=True)
         continue
       if not self.answered.wait(PATIENCE_SECONDS):
         self.end(heard[0])

@@ -15,12 +15,16 @@ from mmdiff import optim, parallel
 from mmdiff.core import signals, tree
 from mmdiff.core.errors import DataError, GaveUp, Interrupted
 from mmdiff.core.objective import Objective
+from mmdiff.core.terminal import one_line
 from mmdiff.train.checkpoint import Checkpoints
 from mmdiff.train.feed import ahead
+from mmdiff.train.headlines import headline
 from mmdiff.train.progress import Clock, say, status_line
 from mmdiff.train.setup import Setup, set_up
 from mmdiff.train.state import TrainState, read_counts
 from mmdiff.train.writer import Writer
+
+OFFENDERS_SAID = 3          # bad records between two lines of the log
 
 
 class Stop:
@@ -60,14 +64,14 @@ class Stop:
 def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: Mapping[str, Any] | None = None,
           save_result: Callable | None = None, has_result: Callable[[str, int], bool] | None = None,
           on_start: Callable[[Setup], None] | None = None, initialise: Callable[[TrainState], TrainState] | None = None,
-          devices=None) -> TrainState:
+          started: float | None = None, devices=None) -> TrainState:
   """Trains until `config.steps`, from the newest checkpoint in `workdir` if there is one. Returns the final state.
 
   config: a mapping of the keys of `core.experiment.Experiment`. evaluators: name -> `evaluators.base.Evaluator`. save_result(name, step,
   result) keeps what an evaluator found, and has_result(name, step) says whether it was kept: a run that was killed between a save and its
-  evaluation makes up for it. on_start sees the set-up before the first step and
-  before anything is logged, and may refuse it; initialise changes the state of a run that has no
-  checkpoint yet. devices: all of them by default.
+  evaluation makes up for it. on_start sees the set-up before the first step and before anything is logged, and may refuse it; initialise
+  changes the state of a run that has no checkpoint yet. started: when the command began, of `time.perf_counter`. devices: all of them by
+  default.
 
   Raises Interrupted after a signal (the state is saved), DataError when too many records are bad, GaveUp when `max_bad_steps` updates in
   a row were not finite.
@@ -75,10 +79,11 @@ def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: M
   chief, evaluators = jax.process_index() == 0, evaluators or {}
   total, every = config["steps"], config["log_every_steps"]
   example, *others = dataset.variants()
-  started = time.perf_counter()
+  started = time.perf_counter() if started is None else started
   setup = set_up(config, objective, example, others=others, devices=devices)
   state, flops = setup.state, objective.predict.get("flops")
   flops_per_step = flops(config["batch_size"], example["tokens"].shape[0]) if flops else None
+  named: list[Any] = []
   checkpoints = Checkpoints(workdir, keep=config["checkpoint"]["keep"])
   restored = checkpoints.restore(state)
   if restored:
@@ -110,10 +115,20 @@ def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: M
                                 **{f"count/{name}": count for name, count in counted.items()}})
     seconds = config["batch_size"] / rates["images_per_second"]
     say(status_line(step, total, {**rates, **values, "loss": float(metrics["loss"])}, seconds), active=chief)
+    name_offenders()
     dataset.check_counts(counted)
     if values["skipped_in_a_row"] >= config["max_bad_steps"]:
       raise GaveUp(f"{int(values['skipped_in_a_row'])} updates in a row were not finite; lower the learning rate or look at the data "
                    f"around step {step} (the last good checkpoint is kept)")
+
+  def name_offenders() -> None:
+    """The bad records met since the last time, by name; the first few of a kind of trouble say what there is to say."""
+    new = list(dataset.offenders.values())[len(named):]
+    for offence in new[:OFFENDERS_SAID]:
+      say(f"  bad record, replaced by another: {one_line(offence.key)} ({offence.kind}: {one_line(offence.detail)})", active=chief)
+    if len(new) > OFFENDERS_SAID:
+      say(f"  and {len(new) - OFFENDERS_SAID} more; `mmdiff data validate` lists them all", active=chief)
+    named.extend(new)
 
   def due(step: int) -> list[str]:
     return [name for name, evaluator in evaluators.items() if step and (step % evaluator.every_steps == 0 or step == total)]
@@ -127,7 +142,8 @@ def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: M
       writer.write_images(step, {f"{name}_{key}" if key else name: image for key, image in result.images.items()})
       if save_result and chief:
         save_result(name, step, result)
-      say(f"  {name}: " + ", ".join(f"{key} {value:.4g}" for key, value in result.scalars.items()), active=chief)
+      score = headline(config["evals"].get(name, {}).get("name", name), result.scalars)
+      say(f"  {name}: {score.said() if score else 'no scores'}", active=chief)
     clock.pause(time.perf_counter() - paused)
 
   def missed(step: int) -> list[str]:
@@ -137,7 +153,7 @@ def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: M
     return [name for name, lacks in zip(due(step), lacking) if lacks]
 
   batches = ahead(dataset.train_batches(batch_size=config["batch_size"], start_step=first, rows=setup.rows), setup.put)
-  clock, late, logged = Clock(), None, first
+  clock, late, logged = Clock(started), None, first
   with Stop() as stop, jax.set_mesh(setup.mesh):
     try:
       evaluate(first, state, missed(first))

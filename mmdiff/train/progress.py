@@ -1,11 +1,14 @@
 """How a run is going: one status line, rates, and the share of the machine's peak that it reaches."""
+import contextlib
 import functools
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
+
+from mmdiff.core.compilation import CACHE_HIT
 
 # Dense bfloat16 matmul peak, FLOP/s per device, from the makers' data sheets.
 PEAK_FLOPS = {
@@ -41,8 +44,9 @@ def peak_flops() -> float:
 class Clock:
   """Wall time since the last report, split into waiting for data and the rest; compile and evaluation time is left out of the rate."""
 
-  def __init__(self):
-    self.start = time.perf_counter()
+  def __init__(self, start: float | None = None):
+    """start: when the command began, of `time.perf_counter`; now by default."""
+    self.start = time.perf_counter() if start is None else start
     self.reset()
 
   def reset(self) -> None:
@@ -86,6 +90,22 @@ def status_line(step: int, total: int, metrics: Mapping[str, float], seconds_per
     parts.append(f"{int(metrics['skipped'])} steps skipped")
   parts.append(f"{duration((total - step) * seconds_per_step)} left")
   return " · ".join(parts)
+
+
+@contextlib.contextmanager
+def compiling(what: str, *, active: bool = True) -> Iterator[None]:
+  """Says that `what` is compiled within, how long that took, and whether it came from the cache of compiled programs."""
+  hits: list[str] = []
+  count = lambda event, **_: hits.append(event) if event == CACHE_HIT else None
+  where = jax.config.values["jax_compilation_cache_dir"]
+  say(f"compiling {what}" + (f" (seconds to minutes; then kept in {where})" if where else ""), active=active)
+  started = time.perf_counter()
+  jax.monitoring.register_event_listener(count)
+  try:
+    yield
+  finally:
+    jax.monitoring.unregister_event_listener(count)
+  say(f"  {'found in the cache' if hits else 'compiled'} in {time.perf_counter() - started:.1f} s", active=active)
 
 
 def say(line: str, *, active: bool = True) -> None:

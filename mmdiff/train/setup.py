@@ -1,6 +1,5 @@
 """A run before its first step: the state in place on the mesh and the step compiled for it."""
 import functools
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ from mmdiff.core import tree
 from mmdiff.core.errors import ConfigError
 from mmdiff.core.memory import host_memory, nbytes, size
 from mmdiff.core.objective import Objective
-from mmdiff.train.progress import say
+from mmdiff.train.progress import compiling
 from mmdiff.train.state import TrainState, init_state
 from mmdiff.train.step import make_train_step
 
@@ -43,12 +42,10 @@ class Steps:
 
   def compile(self, key: tuple) -> jax.stages.Compiled:
     if key not in self.compiled:
-      started = time.perf_counter()
-      self.compiled[key] = self.lower(self.known[key]).compile()
-      if len(self.known) > 1:
-        shapes = ", ".join(f"{name} {list(shape)}" for name, shape, _ in key if name in ("image", "latent_mean"))
-        say(f"step {len(self.compiled)} of {len(self.known)} compiled in {time.perf_counter() - started:.1f} s: {shapes}",
-            active=jax.process_index() == 0)
+      shapes = ", ".join(f"{name} {list(shape)}" for name, shape, _ in key if name in ("image", "latent_mean"))
+      which = f" {len(self.compiled) + 1} of {len(self.known)}: {shapes}" if len(self.known) > 1 else ""
+      with compiling(f"the train step{which}", active=jax.process_index() == 0):
+        self.compiled[key] = self.lower(self.known[key]).compile()
     return self.compiled[key]
 
   def __call__(self, state: TrainState, batch: Mapping[str, Any]) -> tuple[TrainState, Mapping]:

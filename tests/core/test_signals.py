@@ -86,7 +86,8 @@ def test_a_compilation_does_not_keep_it_waiting(tmp_path, number):
 
 
 def test_the_first_signal_waits_for_training_to_save_and_the_second_does_not(tmp_path):
-  assert ends(start(tmp_path, PATIENT), signal.SIGTERM, signal.SIGHUP) == (75, f"mmdiff train: {signals.said(signal.SIGHUP)}\n")
+  assert ends(start(tmp_path, PATIENT), signal.SIGTERM, signal.SIGHUP) == (
+    75, f"mmdiff train: SIGTERM: {signals.STOPPING}\nmmdiff train: {signals.said(signal.SIGHUP)}\n")
 
 
 def test_an_import_can_not_take_it_for_its_own_fault(tmp_path):

@@ -28,3 +28,16 @@ def test_status_line():
 def test_the_machine_can_multiply():
   assert progress.measured_matmul_flops(size=256) > 1e8
   assert progress.peak_flops() == pytest.approx(progress.measured_matmul_flops())
+
+
+def test_a_compilation_says_how_long_it_took_and_whether_it_was_kept(capsys):
+  import jax
+
+  from mmdiff.core.compilation import CACHE_HIT
+  with progress.compiling("the step"):
+    pass
+  with progress.compiling("the step"):
+    jax.monitoring.record_event(CACHE_HIT)
+  lines = capsys.readouterr().err.splitlines()
+  assert [line.split(" in ")[0].strip() for line in lines[1::2]] == ["compiled", "found"]
+  assert jax.config.values["jax_compilation_cache_dir"] in lines[0]

@@ -49,6 +49,7 @@ def regression(poison=None, poison_gradient=None, *, statistics: bool = False) -
 class Data:
   """A pure function of (step, row), like the loader."""
   count_names = ("caption/long", "caption/original")
+  offenders: dict = {}
 
   def train_batches(self, *, batch_size, start_step, rows=None):
     step = start_step
