@@ -1,5 +1,4 @@
 """The page of an ablation: curves of the arms, paired differences, pictures side by side, and what everything depends on."""
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from mmdiff.commands.comparison import AREA, END, HALF
-from mmdiff.core.errors import CannotWrite
+from mmdiff.core.files import write_text
 from mmdiff.train.charts import line_chart, number
 from mmdiff.train.page import Markup, data_url, page, table, text, tiles
 from mmdiff.train.progress import duration
@@ -26,12 +25,7 @@ def write(found: Mapping[str, Any], config: Mapping, runs: Sequence, workdir: Pa
   body = [f"<h1>{text(title)}</h1>", summary(found, config), curves(found), arms(found), differences(found), sheets(found, config, runs),
           captioner(found), protocol(found), settings(found, config, runs, workdir, argv)]
   out = workdir / "report.html"
-  try:
-    part = out.with_name(out.name + ".part")
-    part.write_text(page(title, "".join(body)), encoding="utf-8")
-    os.replace(part, out)
-  except OSError as error:
-    raise CannotWrite(f"cannot write {out}: {error.strerror or error}") from error
+  write_text(out, page(title, "".join(body)))
   return out
 
 

@@ -29,7 +29,7 @@ from mmdiff.core.build import build, resolve
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.files import versions, write_atomically, write_json
 from mmdiff.core.spelling import nearest
-from mmdiff.core.terminal import escaped, one_line, printable
+from mmdiff.core.terminal import escaped, one_line, printable, tell
 
 FLAGS = {
   "source": dict(help="a SOURCE as above, or the name of one with --source.KEY=VALUE (all but build)"),
@@ -68,6 +68,7 @@ TAKES = {
   "precompute": ("config", "out", "parts", "dtype", "batch_size", "per_unit", "threads"),
 }
 POSITIONAL = {"build": ("what",), "precompute": ()} | dict.fromkeys(("inspect", "validate", "shard", "index", "tokenizer"), ("path",))
+FILES = ("validate", "tokenizer")                                          # whose --out is a file
 NEEDS_OUT = ("build", "shard", "tokenizer", "precompute")
 BUILDS = {"scenes": ("train", "val_iid", "val_comp", "val_rel", "val_count", "val_len"), "emoji": ("train", "val", "val_comp")}
 FORMATS = ("webdataset", "array_record")
@@ -89,6 +90,8 @@ def main(argv: list[str]) -> int:
   except ConfigError as error:
     raise ConfigError("\n".join([str(error), *_source_problems(rest, overrides)])) from None
   problems = _bad_numbers(given) + _bad_formats(given)
+  if command in FILES and given["out"] and os.path.isdir(given["out"]):
+    problems.append(f"--out: {given['out']} is a folder; give a file, such as {os.path.join(given['out'], command)}.json")
   config, wrong = source_config(given, overrides)
   if problems + wrong:
     raise ConfigError("\n".join(problems + wrong))
@@ -314,10 +317,11 @@ def _tokenizer(source: Any, given: dict[str, Any], about: dict[str, Any]) -> int
   from mmdiff.data import tokenizers
   made = tokenizers.ensure_trained(tokenizers.bpe(vocab=given["vocab"], sample=given["sample"]), source)
   out = Path(given["out"])
-  out.parent.mkdir(parents=True, exist_ok=True)
   made.save(out)
   results = {"inputs": source.fingerprint(), "vocab": made.vocab_size, "sample": given["sample"]}
   write_json(out.with_name(out.stem + ".meta.json"), about | results)
+  for notice in made.notices:
+    tell(notice)
   print(f"{out}: {made.vocab_size} tokens")
   return 0
 

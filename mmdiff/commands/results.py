@@ -94,4 +94,5 @@ def write_png(file: Path, image) -> None:
     Image.fromarray(image).save(part, format="PNG")
     os.replace(part, file)
   except OSError as error:
+    part.unlink(missing_ok=True)
     raise CannotWrite(f"cannot write {file}: {error}") from error

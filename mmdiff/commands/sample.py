@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from mmdiff.core import compilation
 from mmdiff.core.errors import CannotWrite, ConfigError, DataError
-from mmdiff.core.files import parse_json, read_object, versions, write_json
+from mmdiff.core.files import parse_json, read_object, versions, write_json, write_text
 from mmdiff.data import tables
 from mmdiff.data.quarantine import BadRecord
 
@@ -304,9 +304,4 @@ def write_pages(out: Path, jobs: Sequence[Job], scores: Mapping[str, float], *, 
   ranked = {job.file: place for group in groups for place, job in enumerate(group, 1)} if scores else {}
   lines = [_line(job, **(dict(clip_similarity=scores[job.file], rank=ranked[job.file]) if job.file in scores else {})) for job in jobs]
   for name, content in (("index.html", page(out.name, body)), ("metadata.jsonl", "".join(lines))):
-    part = out / f"{name}.part"
-    try:
-      part.write_text(content, encoding="utf-8")
-      os.replace(part, out / name)
-    except OSError as error:
-      raise CannotWrite(f"cannot write {out / name}: {error}") from error
+    write_text(out / name, content)

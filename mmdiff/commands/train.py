@@ -69,9 +69,10 @@ def make_dataset(config: Mapping, workdir: Path):
     tokenizer = build(TOKENIZERS, dict(name="file", path=str(kept)))
   else:
     tokenizer = given_tokenizer(config) or build(TOKENIZERS, config["data"]["tokenizer"])
-  for notice in getattr(tokenizer, "notices", ()):
+  made = loader.dataset(build(SOURCES, config["data"]["source"]), tokenizer, seed=config["seed"], **data_options(config))
+  for notice in getattr(made.tokenizer, "notices", ()):
     tell(f"data.tokenizer: {notice}")
-  return loader.dataset(build(SOURCES, config["data"]["source"]), tokenizer, seed=config["seed"], **data_options(config))
+  return made
 
 
 def starts_from(config: Mapping) -> Mapping:

@@ -99,7 +99,11 @@ def write_atomically(path: Path, fill: Callable[[Any], None]) -> None:
       os.unlink(temporary)
 
 
+def write_text(path: Path, text: str) -> None:
+  """A file of UTF-8, atomically. Raises CannotWrite."""
+  write_atomically(path, lambda file: file.write(text.encode()))
+
+
 def write_json(path: Path, value: Any) -> None:
   """A JSON file, atomically. Raises CannotWrite, and TypeError for what JSON has no form of."""
-  content = json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n"
-  write_atomically(path, lambda file: file.write(content.encode()))
+  write_text(path, json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n")

@@ -10,8 +10,8 @@ import numpy as np
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 
-from mmdiff.core.errors import CannotWrite, ConfigError, DataError
-from mmdiff.core.files import parse_json
+from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.core.files import parse_json, write_text
 from mmdiff.data import captions, cleaning, records, sentencepiece, token_facts, wordpiece
 from mmdiff.data.quarantine import BadRecord
 from mmdiff.data.token_facts import KEY, NOBODY, UNSAID, Facts, Like
@@ -101,7 +101,7 @@ class Tokenizer:
   def save(self, path: str | os.PathLike) -> None:
     """Writes a tokenizer.json that `file` reads back exactly; facts that the library has no place for are in it under a key of our own."""
     text = self._backend.to_str(pretty=True)
-    _write(Path(path), json.dumps({KEY: self._told, **parse_json(text)}, indent=2, ensure_ascii=False) if self._told else text)
+    write_text(Path(path), json.dumps({KEY: self._told, **parse_json(text)}, indent=2, ensure_ascii=False) if self._told else text)
 
   def export(self, folder: str | os.PathLike) -> list[str]:
     """Writes a tokenizer as public folders have it: tokenizer.json for any reader, and the files that say its facts. Their names.
@@ -114,7 +114,7 @@ class Tokenizer:
       made["normalizer"] = dict(type="Sequence", normalizers=rules + ([made["normalizer"]] if made["normalizer"] else []))
     files: dict[str, Any] = {"tokenizer.json": made, **token_facts.public_files(self.facts)}
     for name, content in files.items():
-      _write(Path(folder) / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+      write_text(Path(folder) / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return list(files)
 
   def renumbered(self, a: int, b: int) -> "Tokenizer":
@@ -169,15 +169,6 @@ def _id(backend: Backend, token: str | None, what: str, where: str) -> int | Non
   if found is None:
     raise DataError(f"{where}: the {what} token is {token!r}, which the vocabulary lacks")
   return found
-
-
-def _write(path: Path, text: str) -> None:
-  part = Path(f"{path}.part")
-  try:
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
-  except OSError as error:
-    raise CannotWrite(f"can't write the tokenizer to {path}: {error}") from error
 
 
 def _from_text(text: str, where: str = "tokenizer", facts: Facts = UNSAID, said: token_facts.Said | None = None) -> Tokenizer:
@@ -354,7 +345,8 @@ def ensure_trained(tokenizer: Tokenizer | Untrained, source) -> Tokenizer:
 def train(texts, *, vocab: int) -> Tokenizer:
   """Byte-level BPE (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909) on texts; the same tokenizer from the same texts.
 
-  The vocabulary may come out smaller than `vocab` when the texts have too few pairs to merge. Raises DataError without any text.
+  The vocabulary comes out smaller than `vocab` when the texts have too few pairs to merge, which a notice says. Raises DataError without
+  any text.
   """
   backend = Backend(models.BPE())
   backend.normalizer = normalizers.Sequence(
@@ -374,7 +366,9 @@ def train(texts, *, vocab: int) -> Tokenizer:
   if not seen:
     raise DataError("no captions to train a tokenizer on; check data.source, or give data.tokenizer.path")
   backend.post_processor = _template(backend, "<start>", "<end>")
-  return Tokenizer(backend)
+  size = backend.get_vocab_size()
+  few = f"{size} tokens, where vocab asks for {vocab}: in the {seen:,} captions no pair of tokens comes twice any more; give more captions"
+  return Tokenizer(backend, notices=(few,) if size < vocab else ())
 
 
 def _template(backend: Backend, start: str, end: str) -> processors.TemplateProcessing:

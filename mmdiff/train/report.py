@@ -3,14 +3,13 @@
 Read from the run directory: config.json, run.json, metrics.jsonl, eval/*.json, samples/*.png. What is missing is left out.
 """
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmdiff.core import schema
-from mmdiff.core.errors import CannotWrite
-from mmdiff.core.files import DataError, read_object
+from mmdiff.core.errors import DataError
+from mmdiff.core.files import read_object, write_text
 from mmdiff.train.charts import interval, line_chart, number
 from mmdiff.train.page import Markup, caption_of, page, pictures, table, text, tiles
 from mmdiff.train.progress import duration
@@ -70,13 +69,7 @@ def write_report(workdir: Path | str, *, out: Path | str | None = None, runs: Ma
   for i, run in enumerate(found):
     body += [f'<h2 id="run{i}">{text(run.name)}</h2>' if len(found) > 1 else "", run_section(run)]
   made = page(title or workdir.name, "".join(body))
-  try:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + ".part")
-    part.write_text(made, encoding="utf-8")
-    os.replace(part, out)
-  except OSError as error:
-    raise CannotWrite(f"cannot write {out}: {error.strerror or error}") from error
+  write_text(out, made)
   return out
 
 

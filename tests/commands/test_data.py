@@ -67,10 +67,19 @@ def test_index_makes_the_index_files(shards, capsys):
   assert (shards / "00000.tar.mmdiff-index").exists()
 
 
-def test_tokenizer(shards, tmp_path):
+def test_tokenizer(shards, tmp_path, capsys):
   assert run("tokenizer", shards, f"--out={tmp_path / 'new' / 'tokenizer.json'}", "--vocab=300") == 0
+  told = capsys.readouterr()
+  assert "tokens, where vocab asks for 300: in the 6 captions no pair of tokens comes twice any more" in told.err
   assert json.loads((tmp_path / "new" / "tokenizer.json").read_text())["model"]["type"] == "BPE"
   assert json.loads((tmp_path / "new" / "tokenizer.meta.json").read_text())["vocab"] <= 300
+
+
+@pytest.mark.parametrize("command", ["tokenizer", "validate"])
+def test_a_folder_where_a_file_should_go_is_refused_first(command, shards, tmp_path, capsys):
+  assert run(command, shards, f"--out={tmp_path}") == 64
+  assert f"--out: {tmp_path} is a folder; give a file, such as {tmp_path / command}.json" in capsys.readouterr().err
+  assert [path.name for path in tmp_path.iterdir()] == ["tars"]
 
 
 def test_build_scenes(tmp_path, capsys):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.core.errors import CannotWrite, ConfigError, DataError
 from mmdiff.data import tokenizers
 from tests.data.worlds import Holed, Listed, World, noise
 
@@ -117,6 +117,13 @@ def test_bpe_is_the_same_in_every_process():
   for seed in ("1", "2"):
     ran = subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": seed, "PATH": ""}, capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == BPE.fingerprint()
+
+
+def test_a_tokenizer_that_cannot_be_written_leaves_nothing(tmp_path):
+  (tmp_path / "taken").mkdir()
+  with pytest.raises(CannotWrite, match="cannot write .*taken"):
+    BPE.save(tmp_path / "taken")
+  assert [path.name for path in tmp_path.rglob("*")] == ["taken"]
 
 
 def test_bpe_reloads_exactly_and_pickles(tmp_path):
