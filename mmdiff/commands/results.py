@@ -84,8 +84,6 @@ def fingerprint(path: Path, head: int = 2**20) -> str:
   return found.hexdigest()
 
 
-
-
 def write_png(file: Path, image) -> None:
   """uint8 [H W 3] -> a PNG, whole or not at all. Raises CannotWrite."""
   part = file.with_name(file.name + ".part")
