@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 
 from mmdiff.core import consistency, locks, schema
 from mmdiff.core.errors import ConfigError, DataError
-from mmdiff.core.files import read_object, versions, write_json
+from mmdiff.core.files import read_object, write_json
+from mmdiff.core.provenance import made_by
 from mmdiff.core.spelling import nearest
 
 FLAGS = {
@@ -189,7 +190,7 @@ def prepare(lines: Mapping[str, Sequence[str]], workdir: Path, *, chief: bool) -
         start = time.time()
         importlib.import_module(f"mmdiff.commands.{line[0]}").main(list(line[1:]))
         if chief:
-          write_json(marker, dict(argv=list(line), seconds=round(time.time() - start, 1), versions=versions()))
+          write_json(marker, dict(argv=list(line), seconds=round(time.time() - start, 1), **made_by()))
 
 
 def check_sidecar(config: Mapping) -> None:
@@ -214,6 +215,6 @@ def report(config: Mapping, runs: Sequence[Run], workdir: Path, argv: Sequence[s
   found = comparison.compare(config, runs, workdir, unlike=unlike)
   if found is None:
     return [f"ablate: no run in {workdir} has results yet"]
-  write_json(workdir / "report.json", found | dict(argv=list(argv), config=config, versions=versions()))
+  write_json(workdir / "report.json", found | dict(argv=list(argv), config=config, **made_by()))
   comparison_page.write(found, config, runs, workdir, argv)
   return [*comparison.lines(found), f"report: {workdir / 'report.html'}"]

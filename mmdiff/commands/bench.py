@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmdiff.core.errors import ConfigError
-from mmdiff.core.files import versions, write_json
+from mmdiff.core.files import write_json
+from mmdiff.core.provenance import made_by
 
 FLAGS = {
   "config": dict(required=True, help="a config file, with :arguments"),
@@ -64,7 +65,7 @@ def main(argv: list[str]) -> int:
   for name, value in result.items():
     print(f"{name:<28}{readable(value)}")
   if given["json"]:
-    write_json(Path(given["json"]), dict(result, argv=["bench", *argv], config=config, versions=versions()))
+    write_json(Path(given["json"]), dict(result, argv=["bench", *argv], config=config, **made_by()))
   return 0
 
 

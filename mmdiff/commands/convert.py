@@ -20,7 +20,8 @@ from pathlib import Path
 
 from mmdiff.core import compilation
 from mmdiff.core.errors import ConfigError, DataError
-from mmdiff.core.files import read_object, versions, write_json
+from mmdiff.core.files import read_object, write_json
+from mmdiff.core.provenance import made_by
 
 FLAGS = {
   "src": dict(type="str", required=True, help="folder or weight file in a public format, or run directory (DIR@STEP)"),
@@ -104,7 +105,7 @@ def run(given: Mapping, *, argv: list[str]) -> None:
                       tokenizer=tokenizer, files=loaded.tokenizer, shard_bytes=int(given["shard_gb"] * 1e9))
   facts = dict(argv=argv, source=dict(path=given["src"], format=loaded.format, dtypes=loaded.dtypes, digests=digests(Path(given["src"]))),
                report=loaded.report._asdict(), format=given["to"], dtype=given["dtype"],
-               files={name: digest(out / name) for name in files}, versions=versions())
+               files={name: digest(out / name) for name in files}, **made_by())
   print(f"written to {out}: {', '.join(files)}", file=sys.stderr)
   if given["verify"]:
     again = public.load(out, quiet=True)
@@ -156,7 +157,7 @@ def convert_pipeline(given: Mapping, options: Mapping, *, argv: list[str]) -> No
   files = pipelines.save(out, found, format=given["to"], dtype=given["dtype"])
   facts = dict(argv=argv, source=dict(about, path=given["src"], digests=digests(Path(given["src"]))), format=given["to"],
                report={group: part.report._asdict() for group, part in found.parts.items()}, dtype=given["dtype"], notices=found.notices,
-               files={name: digest(out / name) for name in files}, versions=versions())
+               files={name: digest(out / name) for name in files}, **made_by())
   print(f"written to {out}: {', '.join(files)}", file=sys.stderr)
   if given["verify"]:
     again = pipelines.load(out if given["to"] == "diffusers" else out / "model.safetensors", quiet=True)

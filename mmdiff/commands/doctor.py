@@ -20,6 +20,7 @@ from mmdiff.core import faults, schema
 from mmdiff.core.errors import EXIT_CODES, CannotWrite, ConfigError, DataError
 from mmdiff.core.files import versions, write_json
 from mmdiff.core.memory import host_memory, nbytes, size
+from mmdiff.core.provenance import made_by
 from mmdiff.core.terminal import printable
 
 FLAGS = {
@@ -54,7 +55,7 @@ def main(argv: list[str]) -> int:
     if one.details:
       print("\n".join("        " + printable(line) for line in columns(one.details)), flush=True)
   if given["json"]:
-    write_json(Path(given["json"]), dict(argv=["doctor", *argv], versions=versions(), config=given["config"],
+    write_json(Path(given["json"]), dict(argv=["doctor", *argv], **made_by(), config=given["config"],
                                          checks=[one._asdict() | dict(ok=one.done and not one.code) for one in found]))
   problems = [one for one in found if one.code]
   print(f"{len(problems)} of {len(found)} checks found a problem" if problems else f"all {len(found)} checks passed")

@@ -25,7 +25,8 @@ from typing import Any
 from mmdiff.core import compilation, consistency, ranges, schema
 from mmdiff.core.build import lookup
 from mmdiff.core.errors import ConfigError, DataError
-from mmdiff.core.files import read_object, versions, write_json
+from mmdiff.core.files import read_object, write_json
+from mmdiff.core.provenance import made_by
 from mmdiff.core.spelling import nearest
 
 FLAGS = {
@@ -156,7 +157,7 @@ def run(workdir: Path, given: Mapping, options: Mapping, told: Mapping, *, argv:
     save = write_json if given["out"] or not run_of_ours else lambda file, found: sums.write_json(workdir, f"eval/{file.name}", found)
     save(out, dict(name=f"evaluate_{task}", step=at, evaluator=options, scalars=result.scalars, tables=result.tables,
                                images=[file.name for file in pictures.values()], argv=argv, model=results.model_facts(model),
-                               config=model.config, versions=versions(), data=opened, records=records))
+                               config=model.config, **made_by(), data=opened, records=records))
     for key, file in pictures.items():
       results.write_png(file, result.images[key])
     print(f"{task} of {workdir}" + (f" at step {at} ({model.report['params']} parameters)" if run_of_ours else ""))
@@ -212,5 +213,5 @@ def compare(given: Mapping, argv: Sequence[str]) -> int:
     print(results.table(rows))
   if given["out"]:
     write_json(Path(given["out"]), dict(argv=["evaluate", *argv], files={str(file): results.digest(file) for file in (first, second)},
-                                              scores=scores, prompts=rows, unlike=differences, versions=versions()))
+                                              scores=scores, prompts=rows, unlike=differences, **made_by()))
   return 0

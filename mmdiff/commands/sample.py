@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 from mmdiff.core import compilation
 from mmdiff.core.errors import CannotWrite, ConfigError, DataError
-from mmdiff.core.files import parse_json, read_object, versions, write_json, write_text
+from mmdiff.core.files import parse_json, read_object, write_json, write_text
+from mmdiff.core.provenance import made_by
 from mmdiff.data import tables
 from mmdiff.data.quarantine import BadRecord
 
@@ -170,7 +171,7 @@ def run(given: Mapping, jobs: Sequence[Job], options: Mapping[str, Any], *, argv
   scorer = mmdiff.model.load(given["rank_with"]) if given["rank_with"] else None
   if scorer:
     ability(scorer, "embed_image")
-  facts = dict(argv=argv, settings=settings, model=about, config=model.config, versions=versions(), pictures=len(jobs),
+  facts = dict(argv=argv, settings=settings, model=about, config=model.config, **made_by(), pictures=len(jobs),
                prompts=results.digest(Path(given["prompts"])) if Path(given["prompts"]).suffix in FILES else given["prompts"])
   if chief:
     write_json(out / "sample.json", facts | dict(complete=False))

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 from mmdiff.core import compilation
 from mmdiff.core.errors import ConfigError, DataError
-from mmdiff.core.files import parse_json, read_object, versions, write_atomically, write_json
+from mmdiff.core.files import parse_json, read_object, write_atomically, write_json
+from mmdiff.core.provenance import made_by
 from mmdiff.core.terminal import one_line
 
 FLAGS = {
@@ -100,7 +101,7 @@ def build(given: Mapping, config: Mapping, *, argv: list[str]) -> None:
   model = open_model(given["model"], given["params"])
   about = results.model_facts(model)
   identity = dict(source=source.fingerprint(), checkpoint=about["checkpoint"], step=about["step"], params=about["params"], total=total)
-  meta = dict(argv=argv, model=given["model"], params=given["params"], data=config, identity=identity, versions=versions())
+  meta = dict(argv=argv, model=given["model"], params=given["params"], data=config, identity=identity, **made_by())
   before = read_object(out / META) if (out / META).is_file() else None
   if before and before.get("identity") != identity:
     raise ConfigError(f"--out={out} holds an index of another model or of other data; choose another folder")
@@ -219,7 +220,7 @@ def query(given: Mapping, *, argv: list[str]) -> None:
   places, values = nearest(vectors, index.embeddings, given["count"])
   found = [dict(query=text, found=[dict(key=index.keys[place], row=index.rows[place], cosine=float(value))
                                    for place, value in zip(row, cosines)]) for text, row, cosines in zip(asked, places, values)]
-  facts = dict(argv=argv, index=index.meta["identity"], versions=versions(), results=found)
+  facts = dict(argv=argv, index=index.meta["identity"], **made_by(), results=found)
   shown = [(f"{each['query']}", [(item["row"], f"{item['key']} · {item['cosine']:.3f}") for item in each["found"]]) for each in found]
   finish(Path(given["out"]), facts, index, shown)
   print(f"{len(asked)} queries over {len(index.keys):,} pictures; look at {Path(given['out']) / 'index.html'}")
@@ -244,7 +245,7 @@ def classify(given: Mapping, *, argv: list[str]) -> None:
   surest = lambda i: [n for n in np.argsort(-odds[:, i], kind="stable") if best[n] == i][:given["count"]]
   shown = [(f"{label}: {counts[label]:,}", [(index.rows[n], f"{index.keys[n]} · {odds[n, i]:.2f}") for n in surest(i)])
            for i, label in enumerate(labels)]
-  finish(Path(given["out"]), dict(argv=argv, index=index.meta["identity"], versions=versions(), counts=counts, results=rows), index, shown)
+  finish(Path(given["out"]), dict(argv=argv, index=index.meta["identity"], **made_by(), counts=counts, results=rows), index, shown)
   print("\n".join(one_line(f"{label}: {count:,}") for label, count in counts.items()))
 
 

@@ -15,7 +15,8 @@ from typing import Any
 from mmdiff.core import compilation, locks, schema
 from mmdiff.core.build import build, lookup
 from mmdiff.core.errors import ConfigError
-from mmdiff.core.files import read_object, versions
+from mmdiff.core.files import read_object
+from mmdiff.core.provenance import made_by
 from mmdiff.core.terminal import tell
 from mmdiff.train import sums
 
@@ -189,7 +190,7 @@ def run_held(config: Mapping, workdir: Path, argv: list[str], started: float):
   from mmdiff.core.precision import objective_of
   from mmdiff.evaluators.base import serve
   from mmdiff.objectives import OBJECTIVES
-  from mmdiff.train import checkpoint, init, loop
+  from mmdiff.train import checkpoint, init, loop, starts
   from mmdiff.train.progress import say
   from mmdiff.train.report import write_report
 
@@ -206,7 +207,7 @@ def run_held(config: Mapping, workdir: Path, argv: list[str], started: float):
     sums.write_json(workdir, f"eval/{name}_{step:08}.json", dict(
       name=name, step=step, evaluator=config["evals"][name], scalars=result.scalars, tables=result.tables,
       images=[f"{name}_{key}_{step:08}.png" if key else f"{name}_{step:08}.png" for key in result.images],
-      argv=argv, config=config, versions=versions(), data=dataset.fingerprint(), records=opened[name]))
+      argv=argv, config=config, data=dataset.fingerprint(), records=opened[name], **made_by()))
 
   def has_result(name: str, step: int) -> bool:
     return (workdir / "eval" / f"{name}_{step:08}.json").exists()
@@ -221,8 +222,8 @@ def run_held(config: Mapping, workdir: Path, argv: list[str], started: float):
       if not (workdir / "tokenizer.json").exists():
         dataset.tokenizer.save(workdir / "tokenizer.json")
       sums.vouch(workdir, "tokenizer.json")
-      sums.write_json(workdir, "run.json", dict(argv=argv, versions=versions(), devices=[str(d) for d in jax.devices()[:8]],
-                                                device_count=jax.device_count(), data=dataset.fingerprint()))
+      starts.begin(workdir, dict(argv=argv, devices=[str(d) for d in jax.devices()[:8]], device_count=jax.device_count(),
+                                 data=dataset.fingerprint()))
 
   start = None if checkpoint.available_steps(workdir) else start_of(config, objective, dataset)
   try:
@@ -231,4 +232,5 @@ def run_held(config: Mapping, workdir: Path, argv: list[str], started: float):
                       has_result=has_result, on_start=begin, started=started)
   finally:
     if jax.process_index() == 0 and (workdir / "metrics.jsonl").exists():
+      starts.end(workdir, time.perf_counter() - started)
       write_report(workdir)

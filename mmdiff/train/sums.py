@@ -14,7 +14,7 @@ from mmdiff.core.errors import DataError
 from mmdiff.core.files import plain, write_atomically
 
 SUMS = "SHA256SUMS"
-VOUCHED = ("config.json", "run.json", "tokenizer.json", "eval/*.json", "samples/*.png")
+VOUCHED = ("config.json", "run.json", "code-*.patch", "tokenizer.json", "eval/*.json", "samples/*.png")
 LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
 
 

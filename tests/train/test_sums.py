@@ -49,8 +49,8 @@ def test_a_kill_at_any_moment_of_a_write_leaves_a_file_that_passes(tmp_path, mon
 
 
 def test_a_damaged_table_is_named_by_line(tmp_path):
-  assert sums.inspect(tmp_path)[1] == ["SHA256SUMS is missing or empty: nothing vouches for config.json, run.json, tokenizer.json, "
-                                       "eval/*.json, samples/*.png"]
+  assert sums.inspect(tmp_path)[1] == ["SHA256SUMS is missing or empty: nothing vouches for config.json, run.json, code-*.patch, "
+                                       "tokenizer.json, eval/*.json, samples/*.png"]
   sums.write(tmp_path, "config.json", b"{}")
   line = (tmp_path / "SHA256SUMS").read_text()
   (tmp_path / "SHA256SUMS").write_text(line + "g" + line[1:] + line[:30])
