@@ -4,6 +4,7 @@ Nothing outside the folder is ever opened: `..`, absolute paths and links that l
 """
 import collections
 import hashlib
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from mmdiff.core.ranges import wrong_text
 from mmdiff.data import records, tables
 from mmdiff.data.quarantine import BadRecord
 
+LOG = logging.getLogger(__name__)
 TABLES = ("metadata.jsonl", "metadata.csv", "captions.jsonl", "captions.csv", "captions.json", "metadata.json")
 IMAGE_COLUMNS = ("file_name", "image", "filepath", "path", "filename")
 KEY_COLUMNS = ("key", "id")
@@ -149,6 +151,30 @@ def _walk(root: str) -> tuple[list[str], list[str], collections.Counter[str]]:
   return pictures, texts, others
 
 
+def _beside(pictures: Sequence[str],
+            texts: Sequence[str]) -> tuple[dict[str, dict[str, str]], collections.Counter[str], dict[str, list[str]]]:
+  """({picture: {kind: text}}, texts left out by reason, {text: pictures that could each claim it}).
+
+  A text is of the picture whose name, with or without its suffix, it goes on from: k.txt, k.long.txt, k.jpg.txt, k.jpg.long.txt.
+  """
+  claims = collections.defaultdict[str, list[str]](list)
+  for name in pictures:
+    claims[name].append(name)
+    claims[_stem(name)].append(name)
+  beside, lost, contested = collections.defaultdict[str, dict[str, str]](dict), collections.Counter[str](), {}
+  for name in texts:
+    own = records.owner(name, claims)
+    kind = name[len(own) + 1:-4] or "original"
+    picture, *others = claims[own] if own else [""]
+    if others:
+      contested[name] = claims[own]
+    elif not own or kind in beside.get(picture, {}):
+      lost["second_text" if own else "text_without_picture"] += 1
+    else:
+      beside[picture][kind] = name
+  return dict(beside), lost, contested
+
+
 def _from_pictures(root: str, layout: str, captionless: bool) -> Folder:
   pictures, texts, skipped = _walk(root)
   if not pictures:
@@ -156,26 +182,17 @@ def _from_pictures(root: str, layout: str, captionless: bool) -> Folder:
                     f"found {sorted(os.listdir(root))[:5] or 'nothing'}; point `path` at the folder that holds them")
   stems = [_stem(name) for name in pictures]
   keys = stems if len(set(stems)) == len(stems) else pictures
-  beside = collections.defaultdict[str, dict[str, str]](dict)
-  known = set(stems)
-  for name in texts:
-    stem = records.owner(name, known)
-    kind = name[len(stem) + 1:-4] or "original"
-    if not stem or kind in beside[stem]:
-      skipped["second_text" if stem else "text_without_picture"] += 1
-    else:
-      beside[stem][kind] = name
-  told = any(beside.values())
-  if told and layout in ("auto", "text"):
-    several = next((stem for stem, count in collections.Counter(stems).items() if count > 1 and beside.get(stem)), None)
-    if several:
-      raise DataError(f"{root}: {', '.join(name for name, stem in zip(pictures, stems) if stem == several)} could each claim "
-                      f"{min(beside[several].values())}; rename or remove all but one of these pictures")
-  if layout == "text" or (layout == "auto" and told):
-    if not told:
+  beside, lost, contested = _beside(pictures, texts)
+  if layout == "text" or (layout == "auto" and (beside or contested)):
+    for name, claimants in contested.items():
+      raise DataError(f"{root}: {', '.join(claimants)} could each claim {name}; rename or remove all but one of these pictures, or call "
+                      f"the text {claimants[0]}.txt or {claimants[1]}.txt")
+    if not beside:
       raise DataError(f"{root}: {len(pictures)} pictures but no text beside them; expected {stems[0]}.txt and so on")
-    rows = [{"key": key, "file": file, "captions": {}, "texts": beside.get(stem, {})} for key, file, stem in zip(keys, pictures, stems)]
-    return Folder(root, rows, identity=repr([(row["key"], row["texts"]) for row in rows]), skipped=+skipped)
+    if lost:
+      LOG.warning("%s: texts left out: second ones of a picture and kind (second_text), or beside no picture: %s", root, dict(lost))
+    rows = [{"key": key, "file": file, "captions": {}, "texts": beside.get(file, {})} for key, file in zip(keys, pictures)]
+    return Folder(root, rows, identity=repr([(row["key"], row["texts"]) for row in rows]), skipped=skipped + lost)
   skipped["text"] += len(texts)
   if captionless:
     rows = [{"key": key, "file": file, "captions": {}} for key, file in zip(keys, pictures)]
@@ -209,8 +226,9 @@ def folder(*, path: str, table: str = "", image_column: str = "", captions: Mapp
       picture are one record with several captions. Keys are a column `key` or `id`, otherwise the picture's path without suffix.
     image_column: column with the picture's path; "" takes the first of file_name, image, filepath, path, filename.
     captions: caption kind -> column; {} takes `caption`/`text`/`title` as original, `caption_KIND` and `captions: {KIND: text}`.
-    layout: "text" reads STEM.txt (original) and STEM.KIND.txt beside each picture; "classes" takes the sub-folder as `label` (an index
-      into the source's `labels`) and as original caption; "auto" takes the first of table, text and classes that is there.
+    layout: "text" reads STEM.txt (original) and STEM.KIND.txt beside each picture, or both after its whole name (k.jpg.txt); "classes"
+      takes the sub-folder as `label` (an index into the source's `labels`) and as original caption; "auto" takes the first of table, text
+      and classes that is there.
     captionless: accepts pictures alone, for a side-car or a captioner to supply the captions. (A record that lacks them among others
       that have some comes with `captions` {} in any case; the pipeline counts it.)
   Raises: DataError for a missing folder, table or column, and for pictures without any captions.

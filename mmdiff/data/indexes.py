@@ -16,7 +16,7 @@ import numpy as np
 from mmdiff.core.errors import DataError
 
 SUFFIX = ".mmdiff-index"
-VERSION = 3
+VERSION = 4
 LOG = logging.getLogger(__name__)
 Table = Mapping[str, np.ndarray]
 

@@ -21,6 +21,7 @@ BLOCK = 512
 MAX_HEADER_BYTES = 2**20             # of a long name or a pax header
 WINDOW = 1 << 14
 TEXTS = ("txt", "json", "cls")
+ORIGINAL = {"txt", "original.txt"}
 LINKS = {b"1": "hardlink", b"2": "symlink", b"3": "device", b"4": "device", b"5": "", b"6": "fifo"}    # kinds without a body
 
 
@@ -210,8 +211,9 @@ def build(path: str, *, image: str = "") -> Table:
   except ValueError as fault:
     raise DataError(f"{path}: {fault}; set `image` to the suffix of those that are the samples' (image='jpg', image='photo.png'), or write "
                     "the shard anew with one name a sample") from None
+  shown = {name for name, key in zip(used, keys) if key is not None and _suffix(name) in records.PICTURES}
   samples: dict[str, dict[str, tuple[int, int]]] = {}
-  current = None
+  current, letters = None, set()
   for (name, place), key in zip(used.items(), keys):
     if key is None:
       skipped["other_picture"] += 1
@@ -219,10 +221,13 @@ def build(path: str, *, image: str = "") -> Table:
     if key != current and key in samples:
       raise DataError(f"{path}: sample {key!r} is in two places (again at {name!r}): the members of a sample must stand together; "
                       "write the shard anew, sorted by name (`tar --sort=name`)")
-    current, suffix = key, name[len(key) + 1:].lower()
-    if suffix in samples.setdefault(key, {}):
+    current, rest = key, name[len(key) + 1:].lower()
+    if (key, rest) in letters:
       raise DataError(f"{path}: {name!r} is in it twice, in other letters; members need different names, write the shard anew")
-    if samples[key].keys() & {"txt", "original.txt"} and suffix in ("txt", "original.txt"):       # as in a folder
+    letters.add((key, rest))
+    whole = records.owner(name, shown) if _suffix(name) in TEXTS else ""       # as in a folder, k.jpg.txt is a text of k.jpg
+    suffix = name[len(whole or key) + 1:].lower()
+    if suffix in samples.setdefault(key, {}) or suffix in ORIGINAL and samples[key].keys() & ORIGINAL:
       skipped["second_text"] += 1
       continue
     samples[key][suffix] = place

@@ -246,7 +246,8 @@ def webdataset(*, urls: str | tuple[str, ...], image: str = "", index_dir: str =
     captionless: accepts pictures alone, for a side-car or a captioner to supply the captions. (A sample that lacks them among others
       that have some comes with `captions` {} in any case; the pipeline counts it.)
   Keys are file names without the picture's suffix, see `tar_index.assign`. Captions: KEY.txt and a JSON `caption` are `original`,
-  KEY.KIND.txt and a JSON `captions: {KIND: text}` are KIND. KEY.cls is the `label`, an index or a class's name.
+  KEY.KIND.txt and a JSON `captions: {KIND: text}` are KIND. KEY.cls is the `label`, an index or a class's name. These may go on from the
+  picture's whole name as well, as KEY.jpg.txt does.
   Raises: DataError naming the shard; records raise BadRecord (missing_key, non_utf8_caption, unreadable, …).
   """
   return WebDataset(shard_paths(urls), image=image, index_dir=index_dir, shard_in_key=shard_in_key, captionless=captionless)

@@ -109,6 +109,22 @@ def test_a_text_is_of_the_picture_that_it_names(tmp_path):
   assert source.skipped == {"text_without_picture": 1, "hidden": 1, "other_file": 1}
 
 
+def test_a_text_may_have_the_whole_name_of_its_picture(tmp_path, caplog):
+  """Or else it would be a caption of the kind `jpg`."""
+  for i, name in enumerate(["a.jpg", "b.jpg", "b.png", "c.jpg"]):
+    (tmp_path / name).write_bytes(picture(i))
+  for name in ("a.jpg.txt", "a.jpg.long.txt", "a.short.txt", "b.png.txt", "c.jpg.txt", "c.txt"):
+    (tmp_path / name).write_text(name)
+  source = folder(path=str(tmp_path))
+  assert {source[i]["key"]: source[i]["captions"] for i in range(len(source))} == {
+    "a.jpg": {"original": "a.jpg.txt", "long": "a.jpg.long.txt", "short": "a.short.txt"}, "b.jpg": {}, "b.png": {"original": "b.png.txt"},
+    "c.jpg": {"original": "c.jpg.txt"}}
+  assert source.skipped == {"second_text": 1} and "texts left out: second ones" in caplog.text
+  (tmp_path / "b.txt").write_text("of which?")
+  with pytest.raises(DataError, match=r"b.jpg, b.png could each claim b.txt; .* or call the text b.jpg.txt or b.png.txt"):
+    folder(path=str(tmp_path))
+
+
 def test_what_a_folder_leaves_out_is_counted(pictures, tmp_path):
   (tmp_path / "far").mkdir()
   (tmp_path / "far" / "z.png").write_bytes(picture(5))

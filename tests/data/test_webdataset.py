@@ -89,6 +89,17 @@ def test_dotted_names_are_records_of_their_own(tmp_path):
   assert source.skipped == {"other_picture": 1}
 
 
+def test_a_text_may_have_the_whole_name_of_its_picture(tmp_path):
+  """As in a folder."""
+  write_tar(tmp_path / "a.tar", [("a.jpg.long.txt", b"long"), ("a.jpg", picture(1)), ("a.jpg.txt", b"one"), ("a.txt", b"two"),
+                                 ("a.jpg.cls", b"3"), ("b.05.png", picture(2)), ("b.05.png.txt", b"three"), ("c.photo.png", picture(3)),
+                                 ("c.photo.png.json", b'{"label": 4}'), ("c.png.txt", b"four"), ("c.txt", b"five")])
+  source = webdataset(urls=str(tmp_path / "a.tar"))
+  assert [(record["key"], record["captions"], record.get("label")) for record in (source[i] for i in range(3))] == [
+    ("a", {"original": "one", "long": "long"}, 3), ("b.05", {"original": "three"}, None), ("c", {"png": "four", "original": "five"}, 4)]
+  assert source.skipped == {"second_text": 1}
+
+
 def test_a_second_text_of_a_kind_is_counted_as_in_a_folder(tmp_path):
   write_tar(tmp_path / "a.tar", [("a.png", picture(1)), ("a.original.txt", b"one"), ("a.txt", b"two"), ("a.long.txt", b"three")])
   source = webdataset(urls=str(tmp_path / "a.tar"))
