@@ -1,4 +1,4 @@
-"""What a loaded model can be asked: numpy in, numpy out.
+"""What a loaded model can be asked: numpy in, numpy out; `mmdiff.prompted` has what draws.
 
 A model has the methods that it can serve: CLIP models embed, captioners also write, text-to-image models draw and edit; asking for another
 says which it has. Calls of any size run a few compiled programs: rows are padded to powers of two.
@@ -10,25 +10,23 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from mmdiff import asked
+from mmdiff import asked, decode
 from mmdiff.core.errors import ConfigError, DataError
-from mmdiff.core.terminal import tell
 from mmdiff.core.types import Tree
-from mmdiff.data import masking, transforms
+from mmdiff.data import transforms
 from mmdiff.evaluators import base
 
 ROWS = 64             # most rows of one call of the network
 PICTURES = 4          # of an autoencoder, which works on whole pictures
-SAMPLING = dict(steps=20, guidance=2.0, rows=ROWS)       # of models trained here
-Output = Literal["uint8", "float", "latents"]
 
 
 class Model:
-  """What `load` returns, with the methods of every ability in `ABILITIES` that its objective serves.
+  """What `load` returns, with the methods of every ability (`mmdiff.model.ABILITIES`) that its objective serves.
 
   config: the run's, as nested dicts. params: the full tree, on the mesh. report: what was loaded, from where. tokenizer: the run's.
   services: what evaluators may use.
   """
+  METHODS: tuple[str, ...] = ()         # of every ability, also of those that others have
 
   def __init__(self, config: Mapping, params: Tree, extra: Tree, report: Mapping[str, Any], *, tokenizer, services: base.Services,
                mesh: jax.sharding.Mesh):
@@ -37,14 +35,25 @@ class Model:
     self.origin: Any = None               # where a public checkpoint's spellings are kept, for saving: `public.Loaded` or `Pipeline`
 
   def __getattr__(self, name: str):
-    known = [method for ability in ABILITIES for method in vars(ability) if method.islower() and method[0] != "_" and method != "sampling"]
-    if name in known:
-      has = [method for method in known if method in dir(type(self))]
-      hint = f"; {self.report['hint']}" if self.report.get("hint") else ""
-      kind = self.report["objective"]
-      article = "an" if kind[0] in "aeiou" else "a"
-      raise AttributeError(f"{self.report['path']} is {article} {kind} model: it has {', '.join(has) or 'no methods'}, not {name}{hint}")
-    raise AttributeError(name)
+    raise AttributeError(self.without(name) if name in self.METHODS else name)
+
+  def without(self, name: str) -> str:
+    """What a model that lacks a method is and has instead."""
+    has = [method for method in self.METHODS if method in dir(type(self))]
+    hint = f"; {self.report['hint']}" if self.report.get("hint") else ""
+    kind = self.report["objective"]
+    article = "an" if kind[0] in "aeiou" else "a"
+    return f"{self.report['path']} is {article} {kind} model: it has {', '.join(has) or 'no methods'}, not {name}{hint}"
+
+  def takes(self, method: str) -> list[str]:
+    """The names of what a method takes, with those that its **options stand for."""
+    own = inspect.signature(getattr(type(self), method)).parameters
+    named = [name for name, one in own.items() if name != "self" and one.kind is not one.VAR_KEYWORD]
+    return [*named, *(name for name in self._options(method) if name not in named)] if len(named) + 1 < len(own) else named
+
+  def _options(self, method: str) -> list[str]:
+    """The names of the **options of a method."""
+    return []
 
   def tokenize(self, texts: str | Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Texts -> (tokens int32 [B L], mask bool [B L]), cut to the model's length. Raises DataError without a tokenizer."""
@@ -153,219 +162,6 @@ class Autoencodes(Model):
                             size=self._size(len(rows), batch_size))
 
 
-class Prompted(Model):
-  """What all that draws from prompts shares."""
-  NEEDS = ("plan",)
-
-  @property
-  def sampling(self) -> dict[str, Any]:
-    """steps, guidance and rows (pictures at a time) where a call does not say."""
-    return {**SAMPLING, **self.config.get("sampling", {})}
-
-  def _draw(self, prompts: Sequence[str], negative_prompts: str | Sequence[str] | None, rows: Mapping[str, np.ndarray],
-            static: Mapping[str, Any], *, steps: int | None, guidance: float | None, sampler: str | None, seeds: int | Sequence[int],
-            output: str, long_prompts: str, batch_size: int | None, **options) -> np.ndarray:
-    """What every kind of drawing ends in; `rows` and `static` as of `evaluators.base.draw`."""
-    decodes = "decode" in self.services.predict
-    if output not in ("uint8", "float", "latents") or (output == "latents" and not decodes):
-      raise ConfigError(f"output: expected 'uint8' or 'float'{' or latents' * decodes}, found {output!r}"
-                        + ("" if decodes else "; this model has no latents but its pixels"))
-    if isinstance(negative_prompts, str):
-      negative_prompts = [negative_prompts] * len(prompts)
-    seeds = asked.seeds(seeds, len(prompts), "prompts")
-    asked.numbers(steps=steps or None, batch_size=batch_size)
-    for name, given in (("negative_prompts", negative_prompts), *rows.items()):
-      if given is not None and len(given) != len(prompts):
-        raise ConfigError(f"{name}: expected one for each of the {len(prompts)} prompts, found {len(given)}")
-      if name in ("latents", "noisy"):
-        asked.noise(name, given, len(prompts))
-    tokens, mask, negative = self._words(prompts, negative_prompts, long_prompts)
-    own = self.sampling
-    with jax.set_mesh(self.mesh):
-      made = base.draw(self.services, self.params, tokens, mask, seeds, sampler=sampler, steps=own["steps"] if steps is None else steps,
-                       guidance=own["guidance"] if guidance is None else float(guidance), negative=negative,
-                       rows={name: np.asarray(value, np.float32) if name in ("latents", "noisy") else np.asarray(value)
-                             for name, value in rows.items()},
-                       extra=self.extra, size=self._size(len(prompts), batch_size or own["rows"]),
-                       static={**static, **(dict(decode=output != "latents") if decodes else {})}, **options)
-    return base.to_uint8(made) if output == "uint8" else made
-
-  def _words(self, prompts: Sequence[str], negative: Sequence[str] | None, long_prompts: str):
-    """(tokens, mask, (tokens, mask) of the negative prompts or None), all of one length. A "" has no tokens, as captions that training
-    drops."""
-    if long_prompts not in ("cut", "chunks"):
-      raise ConfigError(f"long_prompts: expected 'cut' or 'chunks', found {long_prompts!r}")
-    length, texts = self.config["data"]["text_len"], [*prompts, *(negative or ())]
-    if long_prompts == "cut":
-      tokens, mask = self.tokenize(texts)
-      self._warn_of_cuts(texts, length)
-    else:
-      self.tokenize(texts[:1])                            # refuses a model without a tokenizer
-      tokens, mask = self.tokenizer.chunks(texts, length)
-    count = len(prompts)
-    if negative is None:
-      return tokens, mask, None
-    said = np.asarray([bool(text.strip()) for text in negative])[:, None]
-    return tokens[:count], mask[:count], (np.where(said, tokens[count:], 0), mask[count:] & said)
-
-  def _warn_of_cuts(self, texts: Sequence[str], length: int) -> None:
-    lost = [(len(ids) - length, ids) for text in texts if len(ids := self.tokenizer.encode(text)) > length]
-    if lost:
-      more, ids = lost[0]
-      tell(f"{len(lost)} of {len(texts)} prompts are longer than {length} tokens and were cut; the first lost {more}: "
-           f"{self.tokenizer.decode(ids[length - 1:])!r:.80}; long_prompts=\"chunks\" encodes all of it")
-
-  def _pixels(self, images, prompts: str | Sequence[str], options: dict[str, Any]) -> tuple[np.ndarray, list[str], list[tuple[int, int]]]:
-    """(uint8 [B H W 3], prompts [B]) of one size, and the (height, width) that the pictures had; takes height and width out of the
-    options."""
-    prompts, found = asked.texts(prompts), asked.pictures(asked.several(images))
-    if not found or not prompts:
-      raise ConfigError(f"images and prompts: expected at least one of each, found {len(found)} and {len(prompts)}")
-    own = self.config["data"]["image_size"]
-    height, width = options.pop("height", None), options.pop("width", None)
-    asked.numbers(height=height, width=width)
-    if "decode" not in self.services.predict:
-      height, width = height or own, width or own
-    before = [image.shape[:2] for image in found]
-    if height or width:
-      found = [transforms.cover(image, height=height or own, width=width or own)[0] for image in found]
-    sizes = {image.shape[:2] for image in found}
-    if len(sizes) > 1:
-      shown = " and ".join(f"{high}×{wide}" for high, wide in sorted(sizes)[:2])
-      raise ConfigError(f"images: expected one size, found {len(sizes)}, such as {shown}; give height and width")
-    count = max(len(found), len(prompts))
-    if {len(found), len(prompts)} - {1, count}:
-      raise ConfigError(f"images and prompts: expected as many of both, or one of either, found {len(found)} and {len(prompts)}")
-    whole = lambda items: items * count if len(items) == 1 else items
-    return np.stack(whole(found)), whole(prompts), whole(before)
-
-
-class Draws(Prompted):
-  """Pictures from prompts."""
-  NEEDS = ("sample", "plan")
-
-  def generate(self, prompts: str | Sequence[str], negative_prompts: str | Sequence[str] | None = None, *, steps: int | None = None,
-               guidance: float | None = None, sampler: str | None = None, seeds: int | Sequence[int] = 0, height: int | None = None,
-               width: int | None = None, latents: np.ndarray | None = None, output: Output = "uint8",
-               long_prompts: Literal["cut", "chunks"] = "cut", size: np.ndarray | None = None, refiner: Model | None = None,
-               handover: float = 0.8, batch_size: int | None = None, **options) -> np.ndarray:
-    """Prompts -> pictures [B H W 3], uint8 or float32 in [-1, 1], or the latents float32 [B h w C] that they are decoded from.
-
-    Picture i depends on prompt i, seed i and the other options, not on the batch that it is drawn in.
-
-    Args:
-      negative_prompts: what guidance points away from, one for all or one each; None and "" are no caption, as in training.
-      steps, guidance, sampler: of the sampler; None is the model's own, `mmdiff.diffusion.plans.SAMPLERS` has the others.
-      seeds: one each, or the first of consecutive ones.
-      height, width: of the pictures; None is the model's own. Models on pixels draw their own size only.
-      latents: float32 [B h w C] of unit normal noise to start from, instead of the seeds'; its size is the picture's.
-      long_prompts: prompts beyond the encoder's length are cut, with a line on stderr, or encoded in chunks that are put side by side.
-      size: int32 [B 6], where the model reads it: height and width of the original, top and left of the crop, target height and width;
-        None is a whole picture of the size that is drawn.
-      refiner: another model of the same latents, which goes on from where `handover` of the noise is gone (SDXL's).
-      batch_size: pictures drawn at a time; None is as many as there are, up to 64, or 4 for a public model.
-      **options: of the plan, such as rescale and eta.
-    """
-    prompts = asked.texts(prompts)
-    asked.numbers(height=height, width=width)
-    own = self.config["data"]["image_size"]
-    decodes = "decode" in self.services.predict
-    if (height or own, width or own) != (own, own) and not decodes:
-      raise ConfigError(f"height and width: this model draws {own}×{own}, found {height or own}×{width or own}")
-    if latents is not None and "latents" not in inspect.signature(self.services.predict["sample"]).parameters:
-      raise ConfigError("latents: this model starts from the noise of seeds only; give seeds")
-    rows = {name: value for name, value in dict(latents=latents, size=size).items() if value is not None}
-    static = dict(height=height or own, width=width or own) if decodes else {}
-    if not prompts:
-      return np.zeros((0, own, own, 3), np.uint8 if output == "uint8" else np.float32)
-    shared = dict(steps=steps, guidance=guidance, sampler=sampler, seeds=seeds, long_prompts=long_prompts, batch_size=batch_size, **options)
-    if refiner is None:
-      return self._draw(prompts, negative_prompts, rows, static, output=output, **shared)
-    left = self._draw(prompts, negative_prompts, rows, static, output="latents", end=handover, **shared)
-    return refiner._draw(prompts, negative_prompts, dict(noisy=left), static, output=output, begin=handover, **shared)
-
-
-class Edits(Draws):
-  """Pictures from pictures and prompts."""
-  NEEDS = ("edit", "sample", "plan")
-
-  def img2img(self, images, prompts: str | Sequence[str], negative_prompts: str | Sequence[str] | None = None, *, strength: float = 0.8,
-              **as_generate) -> np.ndarray:
-    """Pictures drawn anew from part of their noise: [B H W 3] as `generate`.
-
-    Args:
-      images: as for `embed_image`, one each or one for all prompts. They keep their size, unless height and width say another; sizes that
-        the model can't take are filled up inside.
-      strength: share of the steps that are taken, above 0, up to 1, where little of the picture is left.
-      **as_generate: other arguments of `generate`; `latents` is the noise that is added.
-    """
-    pixels, prompts, _ = self._pixels(images, prompts, as_generate)
-    return self._edit(pixels, prompts, negative_prompts, {}, strength=float(strength), **as_generate)
-
-  def inpaint(self, images, masks, prompts: str | Sequence[str], negative_prompts: str | Sequence[str] | None = None, *,
-              strength: float = 1.0, feather: int = 0, **as_generate) -> np.ndarray:
-    """Pictures of which a part is drawn anew: [B H W 3] as `generate`. Pixels outside the mask come back bit for bit.
-
-    Args:
-      images, strength, **as_generate: as of `img2img`; a strength of 1 knows nothing of what was within the mask.
-      masks: one for each image, or one for all: bool [H W], true where the picture is drawn anew; or a picture, white there, of the image's
-        own size (or shape); height and width scale and crop it as the image. What is transparent is not mask.
-      feather: pixels within the mask over which the new part fades in.
-    """
-    if feather < 0:
-      raise ConfigError(f"feather: expected 0 pixels or more, found {feather}")
-    pixels, prompts, before = self._pixels(images, prompts, as_generate)
-    layered = isinstance(masks, np.ndarray) and masks.ndim > 2 and masks.shape[-1] <= 4          # channels come last
-    several = isinstance(masks, (list, tuple)) or (isinstance(masks, np.ndarray) and masks.ndim == (4 if layered else 3))
-    given = list(masks) if several else [masks]
-    given = given * len(pixels) if len(given) == 1 else given
-    if len(given) != len(pixels):
-      raise ConfigError(f"masks: expected one, or one for each of the {len(pixels)} images, found {len(given)}")
-    where = np.stack([masking.covered(masking.read(mask, height=high, width=wide, where=f"mask {i}"), height=pixels.shape[1],
-                                      width=pixels.shape[2]) for i, (mask, (high, wide)) in enumerate(zip(given, before))])
-    rows = dict(where=where.astype(np.float32), fresh=np.full(len(pixels), strength == 1.0))
-    made = self._edit(pixels, prompts, negative_prompts, rows, strength=float(strength), **as_generate)
-    output = as_generate.get("output", "uint8")
-    if output == "latents":
-      return made
-    old = pixels if output == "uint8" else pixels.astype(np.float32) / 127.5 - 1
-    return np.stack([masking.joined(a, b, masking.weights(mask, feather)) for a, b, mask in zip(old, made, where)])
-
-  def _edit(self, pixels: np.ndarray, prompts: Sequence[str], negative_prompts, rows: Mapping[str, np.ndarray], *, strength: float,
-            steps: int | None = None, guidance: float | None = None, sampler: str | None = None, seeds: int | Sequence[int] = 0,
-            latents: np.ndarray | None = None, size: np.ndarray | None = None, output: Output = "uint8",
-            long_prompts: Literal["cut", "chunks"] = "cut", batch_size: int | None = None, **options) -> np.ndarray:
-    more = {name: value for name, value in dict(latents=latents, size=size).items() if value is not None}
-    return self._draw(prompts, negative_prompts, {"image": pixels, **rows, **more}, {}, steps=steps, guidance=guidance, sampler=sampler,
-                      seeds=seeds, output=output, long_prompts=long_prompts, batch_size=batch_size, strength=strength, **options)
-
-
-class Enlarges(Prompted):
-  """Large pictures from small ones and prompts."""
-  NEEDS = ("enlarge", "plan", "small_noise")
-
-  def upscale(self, images, prompts: str | Sequence[str], negative_prompts: str | Sequence[str] | None = None, *, noise_level: int = 20,
-              steps: int | None = None, guidance: float | None = None, sampler: str | None = None, seeds: int | Sequence[int] = 0,
-              latents: np.ndarray | None = None, small_noise: np.ndarray | None = None, output: Output = "uint8",
-              long_prompts: Literal["cut", "chunks"] = "cut", batch_size: int | None = None, **options) -> np.ndarray:
-    """Pictures of f times the sides, f of the model's autoencoder, drawn from small ones: [B f·H f·W 3] as `generate`.
-
-    Args:
-      images: as for `embed_image`, of one size, one each or one for all prompts.
-      noise_level: how much noise is added to the small pictures first, a level of the model's own schedule: more lets it invent more.
-      small_noise: float32 [B H W 3] of unit normal noise for that, instead of the seeds'.
-      Other arguments as of `generate`.
-    """
-    pixels, prompts, _ = self._pixels(images, prompts, {})
-    alpha, sigma = self.services.predict["small_noise"](noise_level)
-    rows = dict(small=pixels, level=np.full(len(pixels), noise_level, np.int32),
-                noised=np.asarray([[alpha, sigma]] * len(pixels), np.float32))
-    rows |= {name: np.asarray(value, np.float32) for name, value in dict(latents=latents, small_noise=small_noise).items()
-             if value is not None}
-    return self._draw(prompts, negative_prompts, rows, {}, steps=steps, guidance=guidance, sampler=sampler, seeds=seeds, output=output,
-                      long_prompts=long_prompts, batch_size=batch_size, **options)
-
-
 class Captions(Model):
   """Words for pictures."""
   NEEDS = ("caption",)
@@ -393,5 +189,7 @@ class Captions(Model):
     with jax.set_mesh(self.mesh):
       return base.write_captions(self.services, self.params, pixels, seeds, settings, extra=self.extra, size=self._size(len(pixels)))
 
-
-ABILITIES = (EmbedsImages, EmbedsTexts, Compares, EncodesTexts, Autoencodes, Edits, Draws, Enlarges, Captions)
+  def _options(self, method: str) -> list[str]:
+    if method not in ("caption", "caption_tokens"):
+      return super()._options(method)
+    return [name for name in inspect.signature(decode.settings).parameters if name not in ("start", "end", "pad")]

@@ -1,13 +1,33 @@
-"""What a call of a model was given, in one form: seeds, pictures and texts, one or many."""
+"""What a call of a model was given, in one form: seeds, pictures and texts, one or many; and options that it has no use for."""
+import functools
+import inspect
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.ranges import SIDE
+from mmdiff.core.spelling import nearest
 from mmdiff.data import decode
 from mmdiff.data.quarantine import BadRecord
+
+
+def named(method: Callable) -> Callable:
+  """A method of `abilities.Model` that raises ConfigError for an option which it does not take, with the nearest that it does, or with the
+  model's other methods that take it."""
+  @functools.wraps(method)
+  def call(self, *args, **given):
+    known = self.takes(method.__name__) if given else []
+    for name in given:
+      if name not in known:
+        others = [other for other in self.METHODS if inspect.isfunction(getattr(type(self), other, None)) and name in self.takes(other)]
+        guess = None if others else nearest(name, known)
+        about = f", which {' and '.join(others)} take{'s' * (len(others) == 1)}" if others else f"; did you mean {guess}?" if guess else ""
+        raise ConfigError(f"{method.__name__} takes no {name}{about} (it takes {', '.join(known)})")
+    return method(self, *args, **given)
+  return call
 
 
 def seeds(seeds: int | Sequence[int], count: int, what: str) -> list[int]:
@@ -48,11 +68,19 @@ def several(images):
   return [images] if getattr(images, "ndim", None) == 3 or hasattr(images, "convert") else images
 
 
-def numbers(**given) -> None:
-  """Raises ConfigError for a count or a side, None aside, that is no whole number from 1 to `SIDE`."""
+def numbers(*, least: int = 1, **given) -> None:
+  """Raises ConfigError for a count or a side, None aside, that is no whole number from `least` to `SIDE`."""
   for name, value in given.items():
-    if value is not None and (not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not 1 <= value <= SIDE):
-      raise ConfigError(f"{name}: expected a whole number from 1 to {SIDE:,}, found {value!r:.60}")
+    if value is not None and (not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not least <= value <= SIDE):
+      raise ConfigError(f"{name}: expected a whole number from {least} to {SIDE:,}, found {value!r:.60}")
+
+
+def reals(**given) -> None:
+  """Raises ConfigError for a number, None aside, that is none, or not finite."""
+  for name, value in given.items():
+    if value is not None and (not isinstance(value, (int, float, np.integer, np.floating)) or isinstance(value, bool)
+                              or not math.isfinite(value)):
+      raise ConfigError(f"{name}: expected a finite number, found {value!r:.60}")
 
 
 def noise(name: str, value, rows: int) -> None:

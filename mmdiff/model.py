@@ -1,4 +1,4 @@
-"""Trained models in Python: loaded, asked and written. What they can be asked is in `mmdiff.abilities`.
+"""Trained models in Python: loaded, asked and written. What they can be asked is in `mmdiff.abilities` and `mmdiff.prompted`.
 
   model = mmdiff.load("runs/clip")              # the newest good step; "runs/clip@2000" for another
   model.embed_image(images) @ model.embed_text(texts).T
@@ -7,14 +7,16 @@
   picture, = model.generate("a corgi on a beach", steps=30)
   again, = model.img2img([picture], "a corgi on a snowy beach", strength=0.6)
 """
+import functools
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from mmdiff import parallel
-from mmdiff.abilities import ABILITIES, ROWS, Model
+from mmdiff import asked, parallel
+from mmdiff.abilities import ROWS, Autoencodes, Captions, Compares, EmbedsImages, EmbedsTexts, EncodesTexts, Model
 from mmdiff.convert import exports, pipelines, public, schedulers, serving
 from mmdiff.convert.pipelines import Pipeline
 from mmdiff.core import compilation, tree
@@ -29,8 +31,10 @@ from mmdiff.evaluators import base
 from mmdiff.models.tiled import Tiled
 from mmdiff.objectives import OBJECTIVES
 from mmdiff.objectives.drawing import drawing, served
+from mmdiff.prompted import Draws, Edits, Enlarges
 from mmdiff.train import checkpoint, run_directory
 
+ABILITIES = (EmbedsImages, EmbedsTexts, Compares, EncodesTexts, Autoencodes, Edits, Draws, Enlarges, Captions)
 UNREAD = dict(text_len=2, resize="crop", interpolation="bicubic")             # data of encoders alone, for what they have no use of
 PUBLIC_ROWS = 4       # pictures that a public text-to-image model draws at a time, unless told otherwise
 
@@ -87,7 +91,8 @@ def _load_pipeline(path: str | Path, *, mesh: Mapping[str, int] | None, tokenize
                  uncond="zeros" if found.zeros else "empty",
                  more_channels=unet.config["model"]["in_channels"] - denoiser.channels)
   predict = all_precise(served(made, encodes=True), precision) | {
-    "plan": lambda sampler=None, **how: schedulers.plan_of(found.scheduler, sampler=sampler, **how).plan,
+    "plan": functools.wraps(schedulers.plan_of, assigned=())(lambda sampler=None, **how: schedulers.plan_of(
+      found.scheduler, sampler=sampler, **how).plan),
     "small_noise": lambda level: schedulers.noise_at(found.small, level, most=found.index.get("max_noise_level", pipelines.MOST_NOISE))}
   data = dict(captions=dict(original=1.0), on_missing="any", image_size=denoiser.image_size * encode.factor, text_len=condition.length,
               resize="crop", interpolation="bicubic")
@@ -176,8 +181,16 @@ def _assemble(config: Mapping, values: Tree, extra: Tree, report: dict[str, Any]
   extra = jax.tree.map(lambda leaf: place(leaf, parallel.replicated(devices)), extra) or ()
   services = base.serve(predict, config, mesh=devices, tokenizer=tokenizer, workdir=workdir)._replace(load=load)
   report |= dict(parameters={group: tree.count(values[group]) for group in sorted(values)}, mesh=dict(devices.shape))
+  return _kind(predict)(config, placed, extra, report, tokenizer=tokenizer, services=services, mesh=devices)
+
+
+def _kind(predict: Mapping) -> type[Model]:
+  """The class of a model with these predict functions: the methods of all that they serve, each of which looks at its options first."""
+  public = lambda ability: {name: found for name, found in vars(ability).items() if name.islower() and name[0] != "_"}
   served = tuple(ability for ability in ABILITIES if all(name in predict for name in ability.NEEDS))
-  return type("Model", served or (Model,), {})(config, placed, extra, report, tokenizer=tokenizer, services=services, mesh=devices)
+  methods = {name: asked.named(found) for ability in served for name, found in public(ability).items() if inspect.isfunction(found)}
+  known = tuple(name for ability in ABILITIES for name in public(ability))
+  return type("Model", served or (Model,), dict(methods, METHODS=known))
 
 
 def save(model: Model, path: str | Path, *, format: str | None = None, dtype: str = "float32") -> list[str]:

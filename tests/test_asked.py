@@ -43,6 +43,14 @@ def test_sides_counts_and_noise_are_checked_before_anything_is_made():
       asked.noise("latents", noise, 1)
 
 
+def test_numbers_that_are_none():
+  for value in ("x", np.nan, np.inf, True, [1.0]):
+    with pytest.raises(ConfigError, match="guidance: expected a finite number, found"):
+      asked.reals(eta=None, guidance=value)
+  asked.reals(guidance=np.float32(2), eta=-1)
+  asked.numbers(least=0, feather=0)
+
+
 def photo(**options):
   """A JPEG, 8 wide and 4 high, that was taken on its side."""
   exif, file = Image.Exif(), io.BytesIO()

@@ -16,7 +16,7 @@ FLOORS = {
   "mmdiff.models": 2,
   "mmdiff.models.clip": 3, "mmdiff.models.coca": 3, "mmdiff.models.flops": 3,
   "mmdiff.objectives": 4, "mmdiff.convert": 4, "mmdiff.evaluators": 4, "mmdiff.train": 4,
-  "mmdiff.commands": 5, "mmdiff.model": 5, "mmdiff.abilities": 5, "mmdiff.asked": 5, "mmdiff.__main__": 5,
+  "mmdiff.commands": 5, "mmdiff.model": 5, "mmdiff.abilities": 5, "mmdiff.prompted": 5, "mmdiff.asked": 5, "mmdiff.__main__": 5,
 }
 # Between neighbours on one floor: who may import whom, and why.
 NEIGHBOURS = {
@@ -24,7 +24,12 @@ NEIGHBOURS = {
   ("mmdiff.models.flops", "mmdiff.models.coca"): "counts the FLOPs of the composite",
   ("mmdiff.train", "mmdiff.convert"): "a run may start from a public checkpoint",
   ("mmdiff.model", "mmdiff.abilities"): "what a loaded model can be asked",
+  ("mmdiff.model", "mmdiff.prompted"): "what a loaded model that draws can be asked",
+  ("mmdiff.model", "mmdiff.asked"): "what a call was given",
   ("mmdiff.abilities", "mmdiff.asked"): "what a call was given",
+  ("mmdiff.prompted", "mmdiff.asked"): "what a call was given",
+  ("mmdiff.prompted", "mmdiff.abilities"): "a model that draws is a model",
+  ("mmdiff.commands", "mmdiff.prompted"): "a command refuses what a model can't honour before it draws",
   ("mmdiff.commands", "mmdiff.model"): "a command serves a loaded model",
   ("mmdiff.model", "mmdiff.commands"): "a run directory's config goes through the same check as a flag's",
   ("mmdiff.__main__", "mmdiff.commands"): "dispatch",

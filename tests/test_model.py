@@ -139,7 +139,7 @@ def test_a_captioner_writes_and_embeds(tmp_path):
   assert tokens.shape == (5, 6) and lengths.min() >= 1 and lengths.max() <= 6
   alone, _ = model.caption_tokens(images[4:], method="sample", seeds=[5], max_len=6)
   np.testing.assert_array_equal(alone, tokens[4:])
-  wrong = {"unknown decoding option 'bems'": dict(bems=2), "top_p: expected more than 0": dict(top_p=0.0, method="sample"),
+  wrong = {"caption takes no bems; did you mean beams": dict(bems=2), "top_p: expected more than 0": dict(top_p=0.0, method="sample"),
            "one for each of the 5 images, found 1": dict(seeds=[1]), "max_len: 99 tokens": dict(max_len=99)}
   for message, options in wrong.items():
     with pytest.raises(ConfigError, match=message):

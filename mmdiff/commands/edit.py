@@ -56,8 +56,8 @@ def main(argv: list[str]) -> int:
   images = pictures(given["images"], "images")
   masks = pictures(given["masks"], "masks") if method == "inpaint" else [""]
   jobs = paired(read_prompts(given["prompts"]), images, masks, given)
-  options = {name: given[name] for name in ("height", "width", "rescale", "long_prompts", "strength") if given.get(name)}
-  options |= {name: given[name] for name in ("feather", "noise_level") if name in given}
+  options = {name: given[name] for name in ("height", "width", "rescale", "long_prompts") if given.get(name)}
+  options |= {name: given[name] for name in ("strength", "feather", "noise_level") if given.get(name) is not None}
 
   def inputs(rows: Sequence[Job]) -> tuple:
     shown = ([open_picture(job.image) for job in rows],)

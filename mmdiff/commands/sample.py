@@ -131,11 +131,11 @@ def jobs_of(rows: Sequence[Mapping], *, seed: int, per_prompt: int, negative: st
           for i, row in enumerate(rows) for j in range(per_prompt)]
 
 
-def open_model(given: Mapping):
-  """The model of the flags, ready to draw."""
+def open_model(given: Mapping, name: str = "model", **options):
+  """The model that a flag names, ready to draw."""
   import mmdiff.model
   more = {name: given[name] for name in ("dtype", "tile") if given.get(name)}
-  return mmdiff.model.load(given["model"], params=given["params"], mesh=dict(fsdp=given["fsdp"]), **more)
+  return mmdiff.model.load(given[name], mesh=dict(fsdp=given["fsdp"]), **options, **more)
 
 
 def run(given: Mapping, jobs: Sequence[Job], options: Mapping[str, Any], *, argv: list[str], method: str = "generate",
@@ -148,19 +148,25 @@ def run(given: Mapping, jobs: Sequence[Job], options: Mapping[str, Any], *, argv
   from jax.experimental import multihost_utils
 
   import mmdiff.model
+  from mmdiff import prompted
   from mmdiff.commands import results
   from mmdiff.train import distributed
   distributed.initialize()
   compilation.prepare()
   chief, out = jax.process_index() == 0, Path(given["out"])
-  model = open_model(given)
+  model = open_model(given, params=given["params"])
   about = results.model_facts(model)
   draw = ability(model, method)
-  refiner = mmdiff.model.load(given["refiner"], mesh=dict(fsdp=given["fsdp"])) if given.get("refiner") else None
+  refiner = open_model(given, "refiner") if given.get("refiner") else None
   own = model.sampling
   how = {name: own[name] if given[name] is None else given[name] for name in ("steps", "guidance")} | dict(sampler=given["sampler"])
   # Refuses what it does not know before anything is written.
   model.services.predict["plan"](**how, **{name: options[name] for name in ("rescale", "strength") if name in options})
+  prompted.refuse(model, **{name: options.get(name) for name in ("height", "width")}, refiner=refiner,
+                  handover=given["handover"] if refiner else None)
+  if how["guidance"] == 1 and (said := [job.negative for job in jobs if job.negative]):
+    raise ConfigError(f"--guidance=1 guides nowhere, and {len(said)} prompts have a negative one, such as {said[0]!r:.60}: leave these "
+                      "out, or guide by more")
   how_drawn = {name: given[name] for name in ("dtype", "tile", *(("handover",) if refiner else ())) if given.get(name)}
   settings = how | dict(options) | how_drawn | dict(method=method, sampler=given["sampler"] or "", refiner=given.get("refiner") or "",
                                         **{key: about[key] for key in ("step", "params", "checkpoint", "tokenizer")})
@@ -170,7 +176,7 @@ def run(given: Mapping, jobs: Sequence[Job], options: Mapping[str, Any], *, argv
   done = finished(out, jobs)
   scorer = mmdiff.model.load(given["rank_with"]) if given["rank_with"] else None
   if scorer:
-    ability(scorer, "embed_image")
+    ability(scorer, "embed_image"), ability(scorer, "embed_text")
   facts = dict(argv=argv, settings=settings, model=about, config=model.config, **made_by(), pictures=len(jobs),
                prompts=results.digest(Path(given["prompts"])) if Path(given["prompts"]).suffix in FILES else given["prompts"])
   if chief:

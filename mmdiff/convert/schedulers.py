@@ -159,8 +159,8 @@ def noise_at(config: Mapping[str, Any], n: int, *, most: int) -> tuple[float, fl
   """(alpha, sigma) of level n of a config's schedule, such as an upscaler's `low_res_scheduler`. Raises ConfigError beyond `most`."""
   said = read({"_class_name": "DDPMScheduler"} | dict(config), "DDPMScheduler", "low_res_scheduler")
   most = min(most, said["num_train_timesteps"] - 1)
-  if not 0 <= n <= most:
-    raise ConfigError(f"noise_level: expected a whole number from 0 to {most}, found {n}")
+  if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or not 0 <= n <= most:
+    raise ConfigError(f"noise_level: expected a whole number from 0 to {most}, found {n!r:.60}")
   level = scheduler_levels.level_at(alpha_bar(said), n)
   return level.alpha, level.sigma
 

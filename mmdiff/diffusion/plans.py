@@ -25,7 +25,7 @@ and D. The rows are made in `rows`.
 
 The first four are one formula: a step of DDIM, of Euler in sigma / alpha and of Euler on the flow's velocity is the same line.
 """
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -113,7 +113,7 @@ def times(schedule: Schedule, steps: int, spacing: str = INFERRED) -> np.ndarray
 
 
 def coefficients(name: str, levels: Level, *, flow: bool = False, eta: float | None = None,
-                 variance: Literal["small", "large"] = "small") -> tuple[np.ndarray, np.ndarray]:
+                 variance: str = "small") -> tuple[np.ndarray, np.ndarray]:
   """(table float64 [rows, COLUMNS] with guidance left 0, index [rows] of the level where each row evaluates the network).
 
   levels: alpha, sigma and time [steps + 1], from noise to data.
@@ -122,7 +122,7 @@ def coefficients(name: str, levels: Level, *, flow: bool = False, eta: float | N
   return tabulate(name, list(zip(each, each[1:])), flow=flow, eta=eta, variance=variance)
 
 
-def tabulate(name: str, steps: Steps, *, flow: bool = False, eta: float | None = None, variance: Literal["small", "large"] = "small",
+def tabulate(name: str, steps: Steps, *, flow: bool = False, eta: float | None = None, variance: str = "small",
              extrapolate: Literal["eps", "v"] = "eps") -> tuple[np.ndarray, np.ndarray]:
   """`coefficients` of steps that need not end where the next begins. extrapolate: see `rows.Options`."""
   sampler = (SAMPLERS | IN_PARTS)[name]
@@ -172,8 +172,8 @@ def packed(table: np.ndarray, *, start_scale: float, rescale: float = 0.0, clip:
 
 
 def plan(name: str, schedule: Schedule, *, steps: int, eta: float | None = None, spacing: str = INFERRED, guidance: float = 1.0,
-         rescale: float = 0.0, interval: tuple[float, float] = (0.0, 1.0), clip: float = 0.0,
-         variance: Literal["small", "large"] = "small", final: Literal["data", "first"] = "data", strength: float = 1.0) -> Plan:
+         rescale: float = 0.0, interval: Sequence[float] = (0.0, 1.0), clip: float = 0.0, variance: str = "small",
+         final: str = "data", strength: float = 1.0) -> Plan:
   """The plan of a sampling run; every difference between two plans is in array values.
 
   Args:
@@ -208,8 +208,11 @@ def plan(name: str, schedule: Schedule, *, steps: int, eta: float | None = None,
     raise ConfigError(f"clip: expected a positive number, or 0 for none, found {clip}")
   if not np.isfinite(guidance):
     raise ConfigError(f"guidance: expected a finite number, found {guidance}")
-  if not interval[0] <= interval[1]:
-    raise ConfigError(f"interval: expected (low, high) with low ≤ high, found {tuple(interval)}: guidance would act nowhere")
+  for key, value, known in (("variance", variance, ("small", "large")), ("final", final, ("data", "first"))):
+    if value not in known:
+      raise ConfigError(f"{key}: expected {' or '.join(map(repr, known))}, found {value!r:.60}")
+  if len(interval) != 2 or not interval[0] <= interval[1]:
+    raise ConfigError(f"interval: expected (low, high) with low ≤ high, found {interval!r:.60}: guidance would act nowhere")
   if final == "first" and schedule.kind != "discrete":
     raise ConfigError(f"final: only discrete schedules have a first level, found kind {schedule.kind!r}; use 'data'")
   own = SAMPLERS[name].spacing

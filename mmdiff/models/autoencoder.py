@@ -165,6 +165,9 @@ class Autoencoder(nn.Module):
 
   def decode(self, latents: Float[Array, "B h w C"]) -> Float[Array, "B H W 3"]:
     """Latents as `encode` gives them -> pictures in [-1, 1], float32, clipped."""
+    if latents.shape[-1] != self.latent_channels:
+      raise ConfigError(f"latents: expected [h, w, {self.latent_channels}] for each picture, found {list(latents.shape[1:])}; channels "
+                        "come last")
     z = latents / by_channel(self.scale) + by_channel(self.shift)
     return jnp.clip(self.paint(self.features(z)), -1.0, 1.0)
 

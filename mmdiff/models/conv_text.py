@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Bool, Int
 
+from mmdiff.core.errors import ConfigError
 from mmdiff.core.sharding import BATCH, pin
 from mmdiff.core.types import Array
 
@@ -31,7 +32,8 @@ class ConvText(nn.Module):
   @nn.compact
   def __call__(self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"]) -> dict[str, Array]:
     if tokens.shape[1] > self.text_len:
-      raise ValueError(f"captions of {tokens.shape[1]} tokens, but the text encoder has positions for {self.text_len}; set text_len alike")
+      raise ConfigError(f"captions of {tokens.shape[1]} tokens, but the text encoder has positions for {self.text_len}; set text_len "
+                        "alike, and long_prompts='cut' in sampling")
     real = mask[..., None]
     x = nn.Embed(self.vocab, self.width, embedding_init=nn.initializers.normal(self.embed_std), dtype=self.dtype,
                  name="embed")(tokens)                                                                         # [B L D]

@@ -142,7 +142,7 @@ class DiT(nn.Module):
     if self.position == "sincos":
       return jnp.asarray(embed.sincos_positions(rows, columns, self.width))
     if (height, width) != (self.image_size, self.image_size):
-      raise ValueError(f"learned positions are for {self.image_size} px, found a picture of {height}×{width}; use position='sincos'")
+      raise ConfigError(f"learned positions are for {self.image_size} px, found a picture of {height}×{width}; use position='sincos'")
     return self.param("position", nn.initializers.normal(self.position_std), (rows * columns, self.width))
 
 

@@ -5,6 +5,7 @@ One objective for eps, x0, v, velocity and EDM's preconditioned prediction over 
 mean over examples, and an example's time, noise and caption dropout come from its own key, so that neither the batch size, the number
 of microbatches nor the devices change it.
 """
+import functools
 import math
 from typing import Literal
 
@@ -173,6 +174,7 @@ def diffusion(*, denoiser: Built["mmdiff.models:DENOISERS"], condition: Built["m
     described = sized(encode_text(params, tokens, mask), None, *(factor * side for side in x.shape[1:3]))
     return predictions.to_x0(prediction, output(params, x, level, described), x, level, sigma_data)
 
+  @functools.wraps(plans.plan, assigned=())          # whose options are its own: who asks for its signature gets that one's
   def plan(sampler: str | None = None, **options) -> Plan:
     """A sampling plan for this schedule with the options of `diffusion.plans.plan`, made on the host.
 

@@ -125,6 +125,10 @@ def drawing(*, denoiser: Any, condition: Any, encode: Any = None, prediction: st
       raise ConfigError(f"this denoiser reads {more_channels} channels beside the noisy {channels}: "
                         + ("it fills masks; use inpaint" if inpaints else "it enlarges pictures; use upscale" if enlarges
                            else "sampling it is not there"))
+    if size is not None and not getattr(denoiser, "sizes", 0):
+      raise ConfigError("size: this model's denoiser reads no sizes of pictures; leave it out")
+    if size is not None:
+      check_rows("size", size, 6)
     sides = tuple(factor * side for side in shape[:2])
     told = lambda text, aesthetic: sized(text, size, *sides, aesthetic) | dict(beside)
     prompt = told(encode_text(params, tokens, mask), aesthetics[0])
@@ -159,7 +163,11 @@ def drawing(*, denoiser: Any, condition: Any, encode: Any = None, prediction: st
     own, keys = factor * denoiser.image_size, samplers.picture_keys(seeds)
     if (height or own) % factor or (width or own) % factor:
       raise ConfigError(f"height and width: pictures are {factor} times their latents, found {height or own}×{width or own}")
-    if noisy is None:
+    if latents is not None:
+      check_rows("latents", latents, *(side and side // factor for side in (height, width)), channels)
+    if noisy is not None:
+      check_rows("noisy latents", noisy, None, None, channels)
+    else:
       shape = ((height or own) // factor, (width or own) // factor, channels)
       noisy = plan.start_scale * (samplers.start_noise(keys, shape) if latents is None else latents)
     return run(params, tokens, mask, keys, plan, noisy, negative=negative, size=size, decoded=decode)
@@ -180,6 +188,8 @@ def drawing(*, denoiser: Any, condition: Any, encode: Any = None, prediction: st
     still = fill(to_pixels(image))
     clean = encode_image(params, still)[0] if encode else still
     keys = samplers.picture_keys(seeds)
+    if latents is not None:
+      check_rows("latents", latents, *clean.shape[1:])
     noise = samplers.start_noise(keys, clean.shape[1:]) if latents is None else latents
     first = Level(*(plan.table[0, COLUMN[name]] for name in ("alpha", "sigma", "time")))
     x = predictions.add_noise(clean, noise, first)
@@ -209,16 +219,28 @@ def drawing(*, denoiser: Any, condition: Any, encode: Any = None, prediction: st
     height, width = small.shape[1:3]
     multiple, keys = getattr(denoiser, "multiple", 1), samplers.picture_keys(seeds)
     low = to_pixels(small)
-    if small_noise is None:
+    if small_noise is not None:
+      check_rows("small_noise", small_noise, *low.shape[1:])
+    else:
       small_noise = samplers.start_noise(jax.vmap(lambda key: jax.random.fold_in(key, SMALL))(keys), low.shape[1:])
     alpha, sigma = (noised[:, i, None, None, None] for i in (0, 1))
     low = jnp.pad(alpha * low + sigma * small_noise, ((0, 0), (0, -height % multiple), (0, -width % multiple), (0, 0)), mode="edge")
+    if latents is not None:
+      check_rows("latents", latents, *low.shape[1:3], channels)
     noise = samplers.start_noise(keys, (*low.shape[1:3], channels)) if latents is None else latents
     made = run(params, tokens, mask, keys, plan, plan.start_scale * noise, negative=negative, size=None,
                beside={"concat": low, "level": level}, decoded=decode)
     return made[:, :factor * height, :factor * width] if decode else made
 
   return Drawing(factor, channels, encode_text, sized, encode_image, output, sample, edit, enlarge, enlarges, decode)
+
+
+def check_rows(name: str, given: Array, *sides: int | None) -> None:
+  """Raises ConfigError unless what was given for each picture has these sides; None is any."""
+  if given.ndim != 1 + len(sides) or any(side not in (None, found) for side, found in zip(sides, given.shape[1:])):
+    expected = ", ".join(str(side or name) for side, name in zip(sides, "hwC" if len(sides) > 1 else "n"))
+    raise ConfigError(f"{name}: expected [{expected}] for each picture, found {list(given.shape[1:])}"
+                      + "; channels come last" * (len(sides) > 1))
 
 
 def to_pixels(image: Array) -> Array:

@@ -102,3 +102,5 @@ def test_what_does_not_fit_is_said_first(sd, pictures):
     run("img2img", sd, pictures, "--prompts=a", "--height=16", "--width=16")
   with pytest.raises(ConfigError, match="strength: expected a number above 0"):
     edit.main(["img2img", f"--model={sd}", f"--images={pictures / 'images' / '0.png'}", "--prompts=a", f"--out={out}", "--strength=2"])
+  with pytest.raises(ConfigError, match="strength: expected a number above 0, up to 1, found 0"):
+    edit.main(["img2img", f"--model={sd}", f"--images={pictures / 'images' / '0.png'}", "--prompts=a", f"--out={out}", "--strength=0"])

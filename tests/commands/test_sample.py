@@ -141,7 +141,25 @@ def test_what_cannot_be_done_is_said_first(t2i_run, clip_run, tmp_path):
     draw(t2i_run, tmp_path / "out", f"--rank_with={t2i_run}")
   with pytest.raises(ConfigError, match="unknown value 'eulr'"):
     draw(t2i_run, tmp_path / "out", "--sampler=eulr")
+  for flag, said in (("--height=24", "height and width: this model draws 16×16, found 24×16"),
+                     (f"--refiner={clip_run}", "refiner: .* is a contrastive model: it has .*, not generate"),
+                     (f"--refiner={t2i_run}", "refiner: .* was trained here")):
+    with pytest.raises(ConfigError, match=said):
+      draw(t2i_run, tmp_path / "out", flag)
+  (tmp_path / "p.jsonl").write_text('{"prompt": "a", "negative": "dark"}\n')
+  with pytest.raises(ConfigError, match="--guidance=1 guides nowhere, and 1 prompts have a negative one, such as 'dark'"):
+    draw(t2i_run, tmp_path / "out", "--guidance=1", prompts=tmp_path / "p.jsonl")
   assert not (tmp_path / "out").exists()
+
+
+def test_a_refiner_takes_the_flags_of_what_it_computes(monkeypatch):
+  """It decodes the pictures: tiles that only the base was told of were none."""
+  loaded = []
+  monkeypatch.setattr(mmdiff.model, "load", lambda path, **options: loaded.append((path, options)))
+  given = dict(model="base", refiner="xlr", fsdp=1, dtype="bfloat16", tile=512)
+  sample.open_model(given, params="raw"), sample.open_model(given, "refiner")
+  shared = dict(mesh=dict(fsdp=1), dtype="bfloat16", tile=512)
+  assert loaded == [("base", dict(shared, params="raw")), ("xlr", shared)]
 
 
 def test_a_prompt_with_line_breaks_of_its_own_is_one_line_of_the_manifest(tmp_path):

@@ -207,7 +207,8 @@ def test_every_plan_has_the_same_shapes_and_no_nan():
 @pytest.mark.parametrize("arguments,says", [
   (dict(name="dpm"), "sampler"), (dict(steps=0), "steps"), (dict(steps=1001), "1000 levels"), (dict(name="heun", steps=501), "most"),
   (dict(name="heun", eta=0.5), "eta"), (dict(rescale=2.0), "rescale"), (dict(eta=-0.5), "eta: expected"),
-  (dict(clip=-1.0), "clip"), (dict(interval=(0.6, 0.2)), "interval"),
+  (dict(clip=-1.0), "clip"), (dict(interval=(0.6, 0.2)), "interval"), (dict(interval=(0.2,)), "interval"),
+  (dict(variance="big"), "variance"), (dict(final="frist"), "final"),
   (dict(name="dpm++2m_karras", spacing="trailing"), "levels by 'karras'"),
   (dict(name="dpm++2m", spacing="linspace", steps=1000, strength=0.0), "strength"), (dict(spacing="uneven"), "spacing"),
   (dict(made=FLOW, spacing="karras"), "trailing"), (dict(made=ZERO, spacing="karras"), "zero terminal"),

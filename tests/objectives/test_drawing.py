@@ -187,3 +187,12 @@ def test_a_refiner_is_told_two_aesthetic_scores():
   sample = lambda plan: draw.sample(own, TOKENS, MASK, SEEDS, plan, noisy=start, decode=False)
   np.testing.assert_allclose(sample(one), np.full((2, 4, 4, 4), x0(6.0)), rtol=1e-5)
   np.testing.assert_allclose(sample(plans.plan("ddim", LEVELS, steps=1, guidance=3.0)), np.full((2, 4, 4, 4), x0(2.5 + 3 * 3.5)), rtol=1e-5)
+
+
+def test_sizes_are_six_numbers_and_noise_has_the_denoisers_layout():
+  drawn = lambda size, **more: made(Numbers()).sample(params(Numbers()), TOKENS, MASK, SEEDS, plan(), size=size, decode=False, **more)
+  assert drawn(jnp.zeros((2, 6))).shape == (2, 4, 4, 4)
+  with pytest.raises(ConfigError, match=r"size: expected \[6\] for each picture, found \[4\]"):
+    drawn(jnp.zeros((2, 4)))
+  with pytest.raises(ConfigError, match=r"noisy latents: expected \[h, w, 4\] for each picture, found \[4, 4, 8\]"):
+    drawn(None, noisy=jnp.zeros((2, 4, 4, 8)))
