@@ -79,7 +79,7 @@ def _load_pipeline(path: str | Path, *, mesh: Mapping[str, int] | None, tokenize
   if dtype not in ("float32", "bfloat16"):
     raise ConfigError(f"dtype: expected float32 or bfloat16, found {dtype!r}")
   found = pipelines.load(path, **options)
-  lacking = [group for group in ("denoiser", "autoencoder") if group not in found.parts]
+  lacking = [group for group in pipelines.DRAWING if group not in found.parts]
   if lacking:
     raise ConfigError(f"{path} has no {' and no '.join(lacking)}, without which nothing is drawn; it has {', '.join(found.parts)}")
   unet, vae = found.parts["denoiser"], found.parts["autoencoder"]

@@ -53,7 +53,8 @@ def main(argv: list[str]) -> int:
 def said(value: Any) -> str:
   """A fact on one line."""
   if isinstance(value, Mapping):
-    return ", ".join(f"{key} {said(inner)}" for key, inner in value.items())
+    apart = "; " if any(isinstance(inner, Mapping) for inner in value.values()) else ", "
+    return apart.join(f"{key} {said(inner)}" for key, inner in value.items()) or "none"
   if isinstance(value, (list, tuple)):
     return ", ".join(map(str, value[:8])) + (f" and {len(value) - 8} more" if len(value) > 8 else "") if value else "none"
   return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
@@ -61,15 +62,16 @@ def said(value: Any) -> str:
 
 def about_public(path: str, options: Mapping) -> dict[str, Any]:
   """The facts of a public checkpoint. Raises DataError for what is none."""
-  from mmdiff.convert import formats, public, rules
+  from mmdiff.convert import bounds, formats, public, rules
   from mmdiff.convert.tensors import size
   from mmdiff.data import token_facts
   found, source, reading = public.read(path, **options)
-  shapes = formats.variables(reading.module, reading.inputs)
+  with bounds.understood(f"{source.path} ({found.name})", told=bool(options)):
+    shapes = formats.variables(reading.module, reading.inputs)
   bindings = rules.bind(reading.rules, shapes)
   missing, unexpected, ignored = rules.cover(reading.found, bindings, reading.ignorable)
   wrong = [f"{b.theirs} {list(reading.found[b.theirs].shape)}, expected {list(b.shape)}" for b in bindings if b.theirs in reading.found
-           and size(reading.found[b.theirs].shape) != size(b.shape)]
+           and not rules.fits(reading.found[b.theirs], b)]
   dtypes: dict[str, int] = {}
   for tensor in reading.found.values():
     dtypes[str(tensor.dtype)] = dtypes.get(str(tensor.dtype), 0) + 1
@@ -91,17 +93,23 @@ def about_public(path: str, options: Mapping) -> dict[str, Any]:
 
 def about_pipeline(path: str, options: Mapping) -> dict[str, Any]:
   """The facts of a whole Stable Diffusion: how it is sampled, and of every part what it is and what is wrong with it. Raises DataError."""
-  from mmdiff.convert import containers, formats, pipelines
+  from mmdiff.convert import containers, pipelines, public, schedulers
   variant, shared = options.get("variant", ""), {name: value for name, value in options.items() if name != "variant"}
   where, single = pipelines.places(path, variant=variant), Path(path).is_file()
   found = {group: about_public(str(place), {**shared, **more}) for group, (place, more) in where.items()}
   wrong = {group: {kind: part[kind] for kind in ("missing", "unexpected", "misshapen") if part[kind]} for group, part in found.items()}
-  notices = list(pipelines.without(where, variant))
   if single:
     how = pipelines.sampling(containers.read(path, prefer=options.get("prefer")), where=path)
-    scheduler, notices = how.scheduler, [*notices, *how.notices, *([] if how.said else ["the file does not say what it predicts"])]
   else:
-    scheduler = formats.read_json(Path(path) / pipelines.SCHEDULER)
+    denoiser = {group: public.read(place, **{**shared, **more})[2] for group, (place, more) in where.items() if group == "denoiser"}
+    how = pipelines.sampling_of_folder(Path(path), denoiser)
+  notices = [*pipelines.without(where, variant), *how.notices]
+  notices += [] if how.said or not single else ["the file does not say what it predicts"]
+  refused = dict(scheduler=schedulers.refusal(how.scheduler))
+  refused |= dict(low_res_scheduler=schedulers.refusal(how.small, noise=True)) if how.small else {}
+  wrong |= {name: dict(refused=why) for name, why in refused.items() if why}
+  wrong |= {group: dict(missing=["all of it"]) for group in pipelines.DRAWING if group not in found}
+  scheduler = how.scheduler
   told = dict(scheduler=scheduler.get("_class_name", "not said"), prediction=scheduler.get("prediction_type", "not said"))
   told |= dict(zero_terminal_snr=True) if scheduler.get("rescale_betas_zero_snr") else {}
   return dict(path=str(path), format="ldm" if single else "diffusers", about="a text-to-image model of several parts", **told,

@@ -35,6 +35,7 @@ XL_SCHEDULER = SD_SCHEDULER | dict(_class_name="EulerDiscreteScheduler", predict
 X4_SCHEDULER = SD_SCHEDULER | dict(beta_start=0.0001, beta_end=0.02, prediction_type="v_prediction")
 X4_SMALL = dict(_class_name="DDPMScheduler", num_train_timesteps=1000, beta_start=0.0001, beta_end=0.02, beta_schedule="scaled_linear")
 V2_SIDE = 96                            # of the latents of Stable Diffusion 2's models that predict v
+DRAWING = ("denoiser", "autoencoder")            # groups that every pipeline needs beside its texts
 MOST_NOISE = 350                        # levels of it, where the index does not say
 OF_PARTS = {"unet": ("heads", "head_dim", "ema"), "vae": ("scale",), "text": ("skip",)}      # options of a single file, by part
 PREDICTIONS = ("eps", "v")
@@ -112,13 +113,10 @@ def load(path: str | os.PathLike, *, quiet: bool = False, prediction: str | None
     raise ConfigError(f"{path} is a folder, whose configs say more than a single file does; leave out {', '.join(wrong)}")
   where = places(path, variant=variant)
   parts = {group: public.load(folder, quiet=quiet, **how, **options) for group, (folder, how) in where.items()}
-  index = formats.read_json(path / INDEX)
-  scheduler, notices = formats.read_json(path / SCHEDULER), without(where, variant)
-  if not scheduler:
-    scheduler, notices = dict(XL_SCHEDULER if _xl(parts) else SD_SCHEDULER), (*notices, f"no {SCHEDULER}: took Stable Diffusion's levels")
+  index, how = formats.read_json(path / INDEX), sampling_of_folder(path, parts)
   tokenizer = next((folder for name in ("tokenizer", "tokenizer_2") if (folder := public.tokenizer_folder(path / name))), None)
-  return told(Pipeline(_penultimate(parts), scheduler, index, tokenizer, bool(index.get("force_zeros_for_empty_prompt")), notices,
-                       "diffusers", formats.read_json(path / SMALL) or (X4_SMALL if _enlarges(parts) else {})), quiet=quiet)
+  return told(Pipeline(_penultimate(parts), how.scheduler, index, tokenizer, how.zeros, (*without(where, variant), *how.notices),
+                       "diffusers", how.small), quiet=quiet)
 
 
 def told(pipeline: Pipeline, *, quiet: bool) -> Pipeline:
@@ -188,12 +186,22 @@ def _file(path: Path, *, quiet: bool, prediction: str | None, **options) -> Pipe
 
 
 class Sampling(NamedTuple):
-  """How a single file is sampled: as of `Pipeline`, and `said`, whether it says what it predicts."""
+  """How a folder or a single file is sampled: as of `Pipeline`, and `said`, whether it says what it predicts."""
   scheduler: dict[str, Any]
   zeros: bool
   small: Mapping[str, Any]
   said: bool
   notices: list[str]
+
+
+def sampling_of_folder(path: Path, parts: Mapping[str, Any]) -> Sampling:
+  """What a folder says of how it is sampled, or else what is usual for its kind. parts: of which the `module` is read. Raises DataError."""
+  index, scheduler, notices = formats.read_json(path / INDEX), formats.read_json(path / SCHEDULER), []
+  formats.take(index, "max_noise_level", int, f"{path / INDEX}", MOST_NOISE)
+  if not scheduler:
+    scheduler, notices = dict(XL_SCHEDULER if _xl(parts) else SD_SCHEDULER), [f"no {SCHEDULER}: took Stable Diffusion's levels"]
+  small = formats.read_json(path / SMALL) or (X4_SMALL if _enlarges(parts) else {})
+  return Sampling(scheduler, bool(index.get("force_zeros_for_empty_prompt")), small, "prediction_type" in scheduler, notices)
 
 
 def sampling(container: containers.Container, *, prediction: str | None = None, where: str) -> Sampling:
@@ -221,11 +229,11 @@ def sized(part: Loaded, side: int) -> Loaded:
   return part._replace(module=part.module.clone(image_size=side), config=config)
 
 
-def _xl(parts: Mapping[str, Loaded]) -> bool:
+def _xl(parts: Mapping[str, Any]) -> bool:
   return "denoiser" in parts and bool(getattr(parts["denoiser"].module, "sizes", 0))
 
 
-def _enlarges(parts: Mapping[str, Loaded]) -> bool:
+def _enlarges(parts: Mapping[str, Any]) -> bool:
   return "denoiser" in parts and bool(getattr(parts["denoiser"].module, "levels", 0))
 
 

@@ -166,8 +166,7 @@ def load(found: Mapping[str, Tensor], bindings: Sequence[Binding], shapes: Mappi
     if tensor is None:
       continue
     same = tensor.shape == binding.shape
-    squeezed = not same and (_sides(tensor.shape) == _sides(binding.shape)
-                             or binding.kind == "flat" and tensors.size(tensor.shape) == tensors.size(binding.shape))
+    squeezed = not same and fits(tensor, binding)
     inner = [shapes[path] if index is None else shapes[path][1:] for path, index in binding.parts]
     stored = (tensors.size(tensor.shape[1:]), tensor.shape[0]) if binding.kind == "patch" else tensor.shape
     resized = not same and not squeezed and resize and sizes.can_fit(binding.kind, stored, inner[0])
@@ -203,8 +202,10 @@ def cover(found: Mapping[str, Tensor], bindings: Sequence[Binding], ignorable: S
   return sorted(names - set(found)), [name for name in others if name not in ignored], sorted(ignored)
 
 
-def _sides(shape: Shape) -> list[int]:
-  return [side for side in shape if side != 1]
+def fits(tensor: Tensor, binding: Binding) -> bool:
+  """Whether a tensor has the shape of its binding, but for sides of one, or for how a flat one is cut."""
+  sides = lambda shape: [side for side in shape if side != 1]
+  return sides(tensor.shape) == sides(binding.shape) or binding.kind == "flat" and tensors.size(tensor.shape) == tensors.size(binding.shape)
 
 
 def save(leaves: Mapping[str, Any], bindings: Sequence[Binding], dtype: np.dtype | str = "float32") -> dict[str, Tensor]:

@@ -80,6 +80,7 @@ SWITCHES = ("rescale_betas_zero_snr", "clip_sample", "set_alpha_to_one", "skip_p
             "euler_at_final", "lower_order_final")
 # Of options that are off.
 IDLE = ("dynamic_thresholding_ratio", "sample_max_value", "flow_shift", "time_shift_type")
+USUAL_STEPS = 50
 # What another sampler of the same model takes of a file, beside its levels: how far the last step goes, where samplers differ in it.
 SHARED = (*DDPM, "set_alpha_to_one")
 
@@ -91,6 +92,7 @@ class Scheduler(NamedTuple):
   sampler: str
 
 
+@np.errstate(divide="ignore", invalid="ignore", over="ignore")             # what is no number in the end, `packed` refuses
 def plan_of(config: Mapping[str, Any], *, steps: int, sampler: str | None = None, eta: float | None = None, guidance: float = 1.0,
             rescale: float = 0.0, strength: float = 1.0, begin: float = 0.0, end: float = 1.0,
             where: str = "scheduler_config.json") -> Scheduler:
@@ -155,6 +157,23 @@ def plan_of(config: Mapping[str, Any], *, steps: int, sampler: str | None = None
   return Scheduler(plans.packed(table, start_scale=start, rescale=rescale, clip=clip), prediction, name.removesuffix("_in_parts"))
 
 
+def refusal(config: Mapping[str, Any], *, noise: bool = False, where: str = "scheduler_config.json") -> str:
+  """Why nothing is sampled by a config, "" if it is: what `plan_of` says of as many steps as are usual, or of half the levels.
+
+  noise: of one that only says how noise is added, what `noise_at` says.
+  """
+  length = config.get("num_train_timesteps")
+  steps = max(1, min(USUAL_STEPS, length // 2)) if isinstance(length, int) else USUAL_STEPS
+  try:
+    if noise:
+      noise_at(config, 0, most=0)
+    else:
+      plan_of(config, steps=steps, where=where)
+  except (ConfigError, DataError) as error:
+    return str(error)
+  return ""
+
+
 def noise_at(config: Mapping[str, Any], n: int, *, most: int) -> tuple[float, float]:
   """(alpha, sigma) of level n of a config's schedule, such as an upscaler's `low_res_scheduler`. Raises ConfigError beyond `most`."""
   said = read({"_class_name": "DDPMScheduler"} | dict(config), "DDPMScheduler", "low_res_scheduler")
@@ -216,12 +235,14 @@ def facts(config: Mapping[str, Any]) -> dict[str, Any]:
   if edm_schedulers.is_edm(config):
     prediction, kind = edm_schedulers.formulation(config)
     return dict(prediction=prediction, kind=kind, schedule="edm", zero_terminal_snr=False)
-  said = said_of(config, config.get("_class_name", ""))
+  kind = config.get("_class_name")
+  said = said_of(config, kind if isinstance(kind, str) else "")
   if not isinstance(said["prediction_type"], str) or said["prediction_type"] not in PREDICTIONS:
     raise DataError(f"prediction_type: expected one of {', '.join(PREDICTIONS)}, found {said['prediction_type']!r}")
   key = (said["beta_schedule"], said["beta_start"], said["beta_end"])
-  name = "cosine" if key[0] == "squaredcos_cap_v2" else SCHEDULES.get(key, "{} from {} to {}".format(*key))
-  name = name if said["trained_betas"] is None else f"{len(said['trained_betas'])} betas of its own"
+  name = "cosine" if key[0] == "squaredcos_cap_v2" else next(
+    (name for known, name in SCHEDULES.items() if known == key), "{} from {} to {}".format(*key))
+  name = f"{len(said['trained_betas'])} betas of its own" if isinstance(said["trained_betas"], list) else name
   return dict(prediction=PREDICTIONS[said["prediction_type"]], kind="discrete", schedule=name,
               zero_terminal_snr=bool(said["rescale_betas_zero_snr"]))
 

@@ -69,6 +69,27 @@ def test_a_single_file_is_described_whole_and_by_part(tmp_path, capsys):
   assert "a single file of Stable Diffusion" in said and "text/first" not in said
 
 
+def test_what_sampling_and_loading_would_refuse_is_told(tmp_path, capsys):
+  folder = toy_pipelines.folder(tmp_path / "x4", enlarges=True)
+  change = lambda name, **keys: (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | keys))
+  change("scheduler/scheduler_config.json", thresholding=True)
+  change("low_res_scheduler/scheduler_config.json", beta_end=7)
+  shutil.rmtree(folder / "vae")
+  name = next((folder / "text_encoder").glob("*.safetensors"))
+  named, _ = st.read(name)
+  turned = next(tensor for tensor in named if tensor.endswith("fc1.weight"))
+  st.write(name, named | {turned: tensors.of(np.asarray(named[turned].read()).T)})
+  assert main(["info", str(folder), f"--json={tmp_path / 'info.json'}"]) == 0
+  wrong = json.loads((tmp_path / "info.json").read_text())["wrong"]
+  assert "scheduler_config.json (DDIMScheduler): thresholding: True is a variant that" in wrong["scheduler"]["refused"]
+  assert "low_res_scheduler (DDPMScheduler): beta_end: expected a number from 0 to 1, found 7" in wrong["low_res_scheduler"]["refused"]
+  assert wrong["autoencoder"] == dict(missing=["all of it"]) and wrong["text"] == dict(misshapen=[f"{turned} [12, 16], expected [16, 12]"])
+  (folder / "scheduler" / "scheduler_config.json").unlink()
+  capsys.readouterr()
+  assert main(["info", str(folder)]) == 0
+  assert "no scheduler/scheduler_config.json: took Stable Diffusion's levels" in capsys.readouterr().out
+
+
 def test_one_path_is_given_once(capsys):
   assert main(["info"]) == 64 and main(["info", "a", "--model=b"]) == 64
   assert "give one path, `mmdiff info PATH` or --model=PATH; found 2" in capsys.readouterr().err

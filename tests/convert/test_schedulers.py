@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 
+from mmdiff.convert import schedulers
 from mmdiff.convert.schedulers import CLASSES, plan_of
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.diffusion.plans import COLUMN, COLUMNS, MEMORY, plan
@@ -113,3 +114,20 @@ def test_another_sampler_on_the_same_levels(sampler, kind):
   np.testing.assert_array_equal(found.table, plan_of(wanted, steps=7).plan.table)
   with pytest.raises(ConfigError, match="sampler: unknown value 'ancestral'; known: ddpm"):
     plan_of(config, steps=7, sampler="ancestral")
+
+
+def test_why_nothing_is_sampled_by_a_config():
+  fine = SD | dict(_class_name="DDIMScheduler")
+  assert schedulers.refusal(fine) == schedulers.refusal(fine | dict(num_train_timesteps=20)) == schedulers.refusal(fine, noise=True) == ""
+  for odd, said in ((dict(_class_name="FlowMatchEulerDiscreteScheduler"), "found 'FlowMatchEulerDiscreteScheduler'"),
+                    (dict(_class_name=["x"]), "found ['x']"), (dict(thresholding=True), "thresholding: True is a variant"),
+                    (dict(beta_start=1, beta_end=1), "repeat a noise level"),
+                    (dict(num_train_timesteps="x"), "num_train_timesteps: expected"),
+                    (dict(_class_name="EDMEulerScheduler", prediction_type={}), "prediction_type {} with sigma_data")):
+    assert said in schedulers.refusal(fine | odd)
+  assert "beta_end: expected a number from 0 to 1" in schedulers.refusal(fine | dict(beta_end=7), noise=True)
+
+
+def test_facts_of_values_that_have_no_hash():
+  for odd in (dict(_class_name=["x"]), dict(beta_schedule=["x"]), dict(trained_betas=5)):
+    assert schedulers.facts(SD | dict(prediction_type="epsilon") | odd)["prediction"] == "eps"
