@@ -2,7 +2,6 @@
 import datetime
 import functools
 import hashlib
-import json
 import os
 import platform
 import socket
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import mmdiff
-from mmdiff.core.files import versions
+from mmdiff.core.files import parse_json, versions
 
 # Settings of the environment that change what is computed, or how.
 FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_")
@@ -46,7 +45,7 @@ def code() -> dict[str, Any]:
   if commit:
     return dict(commit=commit, patch=hashlib.sha256(patch().encode()).hexdigest() if patch() else "")
   try:
-    told = json.loads(metadata.distribution("mmdiff").read_text("direct_url.json") or "{}")
+    told = parse_json(metadata.distribution("mmdiff").read_text("direct_url.json") or "{}")
   except (metadata.PackageNotFoundError, OSError, ValueError):
     return {}
   commit = told.get("vcs_info", {}).get("commit_id") if isinstance(told, dict) else None
