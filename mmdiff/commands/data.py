@@ -3,8 +3,8 @@
   mmdiff data build emoji --out=DIR                     draw the system's emoji font: shards and a TFDS set, with captions of three kinds
   mmdiff data build scenes --out=DIR --tier=T32         the built-in world as files
   mmdiff data inspect SOURCE [--out=DIR]                element spec, caption kinds, examples; a contact sheet (PNG and HTML) in DIR
-  mmdiff data validate SOURCE [--out=FILE.json]         read everything, count bad records by kind; exit 65 beyond --max_bad_fraction
-  mmdiff data shard SOURCE --out=DIR                    any source as webdataset tars (or a TFDS set), resumable
+  mmdiff data validate SOURCE [--out=FILE.json]         read everything, count and name bad records; exit 65 beyond --max_bad_fraction
+  mmdiff data shard SOURCE --out=DIR                    what validate finds good as webdataset tars (or a TFDS set), resumable
   mmdiff data index SOURCE                              make the index files of tar shards and TFRecords ahead of a run
   mmdiff data tokenizer SOURCE --out=tokenizer.json     train a byte-level BPE on the captions
   mmdiff data precompute --config=FILE --out=DIR        latents and text states of a config's frozen encoders; --config.data.features=DIR
@@ -27,7 +27,7 @@ from mmdiff.commands import flags
 from mmdiff.core import schema
 from mmdiff.core.build import build, resolve
 from mmdiff.core.errors import ConfigError, DataError
-from mmdiff.core.files import versions, write_atomically, write_json
+from mmdiff.core.files import versions, write_atomically, write_json, write_text
 from mmdiff.core.spelling import nearest
 from mmdiff.core.terminal import escaped, one_line, printable, tell
 
@@ -47,10 +47,10 @@ FLAGS = {
   "table": dict(default="", needs=dict(what=("emoji",)), help="path of Unicode's emoji-test.txt, likewise (build emoji)"),
   "examples": dict(type="int", default=24, help="pictures on the contact sheet (inspect)"),
   "limit": dict(type="int", default=0, help="only the first records; 0 is all (validate)"),
-  "threads": dict(type="int", default=4, help="reading threads (validate)"),
+  "threads": dict(type="int", default=4, help="reading threads (validate, shard)"),
   "max_bad_fraction": dict(type="float", default=0.1, help="exit 65 beyond it (validate)"),
-  "max_pixels": dict(type="int", default=89_478_485, help="a larger picture is bad (validate)"),
-  "max_decode_bytes": dict(type="int", default=1_073_741_824, help="a picture that takes more memory to decode is bad (validate)"),
+  "max_pixels": dict(type="int", default=89_478_485, help="a larger picture is bad (validate, shard)"),
+  "max_decode_bytes": dict(type="int", default=1_073_741_824, help="a picture that takes more memory to decode is bad (validate, shard)"),
   "vocab": dict(type="int", default=512, help="tokens (tokenizer)"),
   "sample": dict(type="int", default=100_000, help="records whose captions are read, spread over the source (tokenizer)"),
   "parts": dict(type="str,", default=(), help="latents, texts or both; by default those whose encoder the config freezes (precompute)"),
@@ -62,12 +62,13 @@ TAKES = {
   "build": ("out", "format", "per_shard", "dataset_name", "splits", "tier", "count", "size", "font", "table"),
   "inspect": ("source", "config", "out", "examples"),
   "validate": ("source", "config", "out", "limit", "threads", "max_bad_fraction", "max_pixels", "max_decode_bytes"),
-  "shard": ("source", "config", "out", "format", "per_shard", "dataset_name"),
+  "shard": ("source", "config", "out", "format", "per_shard", "dataset_name", "threads", "max_pixels", "max_decode_bytes"),
   "index": ("source", "config"),
   "tokenizer": ("source", "config", "out", "vocab", "sample"),
   "precompute": ("config", "out", "parts", "dtype", "batch_size", "per_unit", "threads"),
 }
 POSITIONAL = {"build": ("what",), "precompute": ()} | dict.fromkeys(("inspect", "validate", "shard", "index", "tokenizer"), ("path",))
+BAD = "bad_records.jsonl"                                                  # beside shards: the records that are not in them
 FILES = ("validate", "tokenizer")                                          # whose --out is a file
 NEEDS_OUT = ("build", "shard", "tokenizer", "precompute")
 BUILDS = {"scenes": ("train", "val_iid", "val_comp", "val_rel", "val_count", "val_len"), "emoji": ("train", "val", "val_comp")}
@@ -220,13 +221,21 @@ def _build(given: dict[str, Any], argv: list[str], overrides: Sequence) -> int:
 
 
 def _shard(source: Any, given: dict[str, Any], about: dict[str, Any]) -> int:
-  return _write({"train": source}, given, given["dataset_name"] or about["source"]["name"], about, folders=False)
+  return _write({"train": source}, given, given["dataset_name"] or about["source"]["name"], about, folders=False, **_judged(given))
 
 
-def _write(sources: Mapping[str, Any], given: Mapping[str, Any], name: str, about: dict[str, Any], *, folders: bool) -> int:
+def _judged(given: Mapping[str, Any]) -> dict[str, Any]:
+  """How records are judged, as `verdict.each` takes it."""
+  from mmdiff.data.verdict import Limits
+  return dict(limits=Limits(given["max_pixels"], given["max_decode_bytes"]), threads=given["threads"])
+
+
+def _write(sources: Mapping[str, Any], given: Mapping[str, Any], name: str, about: dict[str, Any], *, folders: bool,
+           **judged: Any) -> int:
   """Writes the formats asked for; with `folders`, each split's shards go to a folder of its name."""
   from mmdiff.data import array_records, shards
   results: dict[str, Any] = {}
+  bad: dict[str, list[dict[str, str]]] = {split: [] for split in sources}
   formats = given["format"] or FORMATS[:1]
   idle = [f"--{flag}: says nothing without --format={name}" for flag, usual, name in (
     ("dataset_name", "", "array_record"), ("per_shard", FLAGS["per_shard"]["default"], "webdataset"))
@@ -237,17 +246,36 @@ def _write(sources: Mapping[str, Any], given: Mapping[str, Any], name: str, abou
     for split, source in sources.items():
       progress = Progress(f"{split}:")
       out = os.path.join(given["out"], split) if folders else given["out"]
-      results.setdefault("webdataset", {})[split] = done = shards.write(source, out, per_shard=given["per_shard"], tell=progress)
+      results.setdefault("webdataset", {})[split] = done = shards.write(source, out, per_shard=given["per_shard"], tell=progress, **judged)
       progress.close()
+      bad[split] = done.pop("offenders")
+      if done["escaped"]:
+        such = ", ".join(f"{key!r} as {name!r}" for key, name in done["escaped_such_as"].items())
+        tell(f"{out}: {done['escaped']:,} keys hold what the names in a tar may not, and are escaped there, such as {such}; each record's "
+             "JSON has its key as it was")
       print(f"{out}: {done['count']:,} records in {done['shards']} shards ({done['kept_shards']} were there), bad {done['bad'] or 'none'}")
   if "array_record" in formats:
     progress = Progress("array_record:")
-    results["array_record"] = done = array_records.write(sources, given["out"], name=name, tell=progress)
+    results["array_record"] = done = array_records.write(sources, given["out"], name=name, tell=progress, **judged)
     progress.close()
+    for split, offenders in done.pop("offenders").items():
+      bad[split] = list({tuple(one.items()): one for one in bad[split] + offenders}.values())
     print(f"{done['path']}: {done['splits']}, bad {done['bad'] or 'none'}{', was there' if done['kept'] else ''}")
+  named = [({"split": split} if folders else {}) | one for split, offenders in bad.items() for one in offenders]
+  _name_the_bad(named, Path(given["out"]) / BAD)
   inputs = {split: source.fingerprint() for split, source in sources.items()}
   write_json(Path(given["out"]) / "meta.json", about | {"inputs": inputs, "results": results})
   return 0
+
+
+def _name_the_bad(offenders: Sequence[Mapping[str, str]], file: Path) -> None:
+  """Writes a line for every bad record, and shows a few; without any there is no such file."""
+  from mmdiff.data import survey
+  if not offenders:
+    file.unlink(missing_ok=True)
+    return
+  write_text(file, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in offenders))
+  print(f"{survey.worst(offenders)}\nall of them: {file}")
 
 
 def _inspect(source: Any, given: dict[str, Any], about: dict[str, Any]) -> int:
@@ -294,17 +322,16 @@ def _validate(source: Any, given: dict[str, Any], about: dict[str, Any]) -> int:
   from mmdiff.data import survey
   progress = Progress("records")
   start = time.monotonic()
-  found = survey.validate(source, max_pixels=given["max_pixels"], max_bytes=given["max_decode_bytes"], threads=given["threads"],
-                          limit=given["limit"], tell=progress)
+  found = survey.validate(source, limit=given["limit"], tell=progress, **_judged(given))
   progress.close()
   found |= {"records_per_second": round(found["records"] / max(time.monotonic() - start, 1e-9), 1)}
   if given["out"]:
     write_json(Path(given["out"]), about | found)
-  shown = {name: value for name, value in found.items() if not given["out"] or name not in ("offenders", "duplicates")}
-  print(escaped(json.dumps(shown, indent=1, ensure_ascii=False)))
+  print(f"{about['source']['name']}: {survey.told(found)}")
   if found["bad_fraction"] > given["max_bad_fraction"]:
     raise DataError(f"{found['records'] - found['good']:,} of {found['records']:,} records are bad {found['bad']}, more than "
-                    f"--max_bad_fraction={given['max_bad_fraction']:g} allows; mend or remove them (`offenders` names them)")
+                    f"--max_bad_fraction={given['max_bad_fraction']:g} allows; mend or remove them ("
+                    + (f"{given['out']} names them all)" if given["out"] else "--out=FILE.json names them all)"))
   return 0
 
 

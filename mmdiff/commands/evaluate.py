@@ -28,6 +28,7 @@ from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.files import read_object, write_json
 from mmdiff.core.provenance import made_by
 from mmdiff.core.spelling import nearest
+from mmdiff.core.terminal import table
 
 FLAGS = {
   "workdir": dict(type="str", apart=("compare",), help="run directory; DIR@STEP for one of its steps"),
@@ -161,7 +162,7 @@ def run(workdir: Path, given: Mapping, options: Mapping, told: Mapping, *, argv:
     for key, file in pictures.items():
       results.write_png(file, result.images[key])
     print(f"{task} of {workdir}" + (f" at step {at} ({model.report['params']} parameters)" if run_of_ours else ""))
-    print(results.table([dict(score=name, value=float(value)) for name, value in result.scalars.items()]))
+    print(table([dict(score=name, value=float(value)) for name, value in result.scalars.items()]))
     print(f"written to {out}", file=sys.stderr)
   return result
 
@@ -206,11 +207,11 @@ def compare(given: Mapping, argv: Sequence[str]) -> int:
   if idle := [name for name in given["unlike"] if name not in differences]:
     print(f"--unlike={','.join(idle)}: the two are alike in that; they differ in {', '.join(differences) or 'nothing that counts'}",
           file=sys.stderr)
-  print(results.table(scores))
+  print(table(scores))
   rows = [dict(category=name, **found._asdict()) for name, found in tests.items()]
   if rows:
     print(f"\nexact test on the prompts of {given['table']}: how many each of the two did better on")
-    print(results.table(rows))
+    print(table(rows))
   if given["out"]:
     write_json(Path(given["out"]), dict(argv=["evaluate", *argv], files={str(file): results.digest(file) for file in (first, second)},
                                               scores=scores, prompts=rows, unlike=differences, **made_by()))

@@ -11,6 +11,7 @@ from typing import Any
 
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.files import write_json
+from mmdiff.core.terminal import table
 
 POSITIONAL = ("path",)
 FLAGS = {
@@ -30,7 +31,6 @@ def main(argv: list[str]) -> int:
   paths = [path for path in (given["path"], given["model"]) if path]
   if len(paths) != 1:
     raise ConfigError(f"give one path, `mmdiff info PATH` or --model=PATH; found {len(paths)}")
-  from mmdiff.commands import results
   from mmdiff.convert import pipelines, public
   options, path = {name: given[name] for name in ("prefer", "variant", "act", "head_width") if given[name]}, paths[0]
   if not public.is_public(path):
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     facts = about_public(str(where), options | how)
   else:
     facts = about_pipeline(path, options)
-  print(results.table([dict(what=name, value=said(value)) for name, value in facts.items() if name != "parts"]))
+  print(table([dict(what=name, value=said(value)) for name, value in facts.items() if name != "parts"]))
   if given["json"]:
     write_json(Path(given["json"]), facts | dict(argv=["info", *argv]))
   return 0

@@ -1,16 +1,14 @@
-"""What the commands that measure or draw share: a progress line, text tables, and the facts that go beside every result."""
+"""What the commands that measure or draw share: a progress line, and the facts that go beside every result."""
 import hashlib
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from mmdiff.core.errors import CannotWrite
-from mmdiff.core.terminal import one_line
 from mmdiff.train.progress import duration
 
 EVERY_SECONDS = 5
@@ -45,19 +43,6 @@ class Progress:
     if self.total and rate:
       parts.append(f"{duration((self.total - self.done) / rate)} left")
     return " · ".join(parts)
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-  """Rows of the same keys as aligned columns; numbers to the right, with four decimals."""
-  if not rows:
-    return ""
-  cell_of = lambda value: f"{value:.4f}".rstrip("0").rstrip(".") if isinstance(value, float) else one_line(str(value))
-  shown = [[cell_of(value) for value in row.values()] for row in rows]
-  names = list(rows[0])
-  widths = [max(len(name), *(len(line[i]) for line in shown)) for i, name in enumerate(names)]
-  left = [any(isinstance(row[name], str) for row in rows) for name in names]
-  lay = lambda line: "  ".join(cell.ljust(w) if is_left else cell.rjust(w) for cell, w, is_left in zip(line, widths, left)).rstrip()
-  return "\n".join([lay(names), *map(lay, shown)])
 
 
 def digest(file: Path) -> str:

@@ -5,6 +5,8 @@ Such a text may move the cursor, recolour the screen or reorder what stands besi
 """
 import re
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 # Control characters but the line break and the tab, separators that count as line breaks, what turns the direction of letters, and half
 # letters, which no terminal's encoding has.
@@ -27,6 +29,19 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
   """A printable text without line breaks, for what stands among other things on one: a name in a list, a cell of a table."""
   return printable(text).replace("\n", "\\n")
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+  """Rows of the same keys as aligned columns; numbers to the right, with four decimals."""
+  if not rows:
+    return ""
+  cell_of = lambda value: f"{value:.4f}".rstrip("0").rstrip(".") if isinstance(value, float) else one_line(str(value))
+  shown = [[cell_of(value) for value in row.values()] for row in rows]
+  names = list(rows[0])
+  widths = [max(len(name), *(len(line[i]) for line in shown)) for i, name in enumerate(names)]
+  left = [any(isinstance(row[name], str) for row in rows) for name in names]
+  lay = lambda line: "  ".join(cell.ljust(w) if is_left else cell.rjust(w) for cell, w, is_left in zip(line, widths, left)).rstrip()
+  return "\n".join([lay(names), *map(lay, shown)])
 
 
 def tell(text: str) -> None:

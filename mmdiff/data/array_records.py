@@ -15,34 +15,37 @@ from typing import Any
 
 from mmdiff.core.errors import CannotWrite, DataError
 from mmdiff.core.files import plain, read_object, write_json
-from mmdiff.data import records, shards
-from mmdiff.data.quarantine import BadRecord
+from mmdiff.data import records, verdict
+from mmdiff.data.quarantine import BadRecord, Offence
+from mmdiff.data.verdict import LIMITS, Limits
 
 
-def write(splits: Mapping[str, Any], out: str, *, name: str, description: str = "", version: str = "1.0.0",
-          tell: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+def write(splits: Mapping[str, Any], out: str, *, name: str, description: str = "", version: str = "1.0.0", limits: Limits = LIMITS,
+          threads: int = 4, tell: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
   """Writes `out`/NAME/VERSION with one split per source; a finished one of the same sources is kept.
 
-  Bad records are left out and counted. Returns {"count", "splits": {name: n}, "bad": {kind: n}, "path", "kept", "fingerprint"}.
+  Bad records, as `verdict` finds them, are left out and counted. Returns {"count", "splits": {name: n}, "bad": {kind: n}, "offenders":
+  {split: [{key, kind, detail}]}, "path", "kept", "fingerprint"}.
   Raises DataError when something else is there.
   """
   import tensorflow_datasets
 
   target = Path(out) / name / version
-  identity = records.fingerprint(*[item for split, source in splits.items() for item in (split, source.fingerprint())])
+  identity = records.fingerprint(*[item for split, source in splits.items() for item in (split, source.fingerprint())], *limits)
   note = target / "mmdiff.json"
   if note.exists():
     done = read_object(note)
     if done.get("fingerprint") == identity:
       return done | {"kept": True}
-    raise DataError(f"{target} holds records of another source; choose another folder or version, or remove it")
+    raise DataError(f"{target} holds records of another source or of other limits; choose another folder or version, or remove it")
   if target.exists():
     raise DataError(f"{target} exists and was not finished by this command; remove it or choose another folder")
   kinds = sorted({kind for source in splits.values() for i in range(len(source)) for kind in _captions(source, i)})
   if not kinds:
     raise DataError("no captions in the source; an array_record set needs some")
   total = sum(len(source) for source in splits.values())
-  bad: collections.Counter[str] = collections.Counter()
+  bad: dict[str, list[Offence]] = {split: [] for split in splits}
+
   class Written(tensorflow_datasets.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tensorflow_datasets.core.Version(version)
     code_path = None                                                      # there is no package of checksums to look for
@@ -57,16 +60,19 @@ def write(splits: Mapping[str, Any], out: str, *, name: str, description: str = 
     def _generate_examples(self, split):
       before = sum(len(source) for other, source in splits.items() if list(splits).index(other) < list(splits).index(split))
       seen: set[str] = set()
-      for i in range(len(splits[split])):
-        try:
-          record = splits[split][i]
-          if record["key"] in seen:
-            raise DataError(f"{name}: key {record['key']!r} comes twice; the records of a set need different keys")
-          seen.add(record["key"])
-          yield record["key"], example_of(record, kinds)
-        except BadRecord as fault:
-          bad[fault.kind] += 1
-        tell(before + i + 1, total)
+      source = splits[split]
+      for number, one in enumerate(verdict.each(source, range(len(source)), limits=limits, threads=threads, keep=True), 1):
+        if one.fault:
+          bad[split].append(one.fault)
+        elif one.key in seen:
+          raise DataError(f"{name}: key {one.key!r} comes twice; the records of a set need different keys")
+        else:
+          seen.add(one.key)
+          try:
+            yield one.key, example_of(one.record, kinds)
+          except BadRecord as fault:
+            bad[split].append(Offence(one.key, fault.kind, fault.detail))
+        tell(before + number, total)
 
   Written.name = name
   try:
@@ -79,7 +85,10 @@ def write(splits: Mapping[str, Any], out: str, *, name: str, description: str = 
     raise CannotWrite(f"can't write {target}: {error}") from error
   shutil.rmtree(os.path.join(out, "downloads"), ignore_errors=True)
   counts = {split: builder.info.splits[split].num_examples for split in splits}
-  done = {"count": sum(counts.values()), "splits": counts, "bad": dict(bad), "path": str(target), "kept": False, "fingerprint": identity}
+  kinds_of = collections.Counter(offence.kind for offences in bad.values() for offence in offences)
+  done = {"count": sum(counts.values()), "splits": counts, "bad": dict(kinds_of),
+          "offenders": {split: [offence._asdict() for offence in offences] for split, offences in bad.items()},
+          "path": str(target), "kept": False, "fingerprint": identity}
   write_json(note, done)
   return done
 
@@ -94,7 +103,7 @@ def features_of(kinds: Sequence[str]) -> Any:
 
 def example_of(record: Mapping, kinds: Sequence[str]) -> dict[str, Any]:
   """A record as those features take it. BadRecord for a picture of no known format, or a kind that the set has no place for."""
-  data, _ = shards.encoded(record["image"])
+  data, _ = verdict.encoded(record["image"])
   if other := set(record["captions"]) - set(kinds):
     raise BadRecord("bad_type", f"captions of kind {', '.join(sorted(other))}, which the set has no place for", record["key"])
   return {"key": record["key"], "image": data, "captions": {kind: _texts(record, kind) for kind in kinds},

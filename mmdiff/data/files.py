@@ -23,11 +23,12 @@ KEY_COLUMNS = ("key", "id")
 
 class Folder:
   """Pictures under `root`, one per row. A row is {"key", "file", "captions", …} or the BadRecord to raise for it. `skipped` counts what was
-  found and belongs to no row, by reason."""
+  found and is in no row, by reason; `captionless` says that records without captions are meant."""
 
   def __init__(self, root: str, rows: Sequence[Mapping[str, Any] | BadRecord], *, identity: str, labels: tuple[str, ...] = (),
-               skipped: Mapping[str, int] = {}):               # noqa: B006
+               skipped: Mapping[str, int] = {}, captionless: bool = False):               # noqa: B006
     self.root, self._rows, self._identity, self.labels, self.skipped = os.path.realpath(root), rows, identity, labels, dict(skipped)
+    self.captionless = captionless
     if not any(isinstance(row, Mapping) and _inside(self.root, row["file"]) for row in rows):
       first = next((f"{row.kind}: {row.detail}" if isinstance(row, BadRecord) else repr(row["file"]) for row in rows), "no rows")
       raise DataError(f"{root}: none of {len(rows)} records has its picture in this folder (first: {first}); picture paths must be "
@@ -93,7 +94,8 @@ def _from_table(root: str, table: str, image_column: str, columns: Mapping[str, 
   if not image or any(name not in names for name in wanted):
     missing = [name for name in wanted if name and name not in names] or [f"a picture column ({', '.join(IMAGE_COLUMNS)})"]
     raise DataError(f"{table}: no column {', '.join(missing)}; found columns {names}; set image_column= and captions.KIND= to their names")
-  merged: dict[str, dict[str, Any]] = {}
+  kinds = {column: kind for kind, column in columns.items()} or {name: kind for name in names if (kind := records.kind_of(name))}
+  empty, merged = 0, dict[str, dict[str, Any]]()
   out: list[dict[str, Any] | BadRecord] = []
   for number, row in enumerate(rows, 1):
     try:
@@ -104,6 +106,7 @@ def _from_table(root: str, table: str, image_column: str, columns: Mapping[str, 
         raise BadRecord("missing_key", f"{table} row {number}: no {image!r}")
       captions = ({kind: records.caption(row[column], what=column) for kind, column in columns.items() if row.get(column) is not None}
                   if columns else records.captions_of(row))
+      empty += len({kinds[name] for name, cell in row.items() if cell is None and name in kinds} - captions.keys())
       key = next((str(row[name]) for name in KEY_COLUMNS if row.get(name) is not None), _stem(file))
       if wrong := wrong_text(key):
         raise BadRecord("unreadable", f"{table} row {number}: key: {wrong}, which no result could name")
@@ -126,7 +129,8 @@ def _from_table(root: str, table: str, image_column: str, columns: Mapping[str, 
   if not captionless and not any(isinstance(row, dict) and row["captions"] for row in out):
     raise DataError(f"{table}: no captions in columns {names}; expected `caption`, `text`, `title` or caption_KIND, or set "
                     "captions.KIND=COLUMN, or captionless=True for pictures alone")
-  return Folder(root, out, identity=f"{digest} {image} {sorted(columns.items())}")
+  return Folder(root, out, identity=f"{digest} {image} {sorted(columns.items())}", skipped=dict(empty_caption=empty) if empty else {},
+                captionless=captionless)
 
 
 def _join(a: str | list[str] | None, b: str | list[str] | None) -> str | list[str]:
@@ -192,11 +196,11 @@ def _from_pictures(root: str, layout: str, captionless: bool) -> Folder:
     if lost:
       LOG.warning("%s: texts left out: second ones of a picture and kind (second_text), or beside no picture: %s", root, dict(lost))
     rows = [{"key": key, "file": file, "captions": {}, "texts": beside.get(file, {})} for key, file in zip(keys, pictures)]
-    return Folder(root, rows, identity=repr([(row["key"], row["texts"]) for row in rows]), skipped=skipped + lost)
+    return Folder(root, rows, identity=repr([(row["key"], row["texts"]) for row in rows]), skipped=skipped + lost, captionless=captionless)
   skipped["text"] += len(texts)
   if captionless:
     rows = [{"key": key, "file": file, "captions": {}} for key, file in zip(keys, pictures)]
-    return Folder(root, rows, identity=repr(keys), skipped=+skipped)
+    return Folder(root, rows, identity=repr(keys), skipped=+skipped, captionless=True)
   classes = tuple(sorted({os.path.dirname(name).split(os.sep)[0] for name in pictures}))
   if "" in classes or (layout == "auto" and len(classes) < 2):
     raise DataError(f"{root}: {len(pictures)} pictures but no captions; expected one of {', '.join(TABLES)}, a .txt beside each picture "
@@ -230,7 +234,7 @@ def folder(*, path: str, table: str = "", image_column: str = "", captions: Mapp
       takes the sub-folder as `label` (an index into the source's `labels`) and as original caption; "auto" takes the first of table, text
       and classes that is there.
     captionless: accepts pictures alone, for a side-car or a captioner to supply the captions. (A record that lacks them among others
-      that have some comes with `captions` {} in any case; the pipeline counts it.)
+      that have some comes with `captions` {} in any case; the pipeline counts it.) Empty cells of a table are counted in `skipped`.
   Raises: DataError for a missing folder, table or column, and for pictures without any captions.
   """
   root = _directory(path, "path")

@@ -14,6 +14,7 @@ from mmdiff.data.quarantine import BadRecord
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 KINDS = ("original", "short", "long")
+ORIGINAL = ("caption", "text", "title")       # what the alt text is called elsewhere, in this order
 EXTRAS = ("facts", "scene", "label", "group", "subgroup")
 MAX_PICTURE_BYTES = 256 * 2**20
 MAX_TEXT_BYTES = 4 * 2**20
@@ -56,6 +57,11 @@ def owner(name: str, stems: Container[str]) -> str:
   return name[:at] if at > start else ""
 
 
+def kind_of(name: str) -> str:
+  """The kind of caption that a column or field of this name holds, "" for none."""
+  return "original" if name in ORIGINAL else name if name in KINDS else name.removeprefix("caption_") if name.startswith("caption_") else ""
+
+
 def captions_of(row: Mapping[str, Any]) -> dict[str, str | list[str]]:
   """The captions that a JSON object or a table row carries, by kind.
 
@@ -69,10 +75,9 @@ def captions_of(row: Mapping[str, Any]) -> dict[str, str | list[str]]:
   elif several is not None:
     found["original"] = caption(several, what="captions")
   for name, value in row.items():
-    kind = name if name in KINDS else name.removeprefix("caption_") if name.startswith("caption_") else ""
-    if kind and value is not None:
+    if name not in ORIGINAL and (kind := kind_of(name)) and value is not None:
       found.setdefault(kind, caption(value, what=name))
-  for name in ("caption", "text", "title"):
+  for name in ORIGINAL:
     if "original" not in found and row.get(name) is not None:
       found["original"] = caption(row[name], what=name)
   return found

@@ -7,107 +7,109 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from mmdiff.core.errors import DataError
 from mmdiff.core.files import plain, read_object, write_atomically, write_json
-from mmdiff.data import records, tar_index
-from mmdiff.data.quarantine import BadRecord
+from mmdiff.data import records, tar_index, verdict
+from mmdiff.data.verdict import LIMITS, Limits, Seen
 
-SIGNATURES = {b"\xff\xd8\xff": "jpg", b"\x89PNG\r\n\x1a\n": "png", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tif", b"MM\0*": "tif"}
-
-
-def encoded(image: Any) -> tuple[bytes, str]:
-  """(bytes, suffix): encoded bytes as they are, uint8 [H W 3] as PNG. BadRecord("undecodable") for bytes of no known picture format."""
-  if isinstance(image, np.ndarray):
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue(), "png"
-  if not isinstance(image, (bytes, bytearray, memoryview)):
-    raise BadRecord("bad_type", f"expected bytes or an array, found {type(image).__name__}")
-  data = bytes(image)
-  suffix = next((suffix for head, suffix in SIGNATURES.items() if data.startswith(head)), "")
-  if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-    suffix = "webp"
-  if not suffix:
-    raise BadRecord("undecodable", f"starts with {data[:8]!r}")
-  return data, suffix
+# What a member's name may not hold: a dot in its last part, at the first of which webdataset's key ends; what a path would be cleaned of;
+# control characters; a backslash, which is another slash elsewhere; and what would read as one of these escaped.
+UNFIT = re.compile(r"[\x00-\x1f\x7f\\]|\.(?=[^/]*\Z)|(?<![^/])\.{1,2}(?=/)|(?<![^/])/|/\Z|%(?=[0-9A-Fa-f]{2})")
+SHOWN = 3                            # of the keys that are escaped
 
 
 def member_key(key: str) -> str:
-  """A key as a member name: no dots, which would end it, no control characters, no leading slash."""
-  return re.sub(r"[.\x00-\x1f\x7f\\]", "_", key).strip("/") or "_"
+  """A key as the name of its members, itself where it may be. What may not stand there is escaped as in an address (RFC 3986), 22.05 as
+  22%2E05: two keys never become one, and `urllib.parse.unquote` gives the key back."""
+  return UNFIT.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), key)
 
 
-def write(source: Any, out: str, *, per_shard: int = 10_000, tell: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+def write(source: Any, out: str, *, per_shard: int = 10_000, limits: Limits = LIMITS, threads: int = 4,
+          tell: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
   """Writes shards of `per_shard` records to `out`; finished ones of the same source are kept. `tell(done, total)` after each record.
 
-  Bad records are left out and counted. Returns {"count", "shards", "kept_shards", "bad": {kind: n}, "fingerprint"}.
+  Bad records, as `verdict` finds them, are left out and counted. Returns {"count", "shards", "kept_shards", "bad": {kind: n}, "offenders":
+  [{key, kind, detail}], "escaped": keys whose members are called otherwise, "escaped_such_as": {key: member's name}, "fingerprint"}.
   Raises DataError when `out` holds shards of something else, or when keys repeat.
   """
-  total, identity, bad = len(source), source.fingerprint(), collections.Counter()
-  count = kept = 0
+  total, identity = len(source), source.fingerprint()
+  found: list[dict[str, Any]] = []
+  kept = 0
   shards = range(-(-total // per_shard))
   seen: set[str] = set()
   for shard in shards:
     path, about = Path(out) / f"{shard:05d}.tar", Path(out) / f"{shard:05d}_stats.json"
     rows = range(shard * per_shard, min(total, (shard + 1) * per_shard))
-    stats = _finished(path, about, identity, rows)
+    wanted = {"fingerprint": identity, "first": rows.start, "end": rows.stop, "limits": limits._asdict()}
+    stats = _finished(path, about, wanted)
     if stats is None:
-      stats = {"fingerprint": identity, "first": rows.start, "end": rows.stop}
-      write_atomically(path, lambda file, rows=rows, stats=stats: stats.update(_shard(source, rows, file, seen, lambda n: tell(n, total))))
+      stats = dict(wanted)
+      judged = verdict.each(source, rows, limits=limits, threads=threads, keep=True)
+      write_atomically(path, lambda file, judged=judged, stats=stats, rows=rows: stats.update(
+        _shard(judged, file, seen, lambda n: tell(rows.start + n, total))))
       write_json(about, stats | {"bytes": path.stat().st_size})
     else:
       kept += 1
       seen.update(tar_index.prefix_of(member.name) for member in tar_index.members(str(path)))
       tell(rows.stop, total)
-    count += stats["successes"]
-    bad.update(stats["bad"])
+    found.append(stats)
   extra = [path.name for path in sorted(Path(out).glob("[0-9]*.tar")) if int(path.stem) >= len(shards)] if total else []
   if extra:
     raise DataError(f"{out} also holds {', '.join(extra[:3])}, which this source does not fill; remove them or choose another folder")
-  return {"count": count, "shards": len(shards), "kept_shards": kept, "bad": dict(bad), "fingerprint": identity}
+  return {
+    "count": sum(stats["successes"] for stats in found), "shards": len(shards), "kept_shards": kept,
+    "bad": dict(sum((collections.Counter(stats["bad"]) for stats in found), collections.Counter())),
+    "offenders": [offender for stats in found for offender in stats["offenders"]], "escaped": sum(stats["escaped"] for stats in found),
+    "escaped_such_as": dict([pair for stats in found for pair in stats["escaped_such_as"].items()][:SHOWN]), "fingerprint": identity,
+  }
 
 
-def _finished(path: Path, about: Path, identity: str, rows: range) -> dict[str, Any] | None:
+def _finished(path: Path, about: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
   if not path.exists():
     return None
   if not about.exists():                                                  # stopped between the shard and its stats
     return None
   stats = read_object(about)
-  if stats.get("fingerprint") != identity or (stats.get("first"), stats.get("end")) != (rows.start, rows.stop):
-    raise DataError(f"{path} holds records of another source or another shard size; choose another folder, or remove the shards there")
+  if any(stats.get(name) != value for name, value in wanted.items()):
+    raise DataError(f"{path} holds records of another source, another shard size or other limits; choose another folder, or remove the "
+                    "shards there")
   return stats if stats.get("bytes") == path.stat().st_size else None
 
 
-def _shard(source: Any, rows: range, file: Any, seen: set[str], tell: Callable[[int], None]) -> dict[str, Any]:
-  bad: collections.Counter[str] = collections.Counter()
-  written = 0
+def _shard(judged: Iterable[Seen], file: Any, seen: set[str], tell: Callable[[int], None]) -> dict[str, Any]:
+  offenders: list[dict[str, str]] = []
+  escaped: dict[str, str] = {}
+  number = written = 0
   with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-    for i in rows:
-      try:
-        record = source[i]
-        data, suffix = encoded(record["image"])
-      except BadRecord as fault:
-        bad[fault.kind] += 1
+    for number, one in enumerate(judged, 1):
+      if one.fault:
+        offenders.append(one.fault._asdict())
       else:
-        key = member_key(record["key"])
-        if key in seen:
-          raise DataError(f"key {record['key']!r} (as {key!r}) comes twice; the records of a set need different keys")
-        seen.add(key)
-        original = record["captions"].get("original")
-        parts = {suffix: data} | ({"txt": original.encode()} if isinstance(original, str) else {})
-        row = {"key": record["key"], "captions": record["captions"]} | records.extras_of(record)
-        parts["json"] = json.dumps(plain(row), ensure_ascii=False).encode()
-        for name, content in parts.items():
-          member = tarfile.TarInfo(f"{key}.{name}")
-          member.size = len(content)
-          tar.addfile(member, io.BytesIO(content))
+        name = member_key(one.key)
+        if name in seen:
+          raise DataError(f"key {one.key!r} comes twice; the records of a set need different keys")
+        seen.add(name)
+        if name != one.key:
+          escaped[one.key] = name
+        _add(tar, name, one.record)
         written += 1
-      tell(i + 1)
-  return {"count": len(rows), "successes": written, "bad": dict(bad)}
+      tell(number)
+  return {"count": number, "successes": written, "bad": dict(collections.Counter(offender["kind"] for offender in offenders)),
+          "offenders": offenders, "escaped": len(escaped), "escaped_such_as": dict(list(escaped.items())[:SHOWN])}
+
+
+def _add(tar: tarfile.TarFile, name: str, record: Any) -> None:
+  """The members of one record."""
+  data, suffix = verdict.encoded(record["image"])
+  original = record["captions"].get("original")
+  parts = {suffix: data} | ({"txt": original.encode()} if isinstance(original, str) else {})
+  row = {"key": record["key"], "captions": record["captions"]} | records.extras_of(record)
+  parts["json"] = json.dumps(plain(row), ensure_ascii=False).encode()
+  for suffix, content in parts.items():
+    member = tarfile.TarInfo(f"{name}.{suffix}")
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))

@@ -5,51 +5,18 @@ import html
 import io
 import itertools
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mmdiff.data import captions, decode, pipelines, shards
-from mmdiff.data.quarantine import BadRecord, Offence
+from mmdiff.core.terminal import printable, table
+from mmdiff.data import decode, verdict
+from mmdiff.data.quarantine import BadRecord
+from mmdiff.data.verdict import LIMITS, Limits
 
-OFFENDERS = 100                      # bad records that a report names
-BLOCK = 256                          # records in flight
-
-
-class Seen(NamedTuple):
-  """What one record turned out to be."""
-  key: str
-  fault: Offence | None
-  format: str                        # jpg, png, …, "array"
-  width: int
-  height: int
-  words: dict[str, list[int]]        # caption kind -> words of each text
-
-
-def look(source: Any, i: int, *, max_pixels: int = decode.MAX_PIXELS, max_bytes: int = decode.MAX_BYTES) -> Seen:
-  """Reads record `i` to the last pixel and caption."""
-  key = f"#{i}"
-  allow_empty = getattr(source, "allow_empty_captions", False)
-  try:
-    record = source[i]
-    key = pipelines.key_of(record)
-    texts = record["captions"]
-    if not isinstance(texts, Mapping):
-      raise BadRecord("bad_type", f"captions must be a mapping of kind to text, found {type(texts).__name__}")
-    kind = "array" if isinstance(record["image"], np.ndarray) else shards.encoded(record["image"])[1]
-    height, width = decode.pixels(record["image"], max_pixels=max_pixels, max_bytes=max_bytes).shape[:2]
-    words = {}
-    for name, value in texts.items():
-      items = value if isinstance(value, (list, tuple)) else [value]
-      words[name] = [len(captions.text_of(item, key=key, allow_empty=allow_empty).split()) for item in items]
-    if not texts:
-      raise BadRecord("missing_caption")
-    return Seen(key, None, kind, width, height, words)
-  except BadRecord as fault:
-    return Seen(fault.key or key, Offence(fault.key or key, fault.kind, fault.detail), "", 0, 0, {})
+EXAMPLES = 3                         # bad records of a kind that are named on the screen
 
 
 def _spread(values: Iterable[int]) -> dict[str, int]:
@@ -58,7 +25,7 @@ def _spread(values: Iterable[int]) -> dict[str, int]:
   return dict(zip(("min", "p5", "median", "p95", "max"), levels))
 
 
-def validate(source: Any, *, max_pixels: int = decode.MAX_PIXELS, max_bytes: int = decode.MAX_BYTES, threads: int = 4, limit: int = 0,
+def validate(source: Any, *, limits: Limits = LIMITS, threads: int = 4, limit: int = 0,
              tell: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
   """Reads everything (or the first `limit` records) and counts: good and bad records by kind, duplicate keys, sizes, caption lengths."""
   total = min(limit or len(source), len(source))
@@ -67,31 +34,56 @@ def validate(source: Any, *, max_pixels: int = decode.MAX_PIXELS, max_bytes: int
   offenders, twice, keys = [], [], set()
   widths, heights, words = [], [], collections.defaultdict(list)
   with_kind: collections.Counter[str] = collections.Counter()
-  with ThreadPoolExecutor(threads) as pool:
-    for start in range(0, total, BLOCK):
-      rows = range(start, min(total, start + BLOCK))
-      for i, seen in zip(rows, pool.map(lambda i: look(source, i, max_pixels=max_pixels, max_bytes=max_bytes), rows)):
-        if seen.fault is None and seen.key in keys:
-          twice.append(seen.key)
-        keys.add(seen.key)
-        if seen.fault:
-          bad[seen.fault.kind] += 1
-          offenders += [seen.fault._asdict()] if len(offenders) < OFFENDERS else []
-        else:
-          formats[seen.format] += 1
-          widths.append(seen.width)
-          heights.append(seen.height)
-          for kind, lengths in seen.words.items():
-            with_kind[kind] += 1
-            words[kind] += lengths
-        tell(i + 1, total)
+  for done, seen in enumerate(verdict.each(source, range(total), limits=limits, threads=threads), 1):
+    if seen.fault:
+      bad[seen.fault.kind] += 1
+      offenders.append(seen.fault._asdict())
+    else:
+      twice += [seen.key] if seen.key in keys else []
+      formats[seen.format] += 1
+      widths.append(seen.width)
+      heights.append(seen.height)
+      for kind, lengths in seen.words.items():
+        with_kind[kind] += 1
+        words[kind] += lengths
+    keys.add(seen.key)
+    tell(done, total)
   return {
     "records": total, "good": total - sum(bad.values()), "bad": dict(bad), "bad_fraction": sum(bad.values()) / max(total, 1),
-    "duplicate_keys": len(twice), "duplicates": twice[:OFFENDERS], "skipped_members": dict(getattr(source, "skipped", {})),
+    "duplicate_keys": len(twice), "duplicates": twice, "skipped_members": dict(getattr(source, "skipped", {})),
     "images": {"formats": dict(formats), "width": _spread(widths), "height": _spread(heights)},
     "captions": {kind: {"records": with_kind[kind], "texts": len(words[kind]), "words": _spread(words[kind])} for kind in sorted(words)},
     "fingerprint": source.fingerprint(), "offenders": offenders,
   }
+
+
+def told(found: Mapping[str, Any]) -> str:
+  """What `validate` found, for a person: counts, and the first of each kind of bad record by name."""
+  good, images = found["good"], found["images"]
+  parts = [f"{found['records']:,} records: {good:,} good, {found['records'] - good:,} bad"]
+  parts += [worst(found["offenders"])] if found["offenders"] else []
+  sides = [{"pictures": side, **images[side]} for side in ("width", "height")]
+  kinds = [{"captions": kind, "records": one["records"], "without": good - one["records"], "texts": one["texts"],
+            **{f"words, {name}": value for name, value in one["words"].items()}} for kind, one in found["captions"].items()]
+  if good:
+    formats = ", ".join(f"{name} {count:,}" for name, count in images["formats"].items())
+    parts += [f"{table(sides)}\nformats: {formats}", table(kinds)]
+  if found["duplicates"]:
+    parts.append(f"{found['duplicate_keys']:,} keys come again: {', '.join(found['duplicates'][:EXAMPLES])}")
+  if found["skipped_members"]:
+    parts.append("left out: " + ", ".join(f"{reason} {count:,}" for reason, count in found["skipped_members"].items()))
+  return printable("\n\n".join(filter(None, parts)))
+
+
+def worst(offenders: Sequence[Mapping[str, str]]) -> str:
+  """Bad records by kind, most first, each with a few names and what was found."""
+  kinds = collections.Counter(offender["kind"] for offender in offenders)
+  rows = []
+  for kind, count in kinds.most_common():
+    first = itertools.islice((one for one in offenders if one["kind"] == kind), EXAMPLES)
+    named = [f"{one['key']} ({one['detail'][:60]})" if one["detail"] else one["key"] for one in first]
+    rows.append({"bad": kind, "records": count, "such as": "; ".join(named)})
+  return table(rows)
 
 
 def spec(value: Any) -> Any:

@@ -82,6 +82,7 @@ class WebDataset:
   def __init__(self, paths: Sequence[str], *, image: str = "", index_dir: str = "", shard_in_key: bool = False,
                captionless: bool = False):
     self.paths, self._image, self._shard_in_key = list(paths), image.lower().lstrip("."), shard_in_key
+    self.captionless = captionless
     build = functools.partial(tar_index.build, image=self._image)
     self._tables = indexes.cached_all(self.paths, build, index_dir=index_dir, of=self._image)
     self._suffixes = [bytes(table["suffixes"]).decode().split("\n") for table in self._tables]

@@ -44,9 +44,33 @@ def test_validate_counts_and_fails_beyond_the_limit(tmp_path, capsys):
   found = json.loads(out.read_text())
   assert (found["good"], found["bad"]) == (1, {"undecodable": 1, "missing_key": 1})
   assert [offender["key"] for offender in found["offenders"]] == ["b", "c"] and found["argv"][1] == "validate"
-  assert "2 of 3 records are bad" in capsys.readouterr().err
+  told = capsys.readouterr()
+  assert "2 of 3 records are bad" in told.err and f"{out} names them all" in told.err
+  assert "3 records: 1 good, 2 bad" in told.out and "b (starts with b'<html>')" in told.out and "{" not in told.out
   assert run("validate", tmp_path / "a.tar", "--max_bad_fraction=0.7") == 0
-  assert json.loads(capsys.readouterr().out)["good"] == 1
+  assert "3 records: 1 good, 2 bad" in capsys.readouterr().out
+
+
+def test_shard_and_validate_find_the_same_and_name_it(tmp_path, capsys):
+  folder, out = tmp_path / "in", tmp_path / "out"
+  folder.mkdir()
+  for i in range(6):
+    (folder / f"{i}.05.png").write_bytes(picture(i))
+  (folder / "broken.png").write_bytes(picture(1)[:50])
+  rows = ["image,caption", *(f"{i}.05.png,text {i}" for i in range(6)), "0.05.png,", "broken.png,x", "gone.png,y"]
+  (folder / "metadata.csv").write_text("\n".join(rows))
+  assert run("validate", folder, f"--out={tmp_path / 'v.json'}", "--max_bad_fraction=1") == 0
+  assert "left out: empty_caption 1" in capsys.readouterr().out
+  assert run("shard", folder, f"--out={out}", "--format=webdataset,array_record") == 0
+  told, found = capsys.readouterr(), json.loads((tmp_path / "v.json").read_text())
+  assert f"{out}: 6 records in 1 shards (0 were there), bad {{'undecodable': 1, 'missing_key': 1}}" in told.out
+  assert "undecodable        1  broken (" in told.out and f"all of them: {out / 'bad_records.jsonl'}" in told.out
+  assert "6 keys hold what the names in a tar may not, and are escaped there, such as '0.05' as '0%2E05'," in told.err
+  assert [json.loads(line) for line in (out / "bad_records.jsonl").read_text().splitlines()] == found["offenders"]
+  assert (found["good"], [offender["key"] for offender in found["offenders"]]) == (6, ["broken", "#7"])
+  results = json.loads((out / "meta.json").read_text())["results"]
+  assert results["webdataset"]["train"]["bad"] == results["array_record"]["bad"] == found["bad"]
+  assert run("validate", out, "--max_bad_fraction=0") == 0
 
 
 def test_shard_goes_on_and_can_be_read_by_every_reader(shards, tmp_path, capsys):
@@ -58,7 +82,7 @@ def test_shard_goes_on_and_can_be_read_by_every_reader(shards, tmp_path, capsys)
   assert meta["results"]["webdataset"]["train"]["count"] == 6 and list(meta["inputs"]) == ["train"]
   for source in (str(out), f"{out / 'toy' / '1.0.0'}", f"{out / 'toy' / '1.0.0'}:train"):
     assert run("validate", source) == 0
-    assert json.loads(capsys.readouterr().out)["good"] == 6
+    assert "6 records: 6 good, 0 bad" in capsys.readouterr().out
 
 
 def test_index_makes_the_index_files(shards, capsys):

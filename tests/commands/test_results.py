@@ -18,8 +18,3 @@ def test_a_new_pass_starts_anew_and_short_work_is_silent(capsys):
   assert (progress.done, progress.total) == (8, 8)
   progress(3, None)
   assert (progress.done, progress.total) == (3, None) and not capsys.readouterr().err
-
-
-def test_tables_line_up():
-  assert results.table([dict(score="a", value=1.0), dict(score="longer", value=0.12345)]) == \
-    "score    value\na            1\nlonger  0.1235"

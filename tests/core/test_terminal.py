@@ -4,7 +4,7 @@ import copy
 import pytest
 
 from mmdiff.core.errors import EXIT_CODES, CannotWrite, ConfigError, DataError, GaveUp, OptionError
-from mmdiff.core.terminal import LINE, WORD, one_line, printable, tell
+from mmdiff.core.terminal import LINE, WORD, one_line, printable, table, tell
 
 
 def test_what_moves_a_terminal_is_escaped_and_the_rest_stays():
@@ -30,3 +30,8 @@ def test_every_error_and_notice_passes(kind, capsys):
   assert str(copy.copy(error)) == str(error)
   tell("tensor \x1b[2J")
   assert capsys.readouterr().err == "tensor \\u001b[2J\n"
+
+
+def test_tables_line_up():
+  assert table([dict(score="a", value=1.0), dict(score="longer", value=0.12345)]) == \
+    "score    value\na            1\nlonger  0.1235"

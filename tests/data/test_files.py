@@ -38,6 +38,15 @@ def test_jsonl_with_kinds_and_fields(pictures):
   assert source[1]["key"] == "sub/c" and source[1]["captions"] == {"long": "a long c", "short": ["c", "see"], "tags": "c"}
 
 
+def test_empty_cells_of_captions_are_counted(pictures):
+  (pictures / "captions.csv").write_text("image,caption,title,long,score\na.png,an a,,a long a,\na.png,,,,\nb.png,,a b,,1\n")
+  source = folder(path=str(pictures))
+  assert [source[i]["captions"] for i in (0, 1)] == [{"original": "an a", "long": "a long a"}, {"original": "a b"}]
+  assert source.skipped == {"empty_caption": 3}
+  assert folder(path=str(pictures), captions={"short": "long"}).skipped == {"empty_caption": 2}
+  assert folder(path=str(pictures), captionless=True).captionless and not source.captionless
+
+
 @pytest.mark.parametrize("name, content", [
   ("captions.csv", 'image,caption,long\na.png,"an a, quoted",a long a\nb.png,,\n'),
   ("metadata.csv", "\ufefffilepath,title,caption_long\r\na.png,\"an a, quoted\",a long a\r\nb.png,,\r\n"),

@@ -4,6 +4,7 @@ import pytest
 
 from mmdiff.data import survey
 from mmdiff.data.quarantine import BadRecord
+from mmdiff.data.verdict import Limits
 from tests.data.fixtures import Rows, picture
 
 
@@ -23,20 +24,32 @@ def test_counts_are_exact(threads):
   rows = [row(i) for i in range(10)]
   rows += [row(10 + i, image=image) for kind in BAD for i, image in enumerate(BAD[kind])]
   rows += [row(20, captions={"original": " "}), row(21, captions={}), row(22, captions={"original": "a\0b"}), row(23, captions=["a"]),
-           BadRecord("unreadable", "gone", "k24"), row(0), {"key": "k25", "captions": {}}]
-  found = survey.validate(Rows(rows), max_pixels=10_000, threads=threads)
-  assert found["bad"] == {"undecodable": 3, "oversized": 1, "bad_type": 3, "empty_caption": 1, "missing_caption": 1, "control_caption": 1,
+           row(26, captions={"long": []}), BadRecord("unreadable", "gone", "k24"), row(0), {"key": "k25", "captions": {}}]
+  found = survey.validate(Rows(rows), limits=Limits(max_pixels=10_000), threads=threads)
+  assert found["bad"] == {"undecodable": 3, "oversized": 1, "bad_type": 3, "empty_caption": 1, "missing_caption": 2, "control_caption": 1,
                           "unreadable": 1, "missing_key": 1}
-  assert (found["records"], found["good"], found["duplicates"]) == (23, 11, ["k0"])
+  assert (found["records"], found["good"], found["duplicates"]) == (24, 11, ["k0"])
   assert found["captions"]["long"] == {"records": 11, "texts": 22, "words": {"min": 1, "p5": 1, "median": 2, "p95": 3, "max": 3}}
   assert found["images"]["width"]["max"] == 17 and found["images"]["formats"] == {"png": 11}
-  assert {offender["key"] for offender in found["offenders"]} >= {"k24", "k20"}
+  assert [offender["key"] for offender in found["offenders"]] == [f"k{i}" for i in (10, 11, 12, 10, 10, 11, 20, 21, 22, 23, 26, 24, 25)]
 
 
 def test_a_source_may_allow_empty_captions():
   source = Rows([row(0, captions={"original": ""})])
   source.allow_empty_captions = True
   assert survey.validate(source)["bad"] == {}
+
+
+def test_what_was_found_in_a_few_lines():
+  bad = [*(row(10 + i, image=b"<html>") for i in range(5)), BadRecord("unreadable", "gone")]
+  source = Rows([row(0), row(1, captions={"original": "one"}), *bad, row(0)])
+  source.skipped = {"empty_caption": 2}
+  lines = survey.told(survey.validate(source)).splitlines()
+  assert lines[0] == "9 records: 3 good, 6 bad"
+  assert lines[3].startswith("undecodable  ") and "5  k10 (starts with b'<html>'); k11 (" in lines[3] and "k13" not in lines[3]
+  assert lines[4].startswith("unreadable") and lines[4].endswith("1  #7 (gone)")
+  assert "formats: png 3" in lines and any(line.split()[:4] == ["long", "2", "1", "4"] for line in lines)
+  assert lines[-3:] == ["1 keys come again: k0", "", "left out: empty_caption 2"]
 
 
 def test_the_first_records_only():
