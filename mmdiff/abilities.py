@@ -73,11 +73,9 @@ class Model:
 
   def _preprocess(self, images) -> np.ndarray:
     data = self.config["data"]
-    found = asked.pictures(images)
-    fitted = np.empty((len(found), data["image_size"], data["image_size"], 3), np.uint8)
-    for i, pixels in enumerate(found):
-      fitted[i] = transforms.fit(pixels, size=data["image_size"], resize=data["resize"], interpolation=data["interpolation"])
-    return fitted
+    fitted = [transforms.fit(pixels, size=data["image_size"], resize=data["resize"], interpolation=data["interpolation"])
+              for pixels in asked.pictures(images)]
+    return np.stack(fitted) if fitted else np.zeros((0, data["image_size"], data["image_size"], 3), np.uint8)
 
   def _size(self, count: int, most: int = ROWS) -> int:
     """Rows of a call for `count`: the next power of two that divides over the mesh, at most `most`."""
@@ -91,7 +89,10 @@ class EmbedsImages(Model):
   NEEDS = ("embed_image",)
 
   def embed_image(self, images) -> np.ndarray:
-    """uint8 [B H W 3], or a list of uint8 [H W 3] of any sizes or of PIL images -> float32 [B D], unit norm. Preprocessing inside."""
+    """Pictures -> float32 [B D], unit norm. Preprocessing inside.
+
+    images: one or a list of paths, of PIL images or of uint8 [H W 3], of any sizes; or uint8 [B H W 3].
+    """
     pixels = self._preprocess(images)
     if not len(pixels):
       return self.embed_image(np.zeros((1, 8, 8, 3), np.uint8))[:0]
@@ -139,7 +140,7 @@ class Autoencodes(Model):
     height, width: what the pictures are scaled and cropped to; None keeps their own size, which must be one for all.
     """
     asked.numbers(height=height, width=width, batch_size=batch_size)
-    found = asked.pictures(asked.several(images))
+    found = list(asked.pictures(images))
     if height or width:
       found = [transforms.cover(image, height=height or image.shape[0], width=width or image.shape[1])[0] for image in found]
     if (sizes := len({image.shape for image in found})) != 1:

@@ -2,8 +2,9 @@
 import functools
 import inspect
 import math
+import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -45,27 +46,31 @@ def seeds(seeds: int | Sequence[int], count: int, what: str) -> list[int]:
   return each
 
 
-def pictures(images) -> list[np.ndarray]:
-  """uint8 [B H W 3], or a list of uint8 [H W 3] or of PIL images, as uint8 [H W 3] each. Raises DataError.
+def pictures(images) -> Iterator[np.ndarray]:
+  """One picture or many as uint8 [H W 3] each, read one by one. Raises DataError that names the one that is none.
 
-  PIL images come upright, by their EXIF orientation, as the same files do where they are read.
+  images: a file's path, a picture of PIL, or an array uint8 [H W 3] ([H W 4], [H W 1], [H W]); several of these, of any sizes; or uint8
+  [B H W 3]. Pictures of PIL come upright, by their EXIF orientation, as the same files do where they are read.
   """
-  if not isinstance(images, Iterable) or isinstance(images, (str, bytes)):
-    raise DataError(f"images: expected uint8 [B H W 3] or a list of pictures, found {type(images).__name__}")
-  if isinstance(images, np.ndarray) and images.ndim != 4:
-    raise DataError(f"images: expected uint8 [B H W 3] or a list of pictures, found an array {list(images.shape)}")
-  found = []
+  expected = "expected a picture (a path, of PIL, or uint8 [H W 3]), a list of them, or uint8 [B H W 3]"
+  if is_picture(images):
+    images = [images]
+  if not isinstance(images, Iterable) or isinstance(images, (bytes, Mapping)):
+    raise DataError(f"images: {expected}, found {type(images).__name__}")
   for i, image in enumerate(images):
+    if isinstance(image, (str, os.PathLike)):
+      yield decode.of_file(image)
+      continue
     try:
-      found.append(decode.pixels(image) if isinstance(image, np.ndarray) else decode.of_pil(image))
-    except (BadRecord, AttributeError) as error:
-      raise DataError(f"image {i}: expected uint8 [H W 3] or a PIL image, found {type(image).__name__}: {error}") from None
-  return found
+      pixels = decode.of_pil(image) if hasattr(image, "getbands") else decode.pixels(np.asarray(image))
+    except BadRecord as error:
+      raise DataError(f"image {i}: expected a path, a picture of PIL or uint8 [H W 3], found {type(image).__name__}: {error}") from None
+    yield pixels
 
 
-def several(images):
-  """One picture, an array or of PIL, as a list of it."""
-  return [images] if getattr(images, "ndim", None) == 3 or hasattr(images, "convert") else images
+def is_picture(image) -> bool:
+  """Whether it is one picture: a path, of PIL, or an array without a batch axis."""
+  return isinstance(image, (str, os.PathLike)) or hasattr(image, "getbands") or getattr(image, "ndim", None) in (2, 3)
 
 
 def numbers(*, least: int = 1, **given) -> None:

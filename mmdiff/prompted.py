@@ -92,7 +92,7 @@ class Prompted(Model):
   def _pixels(self, images, prompts: str | Sequence[str], options: dict[str, Any]) -> tuple[np.ndarray, list[str], list[tuple[int, int]]]:
     """(uint8 [B H W 3], prompts [B]) of one size, and the (height, width) that the pictures had; takes height and width out of the
     options."""
-    prompts, found = asked.texts(prompts), asked.pictures(asked.several(images))
+    prompts, found = asked.texts(prompts), list(asked.pictures(images))
     if not found or not prompts:
       raise ConfigError(f"images and prompts: expected at least one of each, found {len(found)} and {len(prompts)}")
     own = self.config["data"]["image_size"]

@@ -9,13 +9,30 @@ from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.data import decode
 
 
-def test_one_or_many():
-  one = np.zeros((4, 5, 3), np.uint8)
-  assert len(asked.several(one)) == len(asked.several(Image.fromarray(one))) == 1 and len(asked.several([one, one])) == 2
-  assert [picture.shape for picture in asked.pictures([one, Image.new("L", (6, 7))])] == [(4, 5, 3), (7, 6, 3)]
+def pictures(images):
+  return list(asked.pictures(images))
+
+
+def test_one_or_many(tmp_path):
+  """A path, a picture of PIL or an array, alone or among others."""
+  one = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
+  Image.fromarray(one).save(tmp_path / "a.png")
+  for image in (one, Image.fromarray(one), tmp_path / "a.png", str(tmp_path / "a.png"), one[None]):
+    for given in (image, [image], (image,)) if not isinstance(image, np.ndarray) or image.ndim == 3 else (image,):
+      found, = pictures(given)
+      np.testing.assert_array_equal(found, one)
+  assert [picture.shape for picture in pictures([one, Image.new("L", (6, 7)), tmp_path / "a.png"])] == [(4, 5, 3), (7, 6, 3), (4, 5, 3)]
+  assert pictures(one[..., 0])[0].shape == (4, 5, 3) and len(pictures(np.stack([one] * 3))) == 3 and pictures([]) == []
   assert asked.texts("a cat") == ["a cat"] and asked.texts(("a", "b")) == ["a", "b"]
-  with pytest.raises(DataError, match="image 1: expected uint8"):
-    asked.pictures([one, "a.png"])
+
+
+def test_a_path_that_is_no_picture_is_named(tmp_path):
+  (tmp_path / "notes.txt").write_text("no picture")
+  for path, said in (("nowhere.png", "nowhere.png: no such file"), (tmp_path, "a folder; expected a picture, or a list of them"),
+                     (tmp_path / "notes.txt", "notes.txt: cannot be read as a picture")):
+    for given in (path, [np.zeros((4, 4, 3), np.uint8), path]):
+      with pytest.raises(DataError, match=said):
+        pictures(given)
 
 
 def test_seeds_are_consecutive_or_given_one_each():
@@ -64,7 +81,7 @@ def test_a_picture_of_pil_is_what_its_file_is():
   opened, file = Image.open(io.BytesIO(photo())), decode.decode(photo())
   assert file.shape == (8, 4, 3)
   for image in (opened, opened.convert("RGB"), ImageOps.exif_transpose(opened)):
-    np.testing.assert_array_equal(asked.pictures([image])[0], file)
+    np.testing.assert_array_equal(pictures([image])[0], file)
 
 
 def test_pictures_and_texts_that_are_none_are_refused_by_number(monkeypatch):
@@ -73,13 +90,13 @@ def test_pictures_and_texts_that_are_none_are_refused_by_number(monkeypatch):
   cut = Image.open(io.BytesIO(noise.getvalue()[:900]))
   for odd in (Image.new("F", (4, 4)), Image.fromarray(np.full((4, 4), 70_000, np.int32)), cut, None):
     with pytest.raises(DataError, match="image 0: "):
-      asked.pictures([odd])
-  for odd in (None, 5, "a.png"):
-    with pytest.raises(DataError, match="expected uint8 .B H W 3. or a list of pictures, found"):
-      asked.pictures(odd)
+      pictures([odd])
+  for odd in (None, 5, b"a.png", {}):
+    with pytest.raises(DataError, match="images: expected a picture .*, a list of them, or uint8 .B H W 3., found"):
+      pictures(odd)
   monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("a picture too large was converted"))
   with pytest.raises(DataError, match="oversized: 20000x20000"):
-    asked.pictures([Image.new("1", (20_000, 20_000))])
+    pictures([Image.new("1", (20_000, 20_000))])
   for odd, about in ((None, "texts: expected"), (b"a", "texts: expected"), (["a", 5], "text 1: expected a text, found int"),
                      ("\ud800", "text 0: half of a surrogate pair")):
     with pytest.raises(DataError, match=about):

@@ -38,17 +38,20 @@ def test_embeddings_are_unit_vectors_that_do_not_depend_on_the_call(clip):
   assert clip.logit_scale == pytest.approx(np.exp(toy_runs.SCALAR))
 
 
-def test_any_form_of_picture_is_fitted(clip):
+def test_any_form_of_picture_is_fitted(clip, tmp_path):
   array = pictures(1, 40, 24)[0]
   expected = clip.embed_image([array])
   assert expected.shape == (1, 8)
   np.testing.assert_array_equal(clip.embed_image([Image.fromarray(array)]), expected)
   mixed = clip.embed_image([array, pictures(1)[0], Image.new("L", (90, 20))])
   np.testing.assert_allclose(mixed[:1], expected, atol=1e-5)
-  with pytest.raises(DataError, match="image 1: expected uint8 .H W 3. or a PIL image, found ndarray"):
+  with pytest.raises(DataError, match="image 1: expected a path, a picture of PIL or uint8 .H W 3., found ndarray"):
     clip.embed_image([array, np.zeros((4, 4, 3))])
-  with pytest.raises(DataError, match="found an array .40, 24, 3."):
-    clip.embed_image(array)
+  Image.fromarray(array).save(tmp_path / "cat.png")
+  for one in (array, Image.fromarray(array), tmp_path / "cat.png", str(tmp_path / "cat.png")):
+    np.testing.assert_array_equal(clip.embed_image(one), expected)
+  with pytest.raises(DataError, match="dog.png: no such file; expected a picture"):
+    clip.embed_image(["dog.png"])
 
 
 def test_steps_and_averages_are_chosen(clip_run, clip):

@@ -60,8 +60,8 @@ def main(argv: list[str]) -> int:
   options |= {name: given[name] for name in ("strength", "feather", "noise_level") if given.get(name) is not None}
 
   def inputs(rows: Sequence[Job]) -> tuple:
-    shown = ([open_picture(job.image) for job in rows],)
-    return (*shown, [open_picture(job.mask, over="black") for job in rows]) if method == "inpaint" else shown
+    shown = ([job.image for job in rows],)
+    return (*shown, [job.mask for job in rows]) if method == "inpaint" else shown
   if not (given.get("height") and given.get("width")):
     check_sizes(images)
   if method == "inpaint":
@@ -91,16 +91,6 @@ def paired(rows: Sequence[Mapping], images: Sequence[str], masks: Sequence[str],
   return [job._replace(image=image, mask=mask) for job, (image, mask) in zip(jobs, shown)]
 
 
-def open_picture(name: str, *, over: str = "white"):
-  """uint8 [H W 3], what is transparent over a colour. Raises DataError."""
-  from mmdiff.data import decode
-  from mmdiff.data.quarantine import BadRecord
-  try:
-    return decode.decode(Path(name).read_bytes(), over=over)
-  except (BadRecord, OSError) as error:
-    raise DataError(f"{name}: cannot be read: {error}") from None
-
-
 def check_sizes(images: Sequence[str]) -> None:
   """Raises ConfigError for pictures of several sizes, which one batch can't hold."""
   from mmdiff.data import sizes
@@ -115,4 +105,4 @@ def check_masks(pairs: Iterable[tuple[str, str]]) -> None:
   for image, name in pairs:
     height, width = sizes.size_of(Path(image).read_bytes())
     if height:                                           # else the picture is refused when it is read
-      masking.read(open_picture(name, over="black"), height=height, width=width, where=name)
+      masking.read(name, height=height, width=width, where=name)

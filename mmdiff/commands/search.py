@@ -208,7 +208,7 @@ def nearest(queries, embeddings, count: int, rows: int = 65_536):
 
 
 def query(given: Mapping, *, argv: list[str]) -> None:
-  from mmdiff.commands.edit import open_picture, pictures
+  from mmdiff.commands.edit import pictures
   index = read_index(given["index"])
   model = open_model(index.meta["model"], given["params"] or index.meta["params"])
   if given["texts"]:
@@ -216,7 +216,7 @@ def query(given: Mapping, *, argv: list[str]) -> None:
     vectors = embed_texts(model, asked)
   else:
     asked = pictures(given["images"], "images")
-    vectors = model.embed_image([open_picture(name) for name in asked])
+    vectors = model.embed_image(asked)
   places, values = nearest(vectors, index.embeddings, given["count"])
   found = [dict(query=text, found=[dict(key=index.keys[place], row=index.rows[place], cosine=float(value))
                                    for place, value in zip(row, cosines)]) for text, row, cosines in zip(asked, places, values)]

@@ -46,10 +46,7 @@ def formulation(config: Mapping[str, Any], where: str = "scheduler_config.json")
 
 def sampler_of(config: Mapping[str, Any], sampler: str | None) -> str:
   """The sampler of a plan: the config's own, or another of `diffusion.plans.SAMPLERS` on its levels. Raises ConfigError."""
-  name = plans.ALIASES.get(sampler, sampler) if sampler else CLASSES[config["_class_name"]]
-  if name not in plans.SAMPLERS:
-    raise ConfigError(f"sampler: unknown value {sampler!r}; known: {', '.join([*plans.SAMPLERS, *plans.ALIASES])}")
-  return name
+  return plans.named(sampler) if sampler else CLASSES[config["_class_name"]]
 
 
 def plan_of(config: Mapping[str, Any], *, steps: int, sampler: str | None = None, eta: float | None = None, guidance: float = 1.0,
@@ -77,7 +74,7 @@ def plan_of(config: Mapping[str, Any], *, steps: int, sampler: str | None = None
     raise ConfigError(f"begin and end: {said['_class_name']} of {where} has no levels to count parts of the noise by, found {begin} and "
                       f"{end}")
   name = sampler_of(said, sampler)
-  karras = said["sigma_schedule"] == "karras" or sampler == "dpm++2m_karras"
+  karras = said["sigma_schedule"] == "karras" or name == "dpm++2m_karras"
   ends = said["sigma_min"], said["sigma_max"]
   sigma = schedules.karras_ramp(steps, *ends, rho=said["rho"]) if karras else schedules.exponential_ramp(steps, *ends)
   last = said["sigma_min"] if said["final_sigmas_type"] == "sigma_min" else 0.0

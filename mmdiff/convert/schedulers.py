@@ -12,7 +12,7 @@ import numpy as np
 from mmdiff.convert import edm_schedulers, scheduler_levels
 from mmdiff.convert.scheduler_levels import alpha_bar
 from mmdiff.core.errors import ConfigError, DataError
-from mmdiff.diffusion import plans
+from mmdiff.diffusion import plans, sampler_names
 from mmdiff.diffusion.plans import COLUMN, COLUMNS, Plan
 from mmdiff.diffusion.rows import Steps
 
@@ -214,8 +214,7 @@ def sampled_by(sampler: str, config: Mapping[str, Any], where: str) -> dict[str,
   """
   classes = {name: kind for kind, (name, _) in CLASSES.items()} | {"pndm": "PNDMScheduler"}
   classes |= {"dpm++2m_karras": "DPMSolverMultistepScheduler"}
-  if sampler not in classes:
-    raise ConfigError(f"sampler: unknown value {sampler!r}; known: {', '.join(classes)}")
+  sampler = sampler_names.named(sampler, list(classes))
   if config.get("_class_name") not in CLASSES and "beta_schedule" not in config:
     raise DataError(f"{where}: _class_name {config.get('_class_name')!r} is unknown here, and the file has no beta_schedule, whose levels "
                     f"{sampler} could take")

@@ -3,13 +3,16 @@
 Nothing here changes Pillow or Python's warnings for the rest of the process.
 """
 import io
+import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from mmdiff.core.errors import DataError
 from mmdiff.data.quarantine import BadRecord
 
 try:
@@ -86,6 +89,19 @@ def of_pil(image: Image.Image, *, over: str = "white", max_pixels: int = MAX_PIX
     turn, found = UPRIGHT.get(orientation(image)), _converted(image, over)
     return np.ascontiguousarray(turn(found)) if turn else found
   return _judged(image, made, max_pixels, max_bytes)
+
+
+def of_file(path: str | os.PathLike, *, over: str = "white") -> np.ndarray:
+  """A picture's file as uint8 [H W 3], as `decode` reads it. Raises DataError that names it."""
+  file = Path(path).expanduser()
+  try:
+    return decode(file.read_bytes(), over=over)
+  except FileNotFoundError:
+    raise DataError(f"{path}: no such file; expected a picture") from None
+  except IsADirectoryError:
+    raise DataError(f"{path}: a folder; expected a picture, or a list of them: sorted(Path({str(path)!r}).glob('*.png'))") from None
+  except (BadRecord, OSError) as error:
+    raise DataError(f"{path}: cannot be read as a picture: {error}") from None
 
 
 def opened(data: bytes) -> Image.Image:

@@ -1,4 +1,5 @@
 """Masks of pictures: what is to be drawn anew, and how the new part joins the rest."""
+import os
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,15 @@ def read(mask: Any, *, height: int, width: int, where: str = "mask") -> np.ndarr
   """A mask as bool [height width], true where the picture is drawn anew: white in a picture, true or above one half in an array. What is
   transparent is never mask, so that white strokes on an empty layer are one.
 
-  mask: a PIL image; or [H W], [H W 1], [H W 2] (grey, alpha), [H W 3] or [H W 4] (RGBA) of bool, of uint8 up to 255, or of floats up to 1.
+  mask: a PIL image or a picture's path; or [H W], [H W 1], [H W 2] (grey, alpha), [H W 3] or [H W 4] (RGBA) of bool, of uint8 up to 255, or of floats up to 1.
   An array of whole numbers that are all 0 or 1 counts 1 as white. It has the picture's size, or its shape at another scale, which is scaled
   to the nearest pixel.
 
   Raises DataError: for other arrays, for another shape, with both sizes, and for a mask in which nothing is to be drawn.
   """
   try:
-    values = decode.of_pil(mask, over="black") if isinstance(mask, Image.Image) else np.asarray(mask)
+    values = (decode.of_file(mask, over="black") if isinstance(mask, (str, os.PathLike)) else decode.of_pil(mask, over="black")
+              if isinstance(mask, Image.Image) else np.asarray(mask))
   except BadRecord as fault:
     raise DataError(f"{where}: {fault}; expected a picture of 8 or 16 bits a channel, or an array") from None
   if values.ndim not in (2, 3) or values.dtype.kind not in "buif" or not values.size or values.ndim == 3 and values.shape[-1] > 4:

@@ -31,7 +31,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from mmdiff.core.errors import ConfigError
-from mmdiff.diffusion import schedules
+from mmdiff.diffusion import sampler_names, schedules
 from mmdiff.diffusion.rows import Options, Rows, Steps, dpmpp_2m, heun, levels_of, linear, lms, plms, plms_in_parts, pndm, unipc
 from mmdiff.diffusion.schedules import Level, Schedule
 
@@ -81,6 +81,12 @@ SPACINGS = {                            # by kind of schedule; the first is "aut
   "edm": ("karras", "exponential"),
   "flow": ("trailing",),
 }
+
+
+def named(name: str) -> str:
+  """The name in `SAMPLERS` of what may be spelt as others do (`sampler_names`). Raises ConfigError with the nearest."""
+  found = sampler_names.named(name, [*SAMPLERS, *ALIASES])
+  return ALIASES.get(found, found)
 
 
 def times(schedule: Schedule, steps: int, spacing: str = INFERRED) -> np.ndarray:
@@ -177,7 +183,7 @@ def plan(name: str, schedule: Schedule, *, steps: int, eta: float | None = None,
   """The plan of a sampling run; every difference between two plans is in array values.
 
   Args:
-    name: one of `SAMPLERS` or `ALIASES`.
+    name: one of `SAMPLERS` or `ALIASES`, or what others call it (`sampler_names`).
     schedule: the one that the network was trained on.
     steps: of the sampler; `heun` evaluates the network 2 steps - 1 times.
     eta: noise share of `ddpm`, `ddim`, `euler` and `euler_ancestral`; None = the sampler's own (1, 0, 0, 1).
@@ -193,9 +199,7 @@ def plan(name: str, schedule: Schedule, *, steps: int, eta: float | None = None,
   Raises:
     ConfigError: unknown names, numbers out of range, combinations that are not defined; the message names the fix.
   """
-  name = ALIASES.get(name, name)
-  if name not in SAMPLERS:
-    raise ConfigError(f"sampler: unknown value {name!r}; known: {', '.join([*SAMPLERS, *ALIASES])}")
+  name = named(name)
   if steps < 1:
     raise ConfigError(f"steps: expected at least 1, found {steps}")
   if eta and SAMPLERS[name].rows is not linear:

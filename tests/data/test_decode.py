@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, PngImagePlugin
 
+from mmdiff.core.errors import DataError
 from mmdiff.data import decode, sizes
 from mmdiff.data.quarantine import BadRecord
 from tests.data.worlds import encode, noise, png_header
@@ -330,3 +331,10 @@ def test_arrays_pass_as_they_are_or_become_rgb():
   assert (decode.pixels(clear) == 255).all()
   with pytest.raises(BadRecord, match="oversized"):
     decode.pixels(noise(), max_pixels=10)
+
+
+def test_a_file_is_read_as_its_bytes_are(tmp_path):
+  (tmp_path / "a.jpg").write_bytes(encode(PICTURE, "JPEG"))
+  np.testing.assert_array_equal(decode.of_file(tmp_path / "a.jpg"), decode.decode(encode(PICTURE, "JPEG")))
+  with pytest.raises(DataError, match="b.jpg: no such file; expected a picture"):
+    decode.of_file(tmp_path / "b.jpg")

@@ -110,3 +110,11 @@ def test_pictures_that_are_no_masks_are_refused_and_sideways_ones_turned():
   Image.fromarray(MASK.astype(np.uint8) * 255).save(file, "PNG", exif=exif)
   found = masking.read(Image.open(file), height=12, width=9)
   np.testing.assert_array_equal(found, np.rot90(MASK, -1))
+
+
+def test_a_mask_may_be_a_file(tmp_path):
+  mask = np.zeros((8, 6), bool)
+  mask[2:5, 1:4] = True
+  Image.fromarray(mask).save(tmp_path / "mask.png")
+  for path in (tmp_path / "mask.png", str(tmp_path / "mask.png")):
+    np.testing.assert_array_equal(masking.read(path, height=8, width=6), mask)
