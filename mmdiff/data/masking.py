@@ -14,9 +14,9 @@ def read(mask: Any, *, height: int, width: int, where: str = "mask") -> np.ndarr
   """A mask as bool [height width], true where the picture is drawn anew: white in a picture, true or above one half in an array. What is
   transparent is never mask, so that white strokes on an empty layer are one.
 
-  mask: a PIL image or a picture's path; or [H W], [H W 1], [H W 2] (grey, alpha), [H W 3] or [H W 4] (RGBA) of bool, of uint8 up to 255, or of floats up to 1.
-  An array of whole numbers that are all 0 or 1 counts 1 as white. It has the picture's size, or its shape at another scale, which is scaled
-  to the nearest pixel.
+  mask: a PIL image, or the path of one; or [H W], [H W 1], [H W 2] (grey, alpha), [H W 3] or [H W 4] (RGBA) of bool, of uint8 up to 255,
+  or of floats up to 1. An array of whole numbers that are all 0 or 1 counts 1 as white. It has the picture's size, or its shape at another
+  scale, which is scaled to the nearest pixel.
 
   Raises DataError: for other arrays, for another shape, with both sizes, and for a mask in which nothing is to be drawn.
   """
