@@ -78,6 +78,7 @@ def _load_pipeline(path: str | Path, *, mesh: Mapping[str, int] | None, tokenize
                    dtype: str = "float32", tile: int = 0, **options) -> Model:
   if dtype not in ("float32", "bfloat16"):
     raise ConfigError(f"dtype: expected float32 or bfloat16, found {dtype!r}")
+  asked.numbers(tile=tile or None)
   found = pipelines.load(path, **options)
   lacking = [group for group in pipelines.DRAWING if group not in found.parts]
   if lacking:
@@ -174,6 +175,8 @@ def _check_vocabulary(tokenizer, values: Tree, where: Path) -> None:
 
 def _assemble(config: Mapping, values: Tree, extra: Tree, report: dict[str, Any], predict: Mapping, *, tokenizer, workdir: Path,
               mesh: Mapping[str, int] | None) -> Model:
+  if mesh and set(mesh) - set(parallel.AXES):
+    raise ConfigError(f"mesh: expected sizes of {', '.join(parallel.AXES)}, found {mesh!r:.60}")
   _check_vocabulary(tokenizer, values, workdir)
   devices = parallel.make_mesh(**(mesh or {}))
   place = lambda leaf, sharding: jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])

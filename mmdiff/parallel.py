@@ -41,8 +41,8 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -
   devices = jax.devices() if devices is None else list(devices)
   sizes = dict(data=data, fsdp=fsdp, tensor=tensor)
   free = [name for name, size in sizes.items() if size == -1]
-  if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-    raise ConfigError(f"mesh: sizes are positive and at most one is -1, found {sizes}")
+  if len(free) > 1 or any(not isinstance(size, int) or size < 1 and size != -1 for size in sizes.values()):
+    raise ConfigError(f"mesh: sizes are positive whole numbers and at most one is -1, found {sizes}")
   fixed = math.prod(size for size in sizes.values() if size != -1)
   if len(devices) % fixed or (not free and fixed != len(devices)):
     raise ConfigError(f"mesh: {sizes} does not fit {len(devices)} devices; make the product {len(devices)} or set one size to -1")

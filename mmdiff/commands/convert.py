@@ -35,7 +35,7 @@ FLAGS = {
   "image_size": dict(type="int", help="another picture size: position tables are interpolated"),
   "text_len": dict(type="int", help="another text length: position tables are interpolated"),
   "patch": dict(type="int", help="another patch size: the patch embedding is resized, the position table interpolated"),
-  "act": dict(type="str", help="of a bare state dict: gelu or quick_gelu"),
+  "act": dict(choices=("gelu", "gelu_tanh", "quick_gelu", "silu"), help="of a bare state dict: OpenAI's is quick_gelu, others have gelu"),
   "head_width": dict(type="int", help="of a bare state dict: width of an attention head"),
   "part": dict(choices=("unet", "vae", "text", "text_2"), help="of a whole Stable Diffusion, folder or file: the model to take"),
   "ema": dict(type="bool", default=False, help="of a single file of Stable Diffusion: the averages of the UNet's weights"),
@@ -79,7 +79,7 @@ def run(given: Mapping, *, argv: list[str]) -> None:
   from mmdiff.convert import pipelines, public, verify
   from mmdiff.data import tokenizers
   compilation.prepare()
-  options = {name: given[name] for name in LOAD if given[name]}
+  options = {name: given[name] for name in LOAD if given[name] != FLAGS[name].get("default")}
   if given["params"] and public.is_public(given["src"]):
     raise ConfigError("--params: a public checkpoint has one set of parameters; --prefer chooses among those of a training checkpoint")
   if whole(given):

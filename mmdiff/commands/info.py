@@ -18,7 +18,7 @@ FLAGS = {
   "model": dict(type="str", help="folder or weight file in a public format, or run directory (DIR@STEP); or give it as the first word"),
   "prefer": dict(type="str", help="of a training checkpoint with several sets of weights: the one to look at"),
   "variant": dict(type="str", default="", help="of a folder with several: fp16 for NAME.fp16.safetensors, …"),
-  "act": dict(type="str", help="of a bare state dict: gelu or quick_gelu"),
+  "act": dict(choices=("gelu", "gelu_tanh", "quick_gelu", "silu"), help="of a bare state dict: OpenAI's is quick_gelu, others have gelu"),
   "head_width": dict(type="int", help="of a bare state dict: width of an attention head"),
   "part": dict(choices=("unet", "vae", "text", "text_2"), help="of a whole Stable Diffusion: the model to look at; default: all"),
   "json": dict(type="str", help="write the facts to this file, too"),
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
   if len(paths) != 1:
     raise ConfigError(f"give one path, `mmdiff info PATH` or --model=PATH; found {len(paths)}")
   from mmdiff.convert import pipelines, public
-  options, path = {name: given[name] for name in ("prefer", "variant", "act", "head_width") if given[name]}, paths[0]
+  options, path = {name: given[name] for name in ("prefer", "variant", "act", "head_width") if given[name] not in (None, "")}, paths[0]
   if not public.is_public(path):
     if given["part"]:
       raise ConfigError(f"--part: {path} is no Stable Diffusion of a public format")

@@ -12,7 +12,7 @@ import numpy as np
 from mmdiff.convert import pickles, tensors
 from mmdiff.convert.pickles import Name, Reader, Storage
 from mmdiff.convert.tensors import Tensor
-from mmdiff.core.errors import DataError
+from mmdiff.core.errors import DataError, OptionError
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 MOST_MEMBERS = 1_000_000
@@ -217,10 +217,15 @@ def flatten(value: Any, *, separator: str = ".") -> dict[str, Tensor]:
 
 
 def unwrap(value: Any, *, prefer: str | None = None) -> Any:
-  """The part of a checkpoint that holds the weights: `prefer`, or the first of `WRAPPERS` that it has."""
+  """The part of a checkpoint that holds the weights: `prefer`, or the first of `WRAPPERS` that it has. Raises OptionError for a `prefer`
+  that is not there."""
+  there: list[str] = []
   while isinstance(value, Mapping) and not isinstance(value, pickles.Record):
+    there += [name for name, inner in value.items() if isinstance(name, str) and isinstance(inner, Mapping)]
     inner = next((name for name in (prefer, *WRAPPERS) if name and isinstance(value.get(name), Mapping)), None)
     if inner is None:
-      return value
+      break
     value = value[inner]
+  if prefer and prefer not in there:
+    raise OptionError(f"prefer: expected one of the sets of weights there, {', '.join(there) or 'of which there is one'}, found {prefer!r}")
   return value

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from mmdiff.convert import choices
 from mmdiff.convert.formats import need, take
 from mmdiff.convert.tensors import Tensor
 from mmdiff.core.errors import ConfigError, DataError
@@ -131,22 +132,29 @@ def open_clip_like(config: Mapping[str, Any], where: str) -> Like:
   return Like("" if theirs else "CLIPTokenizer", cleaning.OPEN_CLIP[name], only=not theirs, end=end, pad=None if theirs else 0)
 
 
-def openai_options(found: Mapping[str, Tensor], where: str, *, act: str, head_width: int = 64) -> dict[str, Any]:
-  """The keys of `clip` from the shapes of OpenAI's tensors, as `build_model` of openai/CLIP model.py takes them. Raises DataError."""
+def openai_options(found: Mapping[str, Tensor], where: str, *, act: str, head_width: int | None = None) -> dict[str, Any]:
+  """The keys of `clip` from the shapes of OpenAI's tensors, as `build_model` of openai/CLIP model.py takes them.
+
+  head_width: of the image tower, and of the text tower where it divides that one's width: those of the largest CLIPs differ, and their
+  texts' are 64. None is 64. Raises DataError, and OptionError for a width that does not divide.
+  """
   shape = lambda name: need(found, name, where)
   count = lambda pattern: len({name.split(".")[-3] for name in found if name.startswith(pattern[0]) and name.endswith(pattern[1])})
   text_width = shape("ln_final.weight")[0]
+  apart = head_width is not None and text_width % head_width and not text_width % 64
+  heads = lambda width, of: max(width // 64, 1) if head_width is None else choices.divided(width, head_width, "head_width", of)
   common = dict(embed_dim=shape("text_projection")[1], text_len=shape("positional_embedding")[0], vocab=shape("token_embedding.weight")[0],
-                text_width=text_width, text_heads=max(text_width // head_width, 1), act=act,
+                text_width=text_width, text_heads=text_width // 64 if apart else heads(text_width, "the text tower"), act=act,
                 text_depth=count(("transformer.resblocks.", ".attn.in_proj_weight")))
   if "visual.proj" in found:
     width, _, patch, _ = shape("visual.conv1.weight")
     return dict(common, variant="ViT-B/32", patch=patch, image_size=patch * math.isqrt(shape("visual.positional_embedding")[0] - 1),
-                image_width=width, image_heads=max(width // head_width, 1),
+                image_width=width, image_heads=heads(width, "the image tower"),
                 image_depth=count(("visual.transformer.resblocks.", ".attn.in_proj_weight")))
   width = shape("visual.layer1.0.conv1.weight")[0]
+  heads(32 * width, "the attention pool")
   blocks = tuple(count((f"visual.layer{stage}.", ".conv1.weight")) for stage in (1, 2, 3, 4))
-  return dict(common, variant="RN50", image_width=width, blocks=blocks, image_heads=pool_heads(width, head_width),
+  return dict(common, variant="RN50", image_width=width, blocks=blocks, image_heads=pool_heads(width, head_width or 64),
               image_size=32 * math.isqrt(shape("visual.attnpool.positional_embedding")[0] - 1))
 
 

@@ -108,7 +108,7 @@ def read_openai(source: Source, *, act: str | None = None, head_width: int | Non
   if not own and (act is None or head_width is None):
     raise DataError(f"{source.path}: the weights of a CLIP without its config: put open_clip_config.json beside them, or say what they do "
                     "not: act (gelu or quick_gelu) and head_width (64 but for the largest)")
-  given = clip_configs.openai_options(source.container.tensors, str(source.path), act=act or "quick_gelu", head_width=head_width or 64)
+  given = clip_configs.openai_options(source.container.tensors, str(source.path), act=act or "quick_gelu", head_width=head_width)
   return _openai_names(source, given, {}, overrides, custom=False, style=dict(custom_text=False), like=OPENAI_TEXTS)
 
 

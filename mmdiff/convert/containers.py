@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from mmdiff.convert import archives, pickles, safetensors_file, tensors
 from mmdiff.convert.tensors import Tensor
-from mmdiff.core.errors import DataError
+from mmdiff.core.errors import DataError, OptionError
 
 # What a folder may keep its weights in, best first; split files come by their index. The stems of transformers, open_clip and diffusers.
 STEMS = ("model", "open_clip_model", "diffusion_pytorch_model", "pytorch_model", "open_clip_pytorch_model", "flax_model",
@@ -42,6 +42,8 @@ def read(path: str | os.PathLike, *, prefer: str | None = None) -> Container:
   if not path.is_file():
     raise DataError(f"{path}: no such file")
   buffer = tensors.mapped(path)
+  if prefer and (path.suffix in (".npz", ".msgpack") or not archives.is_pytorch(buffer)):
+    raise OptionError(f"prefer: {path} holds one set of weights; leave it out")
   if path.suffix == ".npz":
     return Container(archives.read_npz(path), {}, "npz")
   if path.suffix == ".msgpack":
@@ -58,6 +60,8 @@ def read(path: str | os.PathLike, *, prefer: str | None = None) -> Container:
 
 def _sharded(index: Path, prefer: str | None) -> Container:
   if ".bin." not in index.name:
+    if prefer:
+      raise OptionError(f"prefer: {index} lists one set of weights; leave it out")
     found, metadata = safetensors_file.read_sharded(index)
     return Container(_clean(found), metadata, "safetensors")
   files = safetensors_file.listed(index)

@@ -33,6 +33,8 @@ ENCODERS = {HF_TEXT: "sd1", OPEN_TEXT: "sd2", HF_FIRST: "sdxl-1", OPEN_FIRST: "s
 READ_LAYERS = {"sd2": 23}               # of the 24 layers of OpenCLIP's encoder; files made from folders of diffusers end there
 SIZES = {"sd": 64, "xl": 128, "x4": 128}          # sides of the latents that the published models are made for
 X4_SCALE = 0.08333                      # of the latents of Stable Diffusion 2's upscaler
+TEXT_TAKES = ("skip", "text_len")
+TAKES = {"unet": ("heads", "head_dim", "ema"), "vae": ("scale",), "text": TEXT_TAKES, "text_2": TEXT_TAKES}      # options by part
 NUMBER = r"(\d+)"
 RES = {"norm1": "in_layers.0", "norm2": "out_layers.0", "conv1": "in_layers.2", "conv2": "out_layers.3"}
 
@@ -62,6 +64,9 @@ def read(source: Source, *, part: str | None = None, heads: int | None = None, h
     part, = known
   if part not in known:
     raise OptionError(f"{where} holds {', '.join(known)}; expected part to be one of them, found {part!r}")
+  given = dict(heads=heads, head_dim=head_dim, scale=scale, skip=skip, text_len=text_len)
+  if idle := [name for name, value in given.items() if value is not None and name not in TAKES[part]]:
+    raise OptionError(f"{where}: part {part} takes no {', '.join(idle)}; it takes {', '.join(TAKES[part])}")
   prefix = known[part]
   others = tuple(re.escape(other) + ".*" for name, other in known.items() if name != part)
   ignorable = (*marks.READ, *marks.DERIVED, *marks.LOSSES, r"model_ema\..*", *others,
@@ -77,10 +82,12 @@ def read(source: Source, *, part: str | None = None, heads: int | None = None, h
     own = averages(own, tensors, source)
     source = source._replace(container=source.container._replace(tensors={**tensors, **{prefix + name: own[name] for name in own}}))
   if part == "unet":
-    if not heads and not head_dim:
+    told = heads or head_dim
+    if not told:
       heads, head_dim = said.pop("heads", None), said.pop("head_dim", None)
     size = (marks.resolution(source.container.metadata) or 8 * SIZES[kind]) // 8
-    reading = _unet(source, own, prefix, ignorable, heads=heads, head_dim=head_dim, size=size)
+    fault = OptionError if told else DataError
+    reading = _unet(source, own, prefix, ignorable, heads=heads, head_dim=head_dim, size=size, fault=fault)
   elif part == "vae":
     assumed = X4_SCALE if kind == "x4" else VARIANTS["sdxl" if kind == "xl" else "sd"]["scale"]
     latents = dict(scale=scale) if scale else marks.latents(tensors, assumed, where)
@@ -170,7 +177,7 @@ def unet_table(attends: tuple[bool, ...], blocks: int, *, linear: bool, prefix: 
 
 
 def _unet(source: Source, own: Mapping[str, Tensor], prefix: str, ignorable: tuple[str, ...], *, heads: int | None,
-          head_dim: int | None, size: int) -> Reading:
+          head_dim: int | None, size: int, fault: type[ValueError]) -> Reading:
   where = str(source.path)
   shape_of = lambda name: need(own, name, where, prefix)
   width, inside, *_ = shape_of("input_blocks.0.0.weight")
@@ -190,8 +197,9 @@ def _unet(source: Source, own: Mapping[str, Tensor], prefix: str, ignorable: tup
   classes = own["label_emb.weight"].shape[0] if "label_emb.weight" in own else 0
   if heads is None and head_dim is None:
     heads, head_dim = (8, None) if text_width == CLIP_STATES["sd1"][0] or classes else (None, 64)
-  if head_dim and any(depth and side % head_dim for depth, side in zip(depths, wide)):
-    raise DataError(f"{source.path}: {prefix}: widths {wide} are no heads of {head_dim}; say heads or head_dim")
+  if (head_dim or heads) and any(depth and side % (head_dim or heads) for depth, side in zip(depths, wide)):
+    raise fault(f"{source.path}: {prefix}: widths {wide} are no heads of {head_dim}; say heads or head_dim" if head_dim else
+                f"{source.path}: {prefix}: widths {wide} are not {heads} heads; say heads or head_dim")
   given: dict[str, Any] = dict(heads=heads, head_dim=head_dim, levels=classes)
   shape, side = jax.ShapeDtypeStruct, 2 ** (len(wide) - 1)
   text = dict(tokens=shape((1, 8, text_width), jnp.float32), mask=shape((1, 8), jnp.bool_))

@@ -37,7 +37,7 @@ X4_SMALL = dict(_class_name="DDPMScheduler", num_train_timesteps=1000, beta_star
 V2_SIDE = 96                            # of the latents of Stable Diffusion 2's models that predict v
 DRAWING = ("denoiser", "autoencoder")            # groups that every pipeline needs beside its texts
 MOST_NOISE = 350                        # levels of it, where the index does not say
-OF_PARTS = {"unet": ("heads", "head_dim", "ema"), "vae": ("scale",), "text": ("skip",)}      # options of a single file, by part
+OF_PARTS = {name for names in ldm_formats.TAKES.values() for name in names}                  # options of a part of a single file
 PREDICTIONS = ("eps", "v")
 
 
@@ -107,7 +107,7 @@ def load(path: str | os.PathLike, *, quiet: bool = False, prediction: str | None
     if variant:
       raise ConfigError(f"{path} is one file, which has no variants; leave out variant")
     return told(_file(path, quiet=quiet, prediction=prediction, **options), quiet=quiet)
-  wrong = [name for name in ("prediction", *(name for names in OF_PARTS.values() for name in names))
+  wrong = [name for name in ("prediction", *sorted(OF_PARTS))
            if (prediction if name == "prediction" else options.get(name))]
   if wrong:
     raise ConfigError(f"{path} is a folder, whose configs say more than a single file does; leave out {', '.join(wrong)}")
@@ -170,9 +170,12 @@ def without(where: Mapping[str, tuple[Path, dict[str, str]]], variant: str) -> t
 
 
 def _file(path: Path, *, quiet: bool, prediction: str | None, **options) -> Pipeline:
-  shared = {name: value for name, value in options.items() if not any(name in names for names in OF_PARTS.values())}
-  own_options = lambda part: {name: options[name] for name in OF_PARTS.get(part, ()) if name in options}
-  where = places(path)
+  where, shared = places(path), {name: value for name, value in options.items() if name not in OF_PARTS}
+  takes = {how["part"]: [name for name in ldm_formats.TAKES[how["part"]] if (how["part"], name) != ("text_2", "skip")]
+           for _, how in where.values()}                                     # "clip skip" is the first encoder's
+  own_options = lambda part: {name: options[name] for name in takes[part] if name in options}
+  if idle := [name for name in options if name in OF_PARTS and not any(name in names for names in takes.values())]:
+    raise OptionError(f"{path} holds {', '.join(takes)}, none of which takes {', '.join(idle)}; leave it out")
   parts = {group: public.load(path, quiet=quiet, **shared, **how, **own_options(how["part"])) for group, (_, how) in where.items()}
   container = containers.read(path, prefer=options.get("prefer"))
   how = sampling(container, prediction=prediction, where=str(path))

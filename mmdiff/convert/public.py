@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import linen as nn
 
-from mmdiff.convert import FORMATS, bounds, containers, formats, rules, safetensors_file
+from mmdiff.convert import FORMATS, bounds, choices, containers, formats, rules, safetensors_file
 from mmdiff.convert.formats import STATISTICS, TOKENIZER_FILES, Format, Reading, Source
 from mmdiff.convert.rules import Report
 from mmdiff.core.build import lookup, resolve
@@ -68,7 +68,8 @@ def detect(source: Source) -> Format:
 
 
 def read(path: str | os.PathLike, *, prefer: str | None = None, variant: str = "", **options) -> tuple[Format, Source, Reading]:
-  """A path understood, without reading values. Raises ConfigError for options that its format does not take."""
+  """A path understood, without reading values. Raises ConfigError for options that its format does not take, or for values of them."""
+  choices.check(dict(options, prefer=prefer, variant=variant))
   source = formats.open_source(Path(path), prefer=prefer, variant=variant)
   with bounds.understood(str(source.path)):
     found = detect(source)
@@ -96,6 +97,7 @@ def load(path: str | os.PathLike, *, allow_missing: str | None = None, quiet: bo
     DataError: not a known format, damaged, or tensors are missing, unexpected or of another shape: all are named.
     ConfigError: an option that the format does not take.
   """
+  choices.check(dict(allow_missing=allow_missing))
   found, source, reading = read(path, prefer=prefer, variant=variant, **options)
   with bounds.understood(f"{source.path} ({found.name})", told=any(value is not None for value in options.values())):
     shapes = formats.variables(reading.module, reading.inputs)
