@@ -48,17 +48,25 @@ def parse_json(text: str | bytes, *, infinities: bool = False, nan: bool = False
     raise ValueError("nested too deeply") from None
 
 
+def parse_object(text: str | bytes, *, infinities: bool = False, nan: bool = False) -> dict[str, Any]:
+  """The object of a JSON text, read as `parse_json` does. Raises ValueError."""
+  try:
+    found = parse_json(text, infinities=infinities, nan=nan)
+  except ValueError as error:
+    raise ValueError(f"not valid JSON: {error}") from None
+  if not isinstance(found, dict):
+    raise ValueError(f"expected an object, found a {type(found).__name__}")
+  return found
+
+
 def read_object(file: Path, *, infinities: bool = False, nan: bool = False) -> dict[str, Any]:
   """The JSON object of a file, read as `parse_json` does. Raises DataError that names the file."""
   try:
-    found = parse_json(file.read_bytes(), infinities=infinities, nan=nan)
+    return parse_object(file.read_bytes(), infinities=infinities, nan=nan)
   except OSError as error:
     raise DataError(f"{file}: cannot be read: {error.strerror}") from None
   except ValueError as error:
-    raise DataError(f"{file}: not valid JSON: {error}") from None
-  if not isinstance(found, dict):
-    raise DataError(f"{file}: expected an object, found a {type(found).__name__}")
-  return found
+    raise DataError(f"{file}: {error}") from None
 
 
 def refuse_id(path: str | os.PathLike) -> None:

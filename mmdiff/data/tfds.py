@@ -6,16 +6,18 @@ the features' own `deserialize_example_np`. Pictures stay encoded. The dataset's
 import bisect
 import itertools
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets
+from array_record.python.array_record_module import ArrayRecordReader
 from google.protobuf.message import DecodeError
 from tensorflow_datasets import decode, features
 
 from mmdiff.core.errors import DataError
-from mmdiff.core.files import parse_json
+from mmdiff.core.files import parse_object
 from mmdiff.data import indexes, records, tfrecord
 from mmdiff.data.quarantine import BadRecord
 
@@ -25,34 +27,78 @@ CAPTIONS = ("captions/text", "captions", "caption", "text", "label")     # where
 class TFRecords:
   """The examples of a split of a TFRecord set, by index. Picklable."""
 
-  def __init__(self, info: Any, split: Any, decoders: Any, *, index_dir: str):
-    self._features, self._decoders = info.features, decoders
-    instructions = split.file_instructions
-    paths = list(dict.fromkeys(str(item.filename) for item in instructions))
-    missing = [path for path in paths if not os.path.isfile(path)]
-    if missing:
-      raise DataError(f"{len(missing)} of {len(paths)} files of the split are missing, first {missing[0]}; copy them")
-    tables = dict(zip(paths, indexes.cached_all(paths, tfrecord.index, index_dir=index_dir)))
+  def __init__(self, described: Any, parts: Sequence[Any], tables: Mapping[str, indexes.Table], decoders: Any):
+    self._features, self._decoders = described, decoders
+    paths = list(tables)
     self._files = indexes.Files(paths)
     self._parts = []
-    for item in instructions:
-      table = tables[str(item.filename)]
-      end = item.skip + item.take if item.take >= 0 else len(table["offset"])
-      held = len(table["offset"])
-      if end > held:
-        raise DataError(f"{item.filename}: {held} records, dataset_info.json says {end}; get the file again")
-      self._parts.append((paths.index(str(item.filename)), table["offset"][item.skip:end], table["size"][item.skip:end]))
-    self._ends = list(itertools.accumulate(len(offset) for _, offset, _ in self._parts))
+    for part in parts:
+      columns = tables[part.filename]
+      self._parts.append((paths.index(part.filename),
+                          *(columns[name][part.skip:part.skip + part.take] for name in ("offset", "size", "crc"))))
+    self._ends = list(itertools.accumulate(len(offset) for _, offset, *_ in self._parts))
 
   def __len__(self) -> int:
     return self._ends[-1] if self._ends else 0
 
   def __getitem__(self, i: int) -> Any:
     part = bisect.bisect_right(self._ends, i)
-    file, offset, size = self._parts[part]
+    file, offset, size, crc = self._parts[part]
     row = i - (self._ends[part - 1] if part else 0)
     data = self._files.read(file, int(offset[row]), int(size[row]))
+    if tfrecord.masked_crc(data) != crc[row]:
+      raise OSError(f"the checksum of record {row} in {self._files.paths[file]} is not that of its bytes; get the file again")
     return self._features.deserialize_example_np(data, decoders=self._decoders)
+
+
+class Part(NamedTuple):
+  """What a split takes of one file."""
+  filename: str
+  skip: int
+  take: int
+  held: int                          # records of the file, as dataset_info.json says
+
+
+def _opened(folder: str, split: str) -> tuple[Any, list[Part]]:
+  """(the builder of a prepared dataset, the parts of one of its splits). Raises DataError."""
+  try:
+    builder = tensorflow_datasets.builder_from_directory(folder)
+    subset = builder.info.splits[split]
+    parts = [Part(str(item.filename), item.skip, item.take, item.examples_in_shard) for item in subset.file_instructions]
+    count = subset.num_examples
+  except Exception as error:         # TFDS reads what strangers wrote, and what it raises for it is of many kinds
+    raise DataError(f"{folder}: {type(error).__name__}: {_one_line(error)}; correct `split`, or prepare the dataset anew") from None
+  if not count:
+    raise DataError(f"{folder}: split {split!r} is empty; correct `split` (it has {', '.join(builder.info.splits)})")
+  inside = os.path.abspath(folder) + os.sep
+  if outside := next((part.filename for part in parts if not os.path.abspath(part.filename).startswith(inside)), ""):
+    raise DataError(f"{folder}: dataset_info.json names the file {outside}, which lies outside; prepare the dataset anew")
+  missing = [part.filename for part in parts if not os.path.isfile(part.filename)]
+  if missing:
+    raise DataError(f"{len(missing)} of {len(parts)} files of the split are missing, first {missing[0]}; copy them")
+  return builder, parts
+
+
+def _one_line(error: Exception) -> str:
+  return " ".join(str(error).split())[:300]
+
+
+def _array_records_of(path: str) -> int:
+  """The records of an ArrayRecord file. Raises DataError for a cut or damaged one."""
+  try:
+    reader = ArrayRecordReader(path)
+    count = reader.num_records()
+    reader.close()                   # says what was wrong
+    return count
+  except (RuntimeError, ValueError) as error:
+    raise DataError(f"{path}: no whole ArrayRecord file: {error or 'cut short'}; get it again") from None
+
+
+def _check_counts(parts: Sequence[Part], held: Mapping[str, int]) -> None:
+  """Raises DataError unless every file holds as many records as dataset_info.json says."""
+  for part in parts:
+    if held[part.filename] != part.held:
+      raise DataError(f"{part.filename}: {held[part.filename]:,} records, dataset_info.json says {part.held:,}; get both again")
 
 
 def find(dataset: str, data_dir: str) -> str:
@@ -113,12 +159,10 @@ class Tfds:
   """Random access to the examples of one split. Picklable."""
 
   def __init__(self, folder: str, *, split: str, image: str, captions: Mapping[str, str], key: str, index_dir: str):
-    try:
-      builder = tensorflow_datasets.builder_from_directory(folder)
-      subset = builder.info.splits[split]
-    except (ValueError, KeyError, OSError, AssertionError) as error:
-      raise DataError(f"{folder}: {error}; correct `split`, or prepare the dataset anew") from None
+    builder, parts = _opened(folder, split)
     described = builder.info.features
+    if not hasattr(described, "keys"):
+      raise DataError(f"{folder}: features.json describes no record of named features; prepare the dataset anew")
     flat = _names(described)
     self._image, self._captions = image, dict(captions) or _guess(described)
     self._key = key or next((name for name in ("key", "image/filename", "image_id") if name in flat), "")
@@ -130,7 +174,7 @@ class Tfds:
                       "set image, captions.KIND and key to their names (nested ones as captions/text)")
     self._steps: dict[str, tuple[str, ...]] = {path: found for path, found in steps.items() if found is not None}
     self._name, self._split = f"{builder.info.name}/{builder.info.version}", split
-    self._extras = "extras" in flat
+    self._extras = "extras" in flat and isinstance(described["extras"], features.Text)
     found = {kind: _at(described, self._steps[path]) for kind, path in self._captions.items()}
     self._names = {kind: tuple(name.replace("_", " ") for name in feature.names)
                    for kind, feature in found.items() if isinstance(feature, features.ClassLabel)}
@@ -140,19 +184,33 @@ class Tfds:
       decoders = decode.SkipDecoding()
       for step in reversed(self._steps[image]):
         decoders = {step: decoders}
-    self._identity = [(os.path.basename(str(item.filename)), item.skip, item.take) for item in subset.file_instructions]
-    if not subset.num_examples:
-      raise DataError(f"{folder}: split {split!r} is empty; correct `split` (it has {', '.join(builder.info.splits)})")
-    if builder.info.file_format == tensorflow_datasets.core.FileFormat.TFRECORD:
-      self._examples: Any = TFRecords(builder.info, subset, decoders, index_dir=index_dir)
+    paths, form = list(dict.fromkeys(part.filename for part in parts)), builder.info.file_format
+    if form == tensorflow_datasets.core.FileFormat.TFRECORD:
+      tables = dict(zip(paths, indexes.cached_all(paths, tfrecord.index, index_dir=index_dir)))
+      contents = [records.fingerprint(*(table[name].tobytes() for name in ("size", "crc"))) for table in tables.values()]
+      _check_counts(parts, {path: len(table["offset"]) for path, table in tables.items()})
+      self._examples: Any = TFRecords(described, parts, tables, decoders)
     else:
-      self._examples = builder.as_data_source(split=split, decoders=decoders)
+      with ThreadPoolExecutor(16) as pool:
+        if form == tensorflow_datasets.core.FileFormat.ARRAY_RECORD:
+          _check_counts(parts, dict(zip(paths, pool.map(_array_records_of, paths))))
+        contents = list(pool.map(indexes.sampled, paths))
+      try:
+        self._examples = builder.as_data_source(split=split, decoders=decoders)
+      except (NotImplementedError, ValueError, OSError, ImportError) as error:
+        raise DataError(f"{folder}: files of the format {form.value} can't be read here: {_one_line(error)}; prepare the dataset as "
+                        "array_record") from None
+      if len(self._examples) != (count := sum(part.take for part in parts)):
+        raise DataError(f"{folder}: {len(self._examples):,} records in the files of split {split!r}, dataset_info.json says {count:,}; "
+                        "take whole splits of this format, or prepare the dataset anew")
+    self._identity = [(os.path.basename(part.filename), part.skip, part.take) for part in parts], contents
 
   def __len__(self) -> int:
     return len(self._examples)
 
   def fingerprint(self) -> str:
-    """A digest of name, version, the files of the split and the features taken."""
+    """A digest of name, version, the features taken, and the files of the split: names, what is taken of them, and contents (all checksums
+    of TFRecords; of other formats size and samples, see `indexes.sampled`)."""
     return records.fingerprint("tfds", self._name, self._identity, self._image, sorted(self._captions.items()), len(self))
 
   def __getitem__(self, i: int) -> dict[str, Any]:
@@ -177,7 +235,7 @@ class Tfds:
     record["key"] = str(_plain(_at(example, self._steps[self._key]), "key")) if self._key else f"{self._split}/{i:09d}"
     if self._extras:
       try:
-        record |= parse_json(_plain(example["extras"], "extras") or "{}", nan=True)
+        record = records.extras_of(parse_object(_plain(example["extras"], "extras") or "{}", nan=True)) | record
       except (ValueError, TypeError) as error:
         raise BadRecord("unreadable", f"{self._name} {self._split} {i}: extras: {error}", record["key"]) from None
     return record | {"captions": {kind: records.caption(value, what=kind) for kind, value in captions.items() if value != []}}

@@ -92,3 +92,15 @@ def test_reads_stop_when_the_file_changes(file):
     out.write(b"x")
   with pytest.raises(DataError, match="changed while it was in use"):
     late.read(0, 0, 1)
+
+
+def test_samples_tell_files_apart(tmp_path):
+  file, size = tmp_path / "a", 2 ** 20
+  whole = bytes(size)
+  file.write_bytes(whole)
+  first = indexes.sampled(str(file))
+  for at in (0, size // 2, size - indexes.END_BYTES, size - 1):
+    file.write_bytes(whole[:at] + b"x" + whole[at + 1:])
+    assert indexes.sampled(str(file)) != first
+  file.write_bytes(whole[1:])
+  assert indexes.sampled(str(file)) != first

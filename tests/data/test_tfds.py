@@ -11,9 +11,10 @@ import tensorflow_datasets
 from tensorflow_datasets import features
 
 from mmdiff.core.errors import DataError
+from mmdiff.data import array_records, records
 from mmdiff.data.quarantine import BadRecord
 from mmdiff.data.tfds import tfds
-from tests.data.fixtures import picture
+from tests.data.fixtures import Rows, picture
 from tests.data.test_tfrecord import frame
 
 FEATURES = features.FeaturesDict({
@@ -142,7 +143,7 @@ def test_damaged_tfrecords(tf_record, tmp_path):
   whole[12:60] = os.urandom(48)                                           # the first record's data, not its frame
   file.write_bytes(whole)
   source = tfds(dataset="toy", split="train", data_dir=str(root))
-  with pytest.raises(BadRecord, match="unreadable"):
+  with pytest.raises(BadRecord, match="unreadable: .*checksum of record 0 .*get the file again"):
     source[0]
   assert source[1]["captions"]
   file.write_bytes(whole[:-3])
@@ -151,3 +152,88 @@ def test_damaged_tfrecords(tf_record, tmp_path):
   file.unlink()
   with pytest.raises(DataError, match="are missing"):
     tfds(dataset="toy", split="train", data_dir=str(root))
+
+
+@pytest.fixture
+def copied(root, tmp_path):
+  """A copy of the set that a test may damage: its folder."""
+  shutil.copytree(root, tmp_path / "copy")
+  return tmp_path / "copy" / "toy" / "1.2.0"
+
+
+def told_otherwise(folder, change):
+  info = json.loads((folder / "dataset_info.json").read_text())
+  change(info, info["splits"][[split["name"] for split in info["splits"]].index("train")])
+  (folder / "dataset_info.json").write_text(json.dumps(info))
+
+
+def shards(folder):
+  return sorted(file for file in folder.glob("*train*") if "index" not in file.name)
+
+
+def test_one_bit_of_a_tfrecord_s_caption_is_seen(tf_record, tmp_path):
+  shutil.copytree(tf_record, tmp_path / "copy")
+  file = shards(tmp_path / "copy" / "toy" / "1.2.0")[0]
+  file.write_bytes(file.read_bytes().replace("text 0 0 é".encode(), "text 0 0 è".encode()))
+  source = tfds(dataset="toy", split="train", data_dir=str(tmp_path / "copy"))
+  with pytest.raises(BadRecord, match="unreadable: .*checksum of record 0 "):
+    source[0]
+
+
+def test_other_data_of_the_same_names_and_counts_has_another_fingerprint(copied):
+  before = tfds(dataset=str(copied), split="train[:3]").fingerprint()
+  first, second = shards(copied)
+  content = first.read_bytes()
+  first.write_bytes(second.read_bytes())
+  second.write_bytes(content)
+  told_otherwise(copied, lambda info, split: split["shardLengths"].reverse())
+  assert tfds(dataset=str(copied), split="train[:3]").fingerprint() != before
+
+
+@pytest.mark.parametrize("change, said", [
+  (lambda split: split.update(shardLengths=["2", split["shardLengths"][1]]), "records, dataset_info.json says 2; get both again"),
+  (lambda split: split.update(shardLengths=["99999999999999"] * 2), "says 99,999,999,999,999"),
+  (lambda split: split.update(shardLengths=["-5", "6"]), "get both again"),
+  (lambda split: split.update(filepathTemplate="{NOPE}"), "Could not format template {NOPE}"),
+  (lambda split: split.update(filepathTemplate="../{DATASET}.{SPLIT}.{SHARD_X_OF_Y}"), "names the file .*, which lies outside")])
+def test_what_dataset_info_says_that_is_not_so(copied, change, said):
+  told_otherwise(copied, lambda info, split: change(split))
+  with pytest.raises(DataError, match=said):
+    tfds(dataset=str(copied), split="train")
+
+
+@pytest.mark.parametrize("damage, said", [(lambda file: file.unlink(), "1 of 2 files of the split are missing"),
+                                          (lambda file: file.write_bytes(file.read_bytes()[:-1000]), "get it again")])
+def test_shards_that_are_gone_or_cut(copied, damage, said):
+  damage(shards(copied)[1])
+  with pytest.raises(DataError, match=said):
+    tfds(dataset=str(copied), split="train")
+
+
+@pytest.mark.parametrize("form", ["riegeli", "parquet"])
+def test_formats_that_cannot_be_read(copied, form):
+  for file in shards(copied):
+    file.rename(copied / file.name.replace("array_record", form).replace("tfrecord", form))
+  told_otherwise(copied, lambda info, split: (info.update(fileFormat=form), split.pop("filepathTemplate")))
+  with pytest.raises(DataError, match=f"format {form} can't be read here"):
+    tfds(dataset=str(copied), split="train")
+
+
+def test_a_damaged_description(copied):
+  for name, text in (("dataset_info.json", "{"), ("features.json", "{")):
+    kept = (copied / name).read_text()
+    (copied / name).write_text(text)
+    with pytest.raises(DataError, match="prepare the dataset anew"):
+      tfds(dataset=str(copied), split="train")
+    (copied / name).write_text(kept)
+  told_otherwise(copied, lambda info, split: info.pop("name"))
+  with pytest.raises(DataError, match="prepare the dataset anew"):
+    tfds(dataset=str(copied), split="train")
+
+
+def test_extras_replace_nothing_of_a_record(tmp_path, monkeypatch):
+  monkeypatch.setattr(records, "extras_of", lambda row: {"key": "stolen", "image": "x", "captions": {}, "label": 3, "facts": {}})
+  array_records.write({"train": Rows([{"key": "k", "image": picture(0), "captions": {"original": "words"}}])}, str(tmp_path), name="toy")
+  monkeypatch.undo()
+  record = tfds(dataset="toy", split="train", data_dir=str(tmp_path))[0]
+  assert record == {"key": "k", "image": picture(0), "captions": {"original": "words"}, "label": 3, "facts": {}}

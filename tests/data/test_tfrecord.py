@@ -18,12 +18,23 @@ def test_the_checksum_is_castagnolis():
   assert tfrecord.masked_crc(b"123456789") == ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
+def test_blocks_sum_to_what_bytes_one_by_one_do():
+  data = bytes(i * i % 251 for i in range(1000))
+  register, slowly = 0xFFFFFFFF, [0]
+  for byte in data:
+    register = register >> 8 ^ tfrecord.FEW[(register ^ byte) & 0xFF]
+    slowly.append(register ^ 0xFFFFFFFF)
+  for size in (0, 1, 3, 63, 127, 128, 129, 191, 192, 193, 257, 640, 999, 1000):
+    assert tfrecord.crc32c(data[:size]) == slowly[size], size
+
+
 def test_offsets_and_sizes(tmp_path):
   records = [b"first", b"", b"x" * 1000]
   path = tmp_path / "a.tfrecord"
   path.write_bytes(b"".join(map(frame, records)))
   table, whole = tfrecord.index(str(path)), path.read_bytes()
   assert [whole[at:at + size] for at, size in zip(table["offset"], table["size"])] == records
+  assert table["crc"].tolist() == [tfrecord.masked_crc(record) for record in records]
 
 
 def test_a_cut_or_damaged_file_is_refused(tmp_path):
