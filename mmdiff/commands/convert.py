@@ -8,15 +8,17 @@
 
 --src is a folder or weight file in a public format, or a run directory; `mmdiff info` says what it is. Every tensor is accounted for: a
 missing, an unexpected or a mis-shaped one is an error that names it, unless --allow_missing matches its name. --out gets the weights as
-safetensors, the format's configs, the tokenizer's files, and convert.json with the report and the digests of all weight files. Nothing is
-overwritten but what the same command made.
+safetensors, the format's configs, the tokenizer's files, and convert.json with the report, the digests of all weight files and what
+--verify found. Nothing is overwritten but what the same command made.
 """
+import contextlib
 import hashlib
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmdiff.core import compilation
 from mmdiff.core.errors import ConfigError, DataError
@@ -100,23 +102,43 @@ def run(given: Mapping, *, argv: list[str]) -> None:
   else:
     loaded, tokenizer = of_run(given, options)
   out = Path(given["out"])
-  files = public.save(out, format=given["to"], module=loaded.module, config=loaded.config, params=loaded.params,
-                      statistics=loaded.statistics, style=loaded.style if loaded.format == given["to"] else None, dtype=given["dtype"],
-                      tokenizer=tokenizer, files=loaded.tokenizer, shard_bytes=int(given["shard_gb"] * 1e9))
-  facts = dict(argv=argv, source=dict(path=given["src"], format=loaded.format, dtypes=loaded.dtypes, digests=digests(Path(given["src"]))),
-               report=loaded.report._asdict(), format=given["to"], dtype=given["dtype"],
-               files={name: digest(out / name) for name in files}, **made_by())
-  print(f"written to {out}: {', '.join(files)}", file=sys.stderr)
-  if given["verify"]:
-    again = public.load(out, quiet=True)
-    if pair := public.renumbering(given["to"], tokenizer):
-      again = again._replace(params=public.exchanged(again.params, pair))
-    params, statistics = (jax.tree.map(jax.numpy.asarray, values) for values in (loaded.params, loaded.statistics))
-    facts["difference"] = verify.difference((loaded.module, params, statistics), (again.module, again.params, again.statistics),
-                                            again.inputs)
-    print(f"verified: outputs differ by at most {facts['difference']:.2g} of the largest")
-  write_json(out / "convert.json", facts)
-  refuse(facts.get("difference", 0), given["dtype"], out)
+  with recorded(out, argv) as facts:
+    files = public.save(out, format=given["to"], module=loaded.module, config=loaded.config, params=loaded.params,
+                        statistics=loaded.statistics, style=loaded.style if loaded.format == given["to"] else None, dtype=given["dtype"],
+                        tokenizer=tokenizer, files=loaded.tokenizer, shard_bytes=int(given["shard_gb"] * 1e9))
+    about = dict(path=given["src"], format=loaded.format, dtypes=loaded.dtypes, digests=digests(Path(given["src"])))
+    facts |= dict(source=about, report=loaded.report._asdict(), format=given["to"], dtype=given["dtype"],
+                  files={name: digest(out / name) for name in files}, **made_by())
+    print(f"written to {out}: {', '.join(files)}", file=sys.stderr)
+    if given["verify"]:
+      again = public.load(out, quiet=True)
+      if pair := public.renumbering(given["to"], tokenizer):
+        again = again._replace(params=public.exchanged(again.params, pair))
+      params, statistics = (jax.tree.map(jax.numpy.asarray, values) for values in (loaded.params, loaded.statistics))
+      facts["difference"] = verify.difference((loaded.module, params, statistics), (again.module, again.params, again.statistics),
+                                              again.inputs)
+      refuse(facts["difference"], given["dtype"], out)
+      facts["verified"] = True
+      print(f"verified: outputs differ by at most {facts['difference']:.2g} of the largest")
+
+
+@contextlib.contextmanager
+def recorded(out: Path, argv: list[str]) -> Iterator[dict]:
+  """Keeps convert.json of what is found out in between: not `complete` until all files are there, and not `verified`, with the `fault`,
+  where they are read back and refused. Where nothing is written it is gone again."""
+  file, facts, there = out / "convert.json", dict[str, Any](argv=argv), out.exists()
+  write_json(file, facts | dict(complete=False))
+  try:
+    yield facts
+  except (ConfigError, DataError) as error:
+    if "files" in facts:
+      write_json(file, facts | dict(complete=True, verified=False, fault=str(error)))
+    elif os.listdir(out) == [file.name]:
+      file.unlink()
+      if not there:
+        out.rmdir()
+    raise
+  write_json(file, facts | dict(complete=True))
 
 
 def refuse_unread(given: Mapping, names: Sequence[str], why: str) -> None:
@@ -154,23 +176,24 @@ def convert_pipeline(given: Mapping, options: Mapping, *, argv: list[str]) -> No
     params, about = jax.tree.map(model.services.fetch, model.params), dict(model.report)
     found = exports.pipeline_of(model.config, params, tokenizer=Path(model.report["path"]))
   out = Path(given["out"])
-  files = pipelines.save(out, found, format=given["to"], dtype=given["dtype"])
-  facts = dict(argv=argv, source=dict(about, path=given["src"], digests=digests(Path(given["src"]))), format=given["to"],
-               report={group: part.report._asdict() for group, part in found.parts.items()}, dtype=given["dtype"], notices=found.notices,
-               files={name: digest(out / name) for name in files}, **made_by())
-  print(f"written to {out}: {', '.join(files)}", file=sys.stderr)
-  if given["verify"]:
-    again = pipelines.load(out if given["to"] == "diffusers" else out / "model.safetensors", quiet=True)
-    facts["differences"], told = verify.pipelines(found, again, dtype=given["dtype"])
-    facts["difference"] = max(facts["differences"].values(), default=0.0)
-    listed = ", ".join(f"{group} {value:.2g}" for group, value in facts["differences"].items())
-    if told:
-      raise DataError(f"{out}: read back, it is not the same: " + "; ".join(f"{name}: {b!r:.120}, expected {a!r:.120}" for name, (a, b) in
-                                                                          told.items()) + "; do not use it, and report this")
-    rounded = "" if given["dtype"] == "float32" else f", from those of the source in {given['dtype']}"
-    print(f"verified: outputs differ by at most {facts['difference']:.2g} of the largest ({listed}){rounded}")
-  write_json(out / "convert.json", facts)
-  refuse(facts.get("difference", 0), "float32", out)
+  with recorded(out, argv) as facts:
+    files = pipelines.save(out, found, format=given["to"], dtype=given["dtype"])
+    facts |= dict(source=dict(about, path=given["src"], digests=digests(Path(given["src"]))), format=given["to"],
+                  report={group: part.report._asdict() for group, part in found.parts.items()}, dtype=given["dtype"],
+                  notices=found.notices, files={name: digest(out / name) for name in files}, **made_by())
+    print(f"written to {out}: {', '.join(files)}", file=sys.stderr)
+    if given["verify"]:
+      again = pipelines.load(out if given["to"] == "diffusers" else out / "model.safetensors", quiet=True)
+      facts["differences"], told = verify.pipelines(found, again, dtype=given["dtype"])
+      facts["difference"] = max(facts["differences"].values(), default=0.0)
+      if told:
+        raise DataError(f"{out}: read back, it is not the same: " + "; ".join(
+          f"{name}: {b!r:.120}, expected {a!r:.120}" for name, (a, b) in told.items()) + "; do not use it, and report this")
+      refuse(facts["difference"], "float32", out)
+      facts["verified"] = True
+      listed = ", ".join(f"{group} {value:.2g}" for group, value in facts["differences"].items())
+      rounded = "" if given["dtype"] == "float32" else f", from those of the source in {given['dtype']}"
+      print(f"verified: outputs differ by at most {facts['difference']:.2g} of the largest ({listed}){rounded}")
 
 
 def refuse(difference: float, dtype: str, out: Path) -> None:

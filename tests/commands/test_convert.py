@@ -6,7 +6,7 @@ import pytest
 
 import mmdiff
 from mmdiff.__main__ import main
-from mmdiff.convert import FORMATS, ldm_formats, marks, pipelines, public
+from mmdiff.convert import FORMATS, ldm_formats, marks, pipelines, public, verify
 from mmdiff.core.build import resolve
 from mmdiff.core.errors import ConfigError
 from tests import toy_pipelines, toy_runs
@@ -116,3 +116,26 @@ def test_verification_compares_what_a_pipeline_computes(tmp_path, capsys, monkey
   assert main(["convert", f"--src={folder}", "--to=ldm", f"--out={tmp_path / 'file'}", "--verify"]) == 65
   said = capsys.readouterr().err
   assert "it is not the same: scheduler: {" in said if forgotten == "scheduler" else "its outputs differ by" in said
+  record = json.loads((tmp_path / "file" / "convert.json").read_text())
+  assert record["complete"] and not record["verified"] and record["fault"] in said and record["files"] and record["differences"]
+
+
+def test_a_conversion_says_of_itself_what_became_of_it(tmp_path, monkeypatch):
+  """Nothing where nothing is written, `complete` only when all of it is there; the same command goes on from what a dead one left."""
+  out = tmp_path / "out"
+  line = ["convert", f"--src={FIXTURES / 'hf_clip'}", "--to=open_clip", f"--out={out}", "--verify"]
+  record = lambda: json.loads((out / "convert.json").read_text())
+  save = public.save
+
+  def dies(*args, **given):
+    save(*args, **given)
+    raise KeyboardInterrupt
+  with monkeypatch.context() as patched:
+    patched.setattr(public, "save", lambda *args, **given: (_ for _ in ()).throw(ConfigError("no place for it")))
+    assert main(line) == 64 and not out.exists()
+    patched.setattr(public, "save", dies)
+    assert main(line) == 75 and record()["complete"] is False and (out / "open_clip_model.safetensors").exists()
+    patched.setattr(public, "save", save)
+    patched.setattr(verify, "difference", lambda *_: 0.5)
+    assert main(line) == 65 and record()["complete"] and not record()["verified"] and "differ by 0.5" in record()["fault"]
+  assert main(line) == 0 and record()["complete"] and record()["verified"] and "fault" not in record()
