@@ -3,6 +3,7 @@
 The arrays have manifests of their own (`train.integrity`), and `metrics.jsonl`, which grows, is vouched for by each checkpoint's meta.
 TensorBoard's events and `report.html` are never read back.
 """
+import functools
 import hashlib
 import json
 import re
@@ -12,6 +13,7 @@ from typing import Any
 
 from mmdiff.core.errors import DataError
 from mmdiff.core.files import plain, write_atomically
+from mmdiff.core.terminal import tell
 
 SUMS = "SHA256SUMS"
 VOUCHED = ("config.json", "run.json", "code-*.patch", "tokenizer.json", "eval/*.json", "samples/*.png")
@@ -77,12 +79,22 @@ def _save(workdir: Path, table: Mapping[str, set[str]]) -> None:
 
 
 def check(workdir: Path, *names: str) -> None:
-  """Raises DataError if one of these files is not what its line says. One without a line passes: nothing vouches for it."""
-  table, _ = read(workdir)
+  """Raises DataError if one of these files is not what its line says. One without a line passes: nothing vouches for it, and where the
+  table is damaged, a line on stderr says so."""
+  table, wrong = read(workdir)
+  bare = [name for name in names if name not in table and (workdir / name).is_file()]
+  if wrong and bare:
+    _tell_once(f"{workdir}: {'; '.join(wrong[:2])}{f' and {len(wrong) - 2} more' if len(wrong) > 2 else ''}: nothing vouches for "
+               f"{', '.join(bare)}. Put {SUMS} back from a copy; `mmdiff info {workdir}` says what else is damaged")
   for name in names:
     if name in table and (workdir / name).is_file() and digest(workdir / name) not in table[name]:
       raise DataError(f"{workdir / name} is not the file that was written (its line in {SUMS} has another digest): it was damaged, or "
                       f"changed by hand. Put it back from a copy; if the change is meant, delete that line of {SUMS}")
+
+
+@functools.cache
+def _tell_once(text: str) -> None:
+  tell(text)
 
 
 def inspect(workdir: Path) -> tuple[list[str], list[str]]:

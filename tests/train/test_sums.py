@@ -55,3 +55,14 @@ def test_a_damaged_table_is_named_by_line(tmp_path):
   line = (tmp_path / "SHA256SUMS").read_text()
   (tmp_path / "SHA256SUMS").write_text(line + "g" + line[1:] + line[:30])
   assert sums.inspect(tmp_path)[0] == ["SHA256SUMS: line 2 is damaged", "SHA256SUMS: line 3 is damaged", "SHA256SUMS: cut short"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00\xff\x1b[2J" * 50 + b"\n\n\n"])
+def test_a_table_that_vouches_for_nothing_is_told_of_where_its_files_are_read(tmp_path, capsys, content):
+  sums.write(tmp_path, "config.json", b"{}")
+  sums.check(tmp_path, "config.json")
+  (tmp_path / "SHA256SUMS").write_bytes(content)
+  for _ in range(2):
+    sums.check(tmp_path, "config.json", "tokenizer.json")
+  said = capsys.readouterr().err
+  assert "SHA256SUMS: " in said and "nothing vouches for config.json. Put SHA256SUMS back" in said and said.count("\n") == 1
