@@ -95,17 +95,21 @@ def main(argv: Sequence[str] | None = None) -> int:
   """
   if argv is None:
     signals.hold()
+    faults.hush()
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")      # on broken metadata: of no use in a training log
     if sys.argv[1:2] and sys.argv[1] in COMPUTING:
       ask_for_huge_pages()
     signals.LISTENER.listen(f"mmdiff {sys.argv[1]}" if sys.argv[1:2] and sys.argv[1] in COMMANDS else "mmdiff")
-  argv = list(sys.argv[1:] if argv is None else argv)
+  own, argv = argv is None, list(sys.argv[1:] if argv is None else argv)
   try:
     code = run(argv)
     sys.stdout.flush()                    # a full disk behind it is an error like any other
     return code
   except (*EXIT_CODES, KeyboardInterrupt) as error:
-    return fail(error, argv)
+    code = fail(error, argv)
+    if own and not isinstance(error, Interrupted):        # what is under way in other threads is not waited for, nor heard of
+      signals.leave(code)
+    return code
   except Exception as error:
     if peers := sys.modules.get("mmdiff.train.peers"):
       peers.explain(error)                # of several processes, when another one is lost

@@ -206,6 +206,19 @@ def make(config: Mapping, total_steps: int, groups: tuple[str, ...]) -> tuple[op
   return tx, own
 
 
+def problems(config: Mapping, params: Tree) -> list[str]:
+  """What a config of optimisers asks of trained parameters (abstract ones will do) that have none of it: a weight decay whose patterns,
+  other than the usual ones, match none of its group's."""
+  found = []
+  for name, options in config.items():
+    patterns = tuple(options.get("decayed", DECAYED))
+    own = [path for path in tree.paths(params) if path.split("/")[0] == name or name == "default" and path.split("/")[0] not in config]
+    if options.get("weight_decay") and patterns != DECAYED and own and not any(tree.matches(path, patterns) for path in own):
+      found.append(f"--config.optim.{name}.decayed: {patterns} match none of the group's {len(own)} parameters, such as {own[0]}; without "
+                   "a match nothing decays: say weight_decay=0 if that is meant")
+  return found
+
+
 def learning_rates(numbers: Mapping[str, Numbers], step: int) -> dict[str, float]:
   """{"learning_rate/GROUP": rate} at a step, for the log; computed on the host, so that the log never waits for an accelerator."""
   with jax.default_device(jax.local_devices(backend="cpu")[0]):

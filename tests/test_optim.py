@@ -168,3 +168,10 @@ def test_an_update_of_adafactor_has_at_most_unit_size():
   for size in (1.0, 1.0, 10.0):
     updates, state = tx.update({"image": {"kernel": jnp.full((4, 4), size)}}, state, params)
   np.testing.assert_allclose(jnp.abs(updates["image"]["kernel"]), 1.0, rtol=1e-3)
+
+
+def test_patterns_of_decay_that_match_nothing_are_named():
+  decayed = dict(name="adamw", lr=0.1, weight_decay=0.1)
+  assert optim.problems(dict(default=decayed, text=decayed | dict(decayed=(".*/bias",))), PARAMS) == []
+  wrong, = optim.problems(dict(default=decayed, image=decayed | dict(decayed=("nothing",))), PARAMS)
+  assert "--config.optim.image.decayed" in wrong and "image/stack/mlp/up/kernel" in wrong

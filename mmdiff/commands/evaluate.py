@@ -201,7 +201,8 @@ def compare(given: Mapping, argv: Sequence[str]) -> int:
       raise ValueError(f"{first} and {second} have no score in common")
     tests = {} if lacking else statistics.compare(first, second, table=given["table"])
   except (OSError, ValueError, LookupError, ArithmeticError, RecursionError, TypeError, AttributeError) as error:
-    raise DataError(f"--compare: {type(error).__name__}: {error}; expected two result files of `mmdiff evaluate` of one task") from None
+    what = error if isinstance(error, (OSError, ValueError)) else f"of another form ({error})"
+    raise DataError(f"--compare: {first} or {second}: {what}; expected two result files of `mmdiff evaluate` of one task") from None
   if refused := {name: pair for name, pair in differences.items() if name not in given["unlike"]}:
     raise DataError(f"--compare: {first} and {second} are not alike in {likeness.said(refused)}")
   if idle := [name for name in given["unlike"] if name not in differences]:

@@ -45,20 +45,28 @@ def flat(config: Mapping, prefix: str = "") -> dict[str, Any]:
   return found
 
 
-def check_drift(config: Mapping, workdir: Path) -> None:
-  """Raises ConfigError with the differences if the run in `workdir` began with a config that this one cannot continue."""
+def check_drift(config: Mapping, workdir: Path) -> Mapping:
+  """The config to go on with: `config`, but for what a run took over at its start, which stays as it was, with a line. Raises ConfigError
+  with the differences if the run in `workdir` began with a config that this one cannot continue."""
   file = workdir / "config.json"
   if not file.exists():
-    return
+    return config
   sums.check(workdir, "config.json", "tokenizer.json")
   # With defaults for the keys that this version has and the run's did not.
   complete = lambda one: one if schema.check(one) else schema.complete(one)
-  before, now = (flat(complete(one)) for one in (read_object(file), json.loads(json.dumps(config))))
+  kept = read_object(file)
+  before, now = (flat(complete(one)) for one in (kept, json.loads(json.dumps(config))))
   may_change = lambda key: any(f"{key}.".startswith(f"{name}.") for name in MAY_CHANGE)
   changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key) and not may_change(key)]
   if changed:
     lines = [f"--config.{key}: the run began with {before.get(key, 'nothing')!r}, now {now.get(key, 'nothing')!r}" for key in changed]
     raise ConfigError(f"{workdir} was begun with another config; undo the change or choose another --workdir\n" + "\n".join(lines))
+  started = any((workdir / "checkpoints").glob("[0-9]*"))
+  if started and kept.get("init") != json.loads(json.dumps(config.get("init"))):
+    tell(f"init: {workdir} goes on from its own checkpoint; what --config.init says now is left out of it (choose another --workdir to "
+         "start from there)")
+    return dict(config, init=kept.get("init"))
+  return config
 
 
 def make_dataset(config: Mapping, workdir: Path):
@@ -170,7 +178,7 @@ def check_vocabulary(params, tokenizer) -> None:
 def run(config: Mapping, workdir: Path, *, argv: list[str]):
   """Trains from a checked config; returns the final state."""
   started = time.perf_counter()
-  check_drift(config, workdir)
+  config = check_drift(config, workdir)
   import jax
 
   from mmdiff.train import distributed
@@ -199,6 +207,10 @@ def run_held(config: Mapping, workdir: Path, argv: list[str], started: float):
   say(f"{len(dataset):,} records in {source_name(config['data']['source'])}", active=jax.process_index() == 0)
   for line in elsewhere(config):
     say(line, active=jax.process_index() == 0)
+  for name, rule in config["optim"].items():
+    if rule.get("warmup_steps", 0) >= config["steps"]:
+      say(f"note: optim.{name}.warmup_steps is {rule['warmup_steps']:,} of {config['steps']:,} steps: the rate stays below its peak",
+          active=jax.process_index() == 0)
   opened: dict[str, dict[str, str]] = {}
   services = serve(objective.predict, config, mesh=parallel.make_mesh(**config["mesh"]), tokenizer=dataset.tokenizer, workdir=workdir)
   evaluators = make_evaluators(config, services._replace(load=mmdiff.model.load), opened)

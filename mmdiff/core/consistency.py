@@ -73,6 +73,8 @@ def _related(config: Mapping) -> Iterator[Problem]:
       except (re.error, RecursionError, OverflowError) as error:
         yield Problem(path, f"{shown(pattern)} is no pattern: {error}")
   init = config.get("init") or {}
+  if init.get("differs") and not (init.get("path") or init.get("parts")):
+    yield Problem("init.differs", f"says nothing without init.path or init.parts, found {init['differs']!r}; leave it out")
   if not init.get("path"):
     renamed = {here: there for here, there in (init.get("map") or {}).items() if there}     # "" says what stays as it was initialised
     for key, said in dict(params="" if init.get("parts") else init.get("params"), map=renamed).items():

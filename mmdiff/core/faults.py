@@ -3,6 +3,7 @@ import errno
 import os
 import re
 import sys
+from typing import Any
 
 from mmdiff.core.errors import CannotWrite, GaveUp
 
@@ -34,6 +35,17 @@ def told(error: BaseException, command: str = "") -> GaveUp | CannotWrite | None
   if _of_backend(error) or "Unable to initialize backend" in message or "Unknown backend" in message:
     return GaveUp(_no_backend(message))
   return None
+
+
+def hush() -> None:
+  """Of a command line: after a save that failed, which comes up as an error, tensorstore prints a traceback for each part of it that finds
+  its event loop closed; those are left out."""
+  before = sys.unraisablehook
+
+  def hook(dropped: Any) -> None:
+    if "Event loop is closed" not in str(dropped.exc_value):
+      before(dropped)
+  sys.unraisablehook = hook
 
 
 def _sizes(message: str) -> str:

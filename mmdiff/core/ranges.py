@@ -135,6 +135,8 @@ def problems(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
         yield f"{path}.{shown(str(key))}".lstrip("."), wrong
       elif path in ("ema", "evals", "optim") and not re.fullmatch(NAMES, str(key)):
         yield path, f"expected names of letters, digits, dots, dashes and underscores, found {shown(key)}"
+      elif path == "ema" and ("." in str(key) or key == "raw"):       # it is the first part of the paths of its parameters
+        yield path, f"expected a name without dots other than 'raw', which means the parameters themselves; found {shown(key)}"
       else:
         yield from problems(inner, dotted)
   elif isinstance(value, (tuple, list)):

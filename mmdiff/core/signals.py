@@ -4,6 +4,7 @@ Python runs a handler between two bytecodes of the main thread, so that a handle
 thread, which the system wakes at once, ends the process when the main thread does not answer within `PATIENCE_SECONDS`; but for the first
 signal while training saves what it has (`patient`).
 """
+import contextlib
 import os
 import signal
 import sys
@@ -55,25 +56,47 @@ def importing(frame: types.FrameType | None) -> bool:
   return frame is not None
 
 
+def leave(code: int) -> None:
+  """Ends the process without Python's clean-up, which waits for compilations and falls over threads that are still in one."""
+  if multiprocessing := sys.modules.get("multiprocessing"):
+    for child in multiprocessing.active_children():
+      child.terminate()
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(OSError, ValueError):
+      stream.flush()
+  os._exit(code)
+
+
 class Listener:
   """The one of this process. `patient`: the next signal will be answered when what it has is saved, however long that takes."""
 
-  def __init__(self, leave: Callable[[int], Any] = os._exit):
+  def __init__(self, leave: Callable[[int], Any] = leave):
     self.patient, self.command, self.leave = False, "mmdiff", leave
-    self.answered = threading.Event()
+    self.answered, self.number = threading.Event(), 0
 
   def listen(self, command: str) -> None:
     """From now on a signal raises `Stopped` in the main thread, or ends the process with a line under the command's name."""
     self.command = command
     handle(self.stop)
+    sys.unraisablehook = self.unraisable(sys.unraisablehook)
     ear, mouth = os.pipe()
     os.set_blocking(mouth, False)
     signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
     threading.Thread(target=self.watch, args=(ear,), name="signals", daemon=True).start()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
+  def unraisable(self, otherwise: Callable[[Any], Any]) -> Callable[[Any], None]:
+    """Python drops what is raised in a callback of the garbage collector or in `__del__`, and tells this hook: a `Stopped` that fell there
+    must end the process all the same."""
+    def hook(dropped: Any) -> None:
+      if isinstance(dropped.exc_value, Stopped):
+        self.end(self.number)
+      otherwise(dropped)
+    return hook
+
   def stop(self, number: int, frame: Any) -> None:
     self.answered.set()
+    self.number = number
     if importing(frame):
       self.end(number)
     raise Stopped(said(number))

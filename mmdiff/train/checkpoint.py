@@ -7,6 +7,7 @@ name is a digest of what is in them, and each checkpoint's meta says which it be
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -94,11 +95,19 @@ def meta_of(folder: Path) -> tuple[dict[str, Any], bool]:
   return meta, proven
 
 
+def _not_of_a_failed_save(record: logging.LogRecord) -> bool:
+  """A save that fails comes up as an error; Orbax's threads log it with a traceback each, and asyncio for each part of it."""
+  ours = f"{os.sep}orbax{os.sep}" in record.pathname or record.name == "asyncio" and "never retrieved" in record.getMessage()
+  return not (record.levelno >= logging.ERROR and ours)
+
+
 class Checkpoints:
   """The checkpoints of one run directory."""
 
   def __init__(self, workdir: Path, *, keep: int = 3):
     self.workdir = Path(workdir).absolute()
+    for name in ("absl", "asyncio"):
+      logging.getLogger(name).addFilter(_not_of_a_failed_save)
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, create=True)
     handlers = {name: ocp.PyTreeCheckpointHandler() for name in ITEMS} | {"meta": ocp.JsonCheckpointHandler()}
     try:
@@ -135,7 +144,8 @@ class Checkpoints:
       if wait:
         self.finish()
     except (OSError, ValueError) as error:
-      raise CannotWrite(f"cannot save step {step} in {self.workdir}: {error}") from error
+      failed = self.pending[-1] if self.pending else step
+      raise CannotWrite(f"cannot save step {failed} in {self.workdir}: {cause_of(error)}") from error
 
   def _save_frozen(self, name: str, flat: Mapping[str, Array]) -> None:
     """Saves frozen parameters, unless these are there and whole."""
@@ -270,6 +280,12 @@ def damaged_frozen(folder: Path, step: int, error: Exception) -> DataError:
   reason = reason_of(error) if folder.exists() else "no such folder"
   return DataError(f"{folder}: the frozen parameters that checkpoint {step} belongs to are missing or damaged ({reason}); put the folder "
                    "back from a copy of the run directory")
+
+
+def cause_of(error: Exception) -> str:
+  """What the system said, of an error that tells the whole way there."""
+  code = re.search(r"os_error_code='(\d+)'", str(error))
+  return os.strerror(int(code[1])) if code else reason_of(error)
 
 
 def reason_of(error: Exception) -> str:

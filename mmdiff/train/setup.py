@@ -82,6 +82,10 @@ def plan(config, objective: Objective, example: Mapping[str, np.ndarray], *, mes
   except ValueError as error:
     raise ConfigError(f"config.freeze: {error}") from None
   groups = tuple(name for name, group in trained.items() if jax.tree.leaves(group))
+  if not groups:
+    raise ConfigError(f"config.freeze: {tuple(config['freeze'])} hold every parameter, and nothing is left to train")
+  if wrong := optim.problems(config["optim"], trained):
+    raise ConfigError("\n".join(wrong))
   tx, numbers = optim.make(config["optim"], config["steps"], groups)
   init = functools.partial(init_state, objective, tx, tuple(config["freeze"]), tuple(config["ema"]), example["counts"].shape[0])
   with jax.set_mesh(mesh):

@@ -95,7 +95,9 @@ class Writer:
         tell(f"{self.workdir / problem}; the report's curves are not those of the run")
       resumed = self.metrics.exists()
       if resumed:
-        self._drop_after(resume_step)
+        dropped = self._drop_after(resume_step)
+        if dropped and not resume_step:
+          tell(f"{self.workdir}: a log and no checkpoint: the run begins again at step 0, and {dropped:,} lines of metrics.jsonl go")
       self.file = open(self.metrics, "ab", buffering=0)
       self.seen, self.size = hashlib.sha256(self.metrics.read_bytes()), self.metrics.stat().st_size
       from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -104,10 +106,10 @@ class Writer:
       from tensorboard.compat.proto.event_pb2 import Event, SessionLog
       self._event(Event(step=resume_step + 1, session_log=SessionLog(status=SessionLog.START)))
 
-  def _drop_after(self, step: int) -> None:
-    """Rewrites `metrics.jsonl` without the lines beyond `step` and removes later pictures."""
-    kept = []
-    for text in self.metrics.read_bytes().splitlines(keepends=True):
+  def _drop_after(self, step: int) -> int:
+    """Rewrites `metrics.jsonl` without the lines beyond `step` and removes later pictures; the number of lines that went."""
+    kept, lines = [], self.metrics.read_bytes().splitlines(keepends=True)
+    for text in lines:
       try:
         if text.endswith(b"\n") and parse_json(text, nan=True)["step"] <= step:
           kept.append(text)
@@ -126,6 +128,7 @@ class Writer:
         picture.unlink()
         later.append(f"samples/{picture.name}")
     sums.forget(self.workdir, later)
+    return len(lines) - len(kept)
 
   def vouch(self) -> dict[str, Any]:
     """{bytes, sha256} of what is in `metrics.jsonl` now; {} in a process that writes nothing."""

@@ -12,7 +12,7 @@ from tests import toy_runs
 EVALS = dict(loss=dict(name="loss", source=toy_runs.SCENES, every_steps=2, limit=8))
 
 
-def test_a_run_leaves_what_it_promises_and_goes_on(tmp_path):
+def test_a_run_leaves_what_it_promises_and_goes_on(tmp_path, capsys):
   config = toy_runs.clip() | dict(steps=2, mesh=dict(data=-1, fsdp=1, tensor=1))
   train.run(config, tmp_path, argv=["train", "--config=…"])
   for name in ("config.json", "run.json", "metrics.jsonl", "tokenizer.json", "report.html", "checkpoints/2/manifest.json"):
@@ -28,6 +28,8 @@ def test_a_run_leaves_what_it_promises_and_goes_on(tmp_path):
   assert result["step"] == 3 and 0.5 < result["scalars"]["loss"] < 20 and result["config"]["steps"] == 3 and result["versions"]["jax"]
   assert all(next(iter(row)) == "step" for row in rows)
 
+  again = train.check_drift(config | dict(init=dict(path="elsewhere")), tmp_path)            # a run that goes on takes nothing over
+  assert again.get("init") is None and "choose another --workdir to start from there" in capsys.readouterr().err
   with pytest.raises(ConfigError, match=r"--config.batch_size: the run began with 8, now 16"):
     train.run(config | dict(batch_size=16), tmp_path, argv=["train"])
   with pytest.raises((ConfigError, DataError)):
@@ -37,7 +39,7 @@ def test_a_run_leaves_what_it_promises_and_goes_on(tmp_path):
 def test_a_run_that_is_refused_leaves_nothing(tmp_path, monkeypatch):
   config = toy_runs.clip() | dict(steps=2, mesh=dict(data=-1, fsdp=1, tensor=1))
   missing = config["data"] | dict(source=dict(name="folder", path=str(tmp_path / "none")))
-  for wrong in (dict(data=missing), dict(freeze=("imge/.*",))):
+  for wrong in (dict(data=missing), dict(freeze=("imge/.*",)), dict(freeze=(".*",))):
     with pytest.raises((ConfigError, DataError)):
       train.run(schema.complete(config) | wrong, tmp_path / "new" / "run", argv=["train"])
     assert not list(tmp_path.iterdir())

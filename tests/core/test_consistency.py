@@ -60,6 +60,11 @@ def test_arguments_that_would_be_ignored_are_refused(config):
   assert "config argument" in said(config=f"configs/{config}")[0]
 
 
+def test_a_difference_is_from_something():
+  found = said("--config.init.differs=('activation',)", config="configs/clip.py:tiny")
+  assert "init.differs: says nothing without init.path or init.parts" in found[0]
+
+
 def test_an_average_is_named():
   found = said("--config.evals.samples.params=evel", config="configs/t2i_pixels.py:tiny")
   assert found == ["--config.evals.samples.params: no average is called 'evel'; did you mean 'eval'? "

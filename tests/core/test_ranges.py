@@ -151,7 +151,7 @@ def test_no_file_has_such_a_name():
 
 
 def test_names_are_files():
-  for name in ("../escape", "a/b", "", " "):
+  for name in ("../escape", "a/b", "", " ", "a.b", "raw"):         # the last two: no path of a parameter, and no name of an average
     assert [problem.path for problem in found(put(CASES[-1][2], "ema", {name: 0.5}))] == ["ema"], name
 
 

@@ -125,3 +125,30 @@ def test_an_answer_in_time_is_enough(monkeypatch):
   os.close(mouth)
   listener.watch(ear)
   assert left == [75]
+
+
+# A signal that comes while Python runs what it lets nobody raise from: it drops `Stopped` there.
+DROPPED = """
+import gc, os, signal, sys, time, types
+from mmdiff import __main__ as cli
+def callback(phase, info):
+  if phase == "start":
+    gc.callbacks.remove(callback)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.1)
+def main(argv):
+  print("ready", flush=True)
+  gc.callbacks.append(callback)
+  gc.collect()
+  time.sleep(60)
+sys.modules["mmdiff.commands.train"] = types.SimpleNamespace(main=main)
+sys.exit(cli.main())
+"""
+
+
+def test_a_signal_in_a_callback_of_the_garbage_collector_is_heard(tmp_path):
+  process = start(tmp_path, DROPPED, "train")
+  try:
+    assert process.communicate(timeout=30) == ("ready\n", f"mmdiff train: {signals.said(signal.SIGTERM)}\n") and process.returncode == 75
+  finally:
+    process.kill()

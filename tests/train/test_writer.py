@@ -71,11 +71,12 @@ def test_resumed_file_is_that_of_an_uninterrupted_run(tmp_path):
   assert [event.step for event in events(tmp_path / "cut").Scalars("loss")] == list(range(1, 9))
 
 
-def test_resume_without_checkpoint_starts_over(tmp_path):
+def test_resume_without_checkpoint_starts_over(tmp_path, capsys):
   run(tmp_path, 1, 3)
   run(tmp_path, 1, 2)
   assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
   assert len(list((tmp_path / "samples").iterdir())) == 2
+  assert "begins again at step 0" in capsys.readouterr().err
 
 
 def test_tensorboard_reads_scalars_images_and_texts(tmp_path):
