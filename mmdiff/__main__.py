@@ -26,6 +26,7 @@ COMMANDS = {
   "ablate": "train the arms of an ablation and compare them",
   "convert": "turn weights into a public format",
   "info": "say what a checkpoint is",
+  "get": "fetch a model from the Hugging Face hub",
   "data": "build, inspect and validate data sets",
   "bench": "measure speed, memory and MFU",
   "doctor": "check a machine, a config and a run directory",

@@ -17,7 +17,7 @@ import jax
 
 from mmdiff import asked, parallel
 from mmdiff.abilities import ROWS, Autoencodes, Captions, Compares, EmbedsImages, EmbedsTexts, EncodesTexts, Model
-from mmdiff.convert import exports, pipelines, public, schedulers, serving
+from mmdiff.convert import exports, names, pipelines, public, schedulers, serving
 from mmdiff.convert.pipelines import Pipeline
 from mmdiff.core import compilation, tree
 from mmdiff.core.build import build
@@ -45,7 +45,8 @@ def load(path: str | Path, *, step: int | None = None, params: str | None = None
 
   Args:
     path: `DIR` for a run's newest good step, `DIR@STEP` for another; or a public checkpoint, see `mmdiff.convert.public.load`, whole, or of
-      a Stable Diffusion the folder of one part ("sd/vae"), or the whole with part="vae" ("unet", "text", "text_2").
+      a Stable Diffusion the folder of one part ("sd/vae"), or the whole with part="vae" ("unet", "text", "text_2"). `ORG/NAME` is what the
+      local Hugging Face cache has of it, and `hf://ORG/NAME@REVISION` fetches it first (`mmdiff.convert.names`).
     step: the same as `@STEP`.
     params: "raw", or the name of an average of `config.ema`; None is "eval" where there is one, else raw.
     mesh: sizes of the axes data, fsdp and tensor; None splits batches over all devices and keeps the parameters whole on each.
@@ -58,6 +59,7 @@ def load(path: str | Path, *, step: int | None = None, params: str | None = None
     DataError: no run directory, checkpoint or average of that name; or what `mmdiff.convert.public.load` raises.
   """
   compilation.prepare()
+  path = names.find(path)
   if public.is_public(path):
     if step is not None or params is not None:
       raise ConfigError(f"{path} is a public checkpoint: it has no step and no params to choose from")

@@ -20,6 +20,7 @@ from tests import documents, toy_world
 from tests.documents import ROOT, Line
 
 # Lines that can't run here, or run elsewhere, and why.
+HUB = "it goes to the network; tests/commands/test_get.py fetches from a stand-in of the hub"
 FETCHES = "it installs packages; .ci/run calls it in a clean checkout"
 PEERS = "it needs the PyTorch libraries, as `make test-peers` does"
 ARM = "it wants all that the paper's ablation reads; tests/commands/test_ablate.py trains an arm of a tiny one, and reports it"
@@ -41,6 +42,12 @@ ELSEWHERE = {
   "mmdiff ablate --config=configs/ablations/caption_mix.py --workdir=DIR --report": ARM,
   "mmdiff data build emoji --out=data/emoji": "it needs the system's emoji font; tests/data/test_emoji.py draws it where it is",
   "mmdiff data build emoji --out=DIR": "the same",
+  "mmdiff get openai/clip-vit-base-patch32": HUB,
+  "mmdiff get stable-diffusion-v1-5/stable-diffusion-v1-5 --variant=fp16 --out=sd15": HUB,
+  "mmdiff get stabilityai/sdxl-vae@main --out=vae": HUB,
+  "mmdiff get ORG/NAME/vae": HUB,
+  "mmdiff info openai/clip-vit-base-patch32": HUB,
+  "mmdiff info hf://openai/clip-vit-base-patch32@main": HUB,
 }
 # Words that stand for something, and what they stand for here.
 PLACES = [(r"\bSOURCE$", "data/tars"), (r"=FILE$", "=configs/t2i_latent.py:tiny"), (r"=/(data|shared|mnt)/", r"=\1/"),

@@ -77,7 +77,7 @@ def test_a_model_says_what_it_has(clip, t2i):
 
 
 def test_where_there_is_no_run(tmp_path, clip_run):
-  with pytest.raises(DataError, match="no run directory .it has no config.json.; give the --workdir"):
+  with pytest.raises(DataError, match="no model, but an empty folder; expected a run directory of .mmdiff train., or a folder or file"):
     mmdiff.load(tmp_path)
   with pytest.raises(DataError, match="did you mean .*clip"):
     mmdiff.load(clip_run.parent)

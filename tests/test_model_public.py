@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import mmdiff
-from mmdiff.commands import convert, evaluate, info
+from mmdiff.commands import convert, evaluate, flags, info, train
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.train import sources
 from tests import toy_pipelines
@@ -79,26 +79,31 @@ def test_options_belong_to_their_kind(tmp_path):
     mmdiff.load(tmp_path)
 
 
-@pytest.mark.parametrize("where", ["load", "load with options", "info", "convert", "evaluate", "init", "tokenizer of init"])
-def test_an_id_of_the_hub_is_no_path(where, tmp_path, monkeypatch):
+@pytest.mark.parametrize("where", ["load", "load with options", "info", "convert", "evaluate", "init", "tokenizer of init", "train"])
+def test_a_name_that_means_nothing_is_said_everywhere(where, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
   name = "openai/clip-vit-base-patch32"
+  begin = [f"--config={flags.ROOT}/configs/clip.py:tiny", "--workdir=run"]
   asked = {"load": lambda: mmdiff.load(name), "load with options": lambda: mmdiff.load(name, image_size=32),
            "info": lambda: info.main([name]),
            "convert": lambda: convert.main([f"--src={name}", "--to=open_clip", "--out=out", "--act=gelu"]),
            "evaluate": lambda: evaluate.main([f"--model={name}", "--task=loss"]), "init": lambda: sources.weights_of(name),
-           "tokenizer of init": lambda: sources.tokenizer_of(name)}
-  with pytest.raises(DataError, match=r"looks like an id of the Hugging Face hub, and mmdiff reads local folders: get it with `hf download "
-                                      r"openai/clip-vit-base-patch32 --local-dir clip-vit-base-patch32`"):
+           "tokenizer of init": lambda: sources.tokenizer_of(name), "train": lambda: train.main([*begin, f"--config.init.path={name}"])}
+  with pytest.raises(DataError, match=r"openai/clip-vit-base-patch32: no such file or folder, and it is not in the Hugging Face cache "
+                                      r"\(.*cache\)\. `mmdiff get openai/clip-vit-base-patch32` fetches it"):
     asked[where]()
 
 
-def test_what_is_no_id_of_the_hub(tmp_path, monkeypatch):
+def test_weights_in_the_cache_of_the_hub_go_by_their_id(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  (tmp_path / "runs").mkdir()
-  for path in ("runs/clip", "nowhere", "/a/b", "./a/b", "a/b/c"):
-    with pytest.raises(DataError, match="no run directory"):
-      mmdiff.load(path)
+  monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+  stored = tmp_path / "cache" / "models--toy--clip"
+  shutil.copytree(FIXTURES / "hf_clip", stored / "snapshots" / "c0ffee")
+  (stored / "refs").mkdir()
+  (stored / "refs" / "main").write_text("c0ffee")
+  for name in ("toy/clip", "toy/clip@c0ffee", stored):
+    assert mmdiff.load(name).report["format"] == "hf-clip"
 
 
 def test_a_text_encoder_with_its_tokenizer_is_saved_as_it_was_loaded(tmp_path):

@@ -27,7 +27,7 @@ from mmdiff.core.spelling import nearest
 
 FLAGS = {
   "config": dict(type="str", required=True, schema="mmdiff.core.ablation:Ablation", help="a config file of an ablation, with :arguments"),
-  "workdir": dict(type="str", required=True, help="where the runs and the report go"),
+  "workdir": dict(type="dir", required=True, help="where the runs and the report go"),
   "arm": dict(type="str,", default=(), apart=("plan", "report"), help="train only these arms; all by default"),
   "seed": dict(type="int,", default=(), apart=("plan", "report"), help="train only these seeds; all by default"),
   "plan": dict(type="bool", default=False, help="say what would be done, and what it costs"),

@@ -29,7 +29,7 @@ FLAGS = {
   "warmup": dict(type="int", default=3, help="steps before them"),
   "sampling_steps": dict(type="int", default=20, needs=dict(what=("sample",)), help="denoising steps (sample)"),
   "guidance": dict(type="float", default=2.0, needs=dict(what=("sample",)), help="guidance scale (sample)"),
-  "json": dict(help="also write the result to this file"),
+  "json": dict(type="file", help="also write the result to this file"),
 }
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 PROBE_SIZES = {"cpu": 2_048, "gpu": 8_192, "tpu": 8_192}

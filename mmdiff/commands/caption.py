@@ -22,9 +22,9 @@ from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.files import versions
 
 FLAGS = {
-  "model": dict(type="str", required=True, help="run directory of a captioner; DIR@STEP for one of its steps"),
+  "model": dict(type="model", required=True, help="run directory of a captioner; DIR@STEP for one of its steps"),
   "data": dict(type="str", required=True, help="a source, as `mmdiff data` names it, or its keys: name=scenes,tier=T32,split=train"),
-  "out": dict(type="str", required=True, help="folder of the job, shared by all that work on it"),
+  "out": dict(type="dir", required=True, help="folder of the job, shared by all that work on it"),
   "kind": dict(type="str", default="long", help="the kind of caption that these are, for config.data.captions"),
   "method": dict(choices=("greedy", "sample", "beam"), help="greedy unless said otherwise"),
   "max_len": dict(type="int", help="most tokens; by default those of the training captions"),
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
   config, wrong = source_of(given["data"], overrides)
   if problems + wrong:
     raise ConfigError("\n".join(problems + wrong))
-  run(given, config, argv=["caption", *argv])
+  run(flags.located(given, FLAGS), config, argv=["caption", *argv])
   return 0
 
 

@@ -26,9 +26,9 @@ from mmdiff.core.files import read_object, write_json
 from mmdiff.core.provenance import made_by
 
 FLAGS = {
-  "src": dict(type="str", required=True, help="folder or weight file in a public format, or run directory (DIR@STEP)"),
+  "src": dict(type="model", required=True, help="folder or weight file in a public format, or run directory (DIR@STEP)"),
   "to": dict(type="str", required=True, help="format to write: hf-clip, hf-siglip, open_clip, …"),
-  "out": dict(type="str", required=True, help="folder to write"),
+  "out": dict(type="dir", required=True, help="folder to write"),
   "dtype": dict(choices=("float32", "bfloat16", "float16"), default="float32", help="of the tensors written"),
   "params": dict(type="str", help="of a run: raw, or an average of config.ema; by default eval where there is one"),
   "prefer": dict(type="str", help="of a training checkpoint with several sets of weights: the one to take, such as state_dict_ema"),
@@ -55,6 +55,7 @@ def main(argv: list[str]) -> int:
   given = flags.parse(argv, FLAGS)
   if given["shard_gb"] <= 0:
     raise ConfigError(f"--shard_gb: expected a positive number, found {given['shard_gb']}")
+  given = flags.located(given, FLAGS)
   source, out = Path(given["src"]).resolve(), Path(given["out"]).resolve()
   if out in (source, source.parent if source.is_file() else source) or (source / "model_index.json").is_file() and source in out.parents:
     raise ConfigError("--out: the result may not replace its source, or a part of it; give another folder")

@@ -15,7 +15,7 @@ from typing import Any
 from mmdiff.core.files import read_object, write_json
 
 FLAGS = {
-  "workdir": dict(type="str", default="runs/demo", help="where the two runs and the report go"),
+  "workdir": dict(type="dir", default="runs/demo", help="where the two runs and the report go"),
   "tiny": dict(type="bool", default=False, help="a few steps only"),
 }
 PARTS = ("clip", "t2i")

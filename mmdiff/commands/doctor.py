@@ -25,10 +25,10 @@ from mmdiff.core.terminal import printable
 
 FLAGS = {
   "config": dict(help="config file, configs/NAME.py[:args]"),
-  "workdir": dict(apart=("keys",), help="run directory that the run would use"),
+  "workdir": dict(type="dir", apart=("keys",), help="run directory that the run would use"),
   "keys": dict(type="bool", default=False, needs=dict(config=True), help="list every key of the config instead"),
   "step": dict(type="bool", default=True, needs=dict(config=True), apart=("keys",), help="compile and run one small train step"),
-  "json": dict(apart=("keys",), help="also write the findings to this file"),
+  "json": dict(type="file", apart=("keys",), help="also write the findings to this file"),
 }
 BATCHES = 4          # timed of the data
 

@@ -18,11 +18,11 @@ from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.data.records import PICTURES
 
 FLAGS = {
-  "model": dict(type="str", required=True, help="run directory, DIR@STEP for one of its steps; or a public text-to-image model"),
-  "images": dict(type="str", required=True, help="a picture, or a folder of pictures"),
-  "masks": dict(type="str", help="of inpaint: a picture, or a folder of them; white is drawn anew"),
+  "model": dict(type="model", required=True, help="run directory, DIR@STEP for one of its steps; or a public text-to-image model"),
+  "images": dict(type="path", required=True, help="a picture, or a folder of pictures"),
+  "masks": dict(type="path", help="of inpaint: a picture, or a folder of them; white is drawn anew"),
   "prompts": dict(type="str", required=True, help="a prompt, or a file of them: .txt, .jsonl, .csv, .tsv"),
-  "out": dict(type="str", required=True, help="folder for the pictures"),
+  "out": dict(type="dir", required=True, help="folder for the pictures"),
   "strength": dict(type="float", help="share of the steps taken, up to 1: by default 0.8 of img2img, 1 of inpaint"),
   "feather": dict(type="int", default=0, help="of inpaint: pixels within the mask over which the new part fades in"),
   "noise_level": dict(type="int", default=20, help="of upscale: noise added to the small picture, a level of the model's own schedule"),
@@ -41,7 +41,7 @@ FLAGS = {
   "fsdp": dict(type="int", default=1, help="devices that the parameters are spread over"),
   "dtype": dict(choices=("float32", "bfloat16"), help="of a public model's activations"),
   "tile": dict(type="int", help="of a public model: side in pixels of the tiles that its autoencoder works on; default: whole pictures"),
-  "rank_with": dict(type="str", help="run directory of a CLIP model that scores the pictures; the best of each prompt comes first"),
+  "rank_with": dict(type="model", help="run directory of a CLIP model that scores the pictures; the best of each prompt comes first"),
 }
 SHARED = tuple(name for name in FLAGS if name not in ("masks", "feather", "strength", "height", "width", "noise_level"))
 SIZED = (*SHARED, "strength", "height", "width")
@@ -53,6 +53,7 @@ def main(argv: list[str]) -> int:
   method = flags.chosen(argv, TAKES)
   given = flags.parse(argv[1:], {name: FLAGS[name] | (dict(required=True) if name == "masks" else {}) for name in TAKES[method]})
   check_numbers(given)
+  given = flags.located(given, FLAGS)
   images = pictures(given["images"], "images")
   masks = pictures(given["masks"], "masks") if method == "inpaint" else [""]
   jobs = paired(read_prompts(given["prompts"]), images, masks, given)

@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmdiff.convert import names
 from mmdiff.core import compilation, consistency, ranges, schema
 from mmdiff.core.build import lookup
 from mmdiff.core.errors import ConfigError, DataError
@@ -31,19 +32,19 @@ from mmdiff.core.spelling import nearest
 from mmdiff.core.terminal import table
 
 FLAGS = {
-  "workdir": dict(type="str", apart=("compare",), help="run directory; DIR@STEP for one of its steps"),
-  "model": dict(type="str", apart=("compare",), help="the same as --workdir, or public weights"),
-  "scorer": dict(type="str", apart=("compare",), help="the same as --workdir, of a clipscore"),
+  "workdir": dict(type="model", apart=("compare",), help="run directory; DIR@STEP for one of its steps"),
+  "model": dict(type="model", apart=("compare",), help="the same as --workdir, or public weights"),
+  "scorer": dict(type="model", apart=("compare",), help="the same as --workdir, of a clipscore"),
   "task": dict(type="str", apart=("compare",), help="evaluator, or entry of the run's config.evals; --task.KEY=VALUE sets its options"),
-  "images": dict(type="str", apart=("compare",), help="folder of pictures with captions, as the task's source"),
+  "images": dict(type="dir", apart=("compare",), help="folder of pictures with captions, as the task's source"),
   "params": dict(type="str", apart=("compare",),
                  help="raw, or an average of config.ema; by default the entry's own, else eval where there is one"),
   "variant": dict(type="str", default="", apart=("compare",), help="of public weights: fp16 for NAME.fp16.safetensors, …"),
-  "tokenizer": dict(type="str", apart=("compare",), help="of public weights without one: tokenizer.json, or a folder with the files"),
+  "tokenizer": dict(type="path", apart=("compare",), help="of public weights without one: tokenizer.json, or a folder with the files"),
   "batch_size": dict(type="int", apart=("compare",), help="rows of a batch; by default the run's, at most 256"),
   "fsdp": dict(type="int", default=1, apart=("compare",), help="devices that the parameters are spread over"),
-  "out": dict(type="str", help="result file, FILE.json"),
-  "compare": dict(type="str,", help="two result files of one task, A.json,B.json"),
+  "out": dict(type="file", help="result file, FILE.json"),
+  "compare": dict(type="file,", help="two result files of one task, A.json,B.json"),
   "unlike": dict(type="str,", default=(), needs=dict(compare=True),
                  help="of --compare: what may differ between the two, e.g. guidance,image_size"),
   "table": dict(type="str", default="prompts", needs=dict(compare=True), help="of --compare: the table whose rows are paired"),
@@ -60,6 +61,7 @@ def main(argv: list[str]) -> int:
     if overrides:
       raise ConfigError("\n".join(f"--task.{key}: says nothing beside --compare; leave one of them out" for key, _ in overrides))
     return compare(given, argv)
+  given = flags.located(given, FLAGS)
   paths = [given[name] for name in ("workdir", "model", "scorer") if given[name]]
   if len(paths) != 1 or not given["task"]:
     raise ConfigError("give one of --workdir, --model, --scorer, and --task; or --compare=A.json,B.json")
@@ -152,7 +154,7 @@ def run(workdir: Path, given: Mapping, options: Mapping, told: Mapping, *, argv:
     evaluator = lookup(EVALUATORS, options["name"])(services, **{key: value for key, value in options.items() if key != "name"})
     result = evaluator.run(model.params, at, extra=model.extra)
   if chief:
-    own = workdir / "eval" / f"evaluate_{task}_{at:08}.json" if run_of_ours else f"evaluate_{task}_{workdir.resolve().stem}.json"
+    own = workdir / "eval" / f"evaluate_{task}_{at:08}.json" if run_of_ours else f"evaluate_{task}_{names.title(workdir)}.json"
     out = Path(given["out"] or own)
     pictures = {key: out.with_name(out.stem + (f"_{key}" if key else "") + ".png") for key in result.images}
     save = write_json if given["out"] or not run_of_ours else lambda file, found: sums.write_json(workdir, f"eval/{file.name}", found)

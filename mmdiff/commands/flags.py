@@ -4,7 +4,7 @@ A command declares its flags as a literal dict, so that help can be read without
 
   FLAGS = {
     "config": dict(required=True, help="config file, configs/NAME.py[:args]"),
-    "workdir": dict(type="str", required=True, help="run directory"),
+    "workdir": dict(type="dir", required=True, help="run directory"),       # paths, as texts: file, dir, path (either), model (`located`)
     "steps": dict(type="int", default=20, help="sampling steps"),           # types: str int float bool; "str,", "int,", … are tuples
     "sampler": dict(choices=("euler", "heun"), default="euler", help="…"),
   }
@@ -42,6 +42,7 @@ from mmdiff.core.spelling import edits, nearest, nearest_path
 
 ROOT = Path(__file__).resolve().parents[2]      # of the repository, or of site-packages: where `configs` lives
 SCALARS = ("int", "float", "bool", "str")
+PATHS = ("file", "dir", "path", "model")          # texts that name something on disk
 
 
 def chosen(argv: Sequence[str], takes: Mapping[str, Sequence[str]]) -> str:
@@ -88,6 +89,13 @@ def parse(argv: Sequence[str], flags: Mapping[str, Mapping], *, positional: Sequ
   return values
 
 
+def located(given: Mapping[str, Any], flags: Mapping[str, Mapping]) -> dict[str, Any]:
+  """What `parse` gave with the models that it names as paths (`convert.names.find`), before JAX is imported. Raises DataError."""
+  from mmdiff.convert import names
+  named = {name: given[name] for name, flag in flags.items() if flag.get("type") == "model" and given.get(name)}
+  return {**given, **{name: names.find(value) for name, value in named.items()}}
+
+
 def _idle(name: str, flag: Mapping, values: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str]:
   """Why a flag that was given would change nothing."""
   for other, wanted in flag.get("needs", {}).items():
@@ -115,7 +123,8 @@ def saved_config(path: Path) -> dict:
 def _field(flag: Mapping) -> schema.Field:
   """A flag's type as a schema field."""
   kind = flag.get("type", "str")
-  item = f"Literal[{', '.join(map(repr, flag['choices']))}]" if "choices" in flag else kind.rstrip(",")
+  plain = "str" if kind.rstrip(",") in PATHS else kind.rstrip(",")
+  item = f"Literal[{', '.join(map(repr, flag['choices']))}]" if "choices" in flag else plain
   return schema.Field(ast.parse(f"tuple[{item}, ...]" if kind.endswith(",") else item, mode="eval").body, None, __name__)
 
 

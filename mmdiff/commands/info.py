@@ -9,19 +9,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmdiff.convert import names
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.files import write_json
 from mmdiff.core.terminal import table
 
 POSITIONAL = ("path",)
 FLAGS = {
-  "model": dict(type="str", help="folder or weight file in a public format, or run directory (DIR@STEP); or give it as the first word"),
+  "model": dict(type="model", help="folder or weight file in a public format, or run directory (DIR@STEP); or give it as the first word"),
   "prefer": dict(type="str", help="of a training checkpoint with several sets of weights: the one to look at"),
   "variant": dict(type="str", default="", help="of a folder with several: fp16 for NAME.fp16.safetensors, …"),
   "act": dict(choices=("gelu", "gelu_tanh", "quick_gelu", "silu"), help="of a bare state dict: OpenAI's is quick_gelu, others have gelu"),
   "head_width": dict(type="int", help="of a bare state dict: width of an attention head"),
   "part": dict(choices=("unet", "vae", "text", "text_2"), help="of a whole Stable Diffusion: the model to look at; default: all"),
-  "json": dict(type="str", help="write the facts to this file, too"),
+  "json": dict(type="file", help="write the facts to this file, too"),
 }
 
 
@@ -31,6 +32,7 @@ def main(argv: list[str]) -> int:
   paths = [path for path in (given["path"], given["model"]) if path]
   if len(paths) != 1:
     raise ConfigError(f"give one path, `mmdiff info PATH` or --model=PATH; found {len(paths)}")
+  paths = [names.find(paths[0])]
   from mmdiff.convert import pipelines, public
   options, path = {name: given[name] for name in ("prefer", "variant", "act", "head_width") if given[name] not in (None, "")}, paths[0]
   if not public.is_public(path):

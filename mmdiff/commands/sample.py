@@ -24,9 +24,9 @@ from mmdiff.data import tables
 from mmdiff.data.quarantine import BadRecord
 
 FLAGS = {
-  "model": dict(type="str", required=True, help="run directory, DIR@STEP for one of its steps; or a public text-to-image model"),
+  "model": dict(type="model", required=True, help="run directory, DIR@STEP for one of its steps; or a public text-to-image model"),
   "prompts": dict(type="str", required=True, help="a prompt, or a file of them: .txt, .jsonl, .csv, .tsv"),
-  "out": dict(type="str", required=True, help="folder for the pictures"),
+  "out": dict(type="dir", required=True, help="folder for the pictures"),
   "steps": dict(type="int", help="sampling steps; by default 20, of public models 50"),
   "guidance": dict(type="float", help="guidance scale, 1 is none; by default 2, of public models 7.5 or 5"),
   "sampler": dict(type="str", help="by default the model's own"),
@@ -37,14 +37,14 @@ FLAGS = {
   "per_prompt": dict(type="int", default=1, help="pictures of each prompt"),
   "negative": dict(type="str", help="prompt that guidance points away from; a prompt's own comes first"),
   "long_prompts": dict(choices=("cut", "chunks"), default="cut", help="prompts beyond the encoder's length: cut, or encoded in chunks"),
-  "refiner": dict(type="str", help="another model of the same latents that goes on from --handover (SDXL's refiner)"),
+  "refiner": dict(type="model", help="another model of the same latents that goes on from --handover (SDXL's refiner)"),
   "handover": dict(type="float", default=0.8, needs=dict(refiner=True), help="share of the noise that is gone when the refiner takes over"),
   "batch_size": dict(type="int", help="pictures drawn at a time; by default 16, of public models 4"),
   "params": dict(type="str", help="raw, or an average of config.ema; by default eval where there is one"),
   "fsdp": dict(type="int", default=1, help="devices that the parameters are spread over"),
   "dtype": dict(choices=("float32", "bfloat16"), help="of a public model's activations"),
   "tile": dict(type="int", help="of a public model: side in pixels of the tiles that its autoencoder works on; default: whole pictures"),
-  "rank_with": dict(type="str", help="run directory of a CLIP model that scores the pictures; the best of each prompt comes first"),
+  "rank_with": dict(type="model", help="run directory of a CLIP model that scores the pictures; the best of each prompt comes first"),
 }
 FILES = (".txt", ".jsonl", ".csv", ".tsv")
 COLUMNS = ("prompt", "caption", "text")
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
   check_numbers(given)
   jobs = jobs_of(read_prompts(given["prompts"]), seed=given["seed"], per_prompt=given["per_prompt"], negative=given["negative"] or "")
   options = {name: given[name] for name in ("height", "width", "rescale", "long_prompts") if given[name]}
-  run(given, jobs, options, argv=["sample", *argv])
+  run(flags.located(given, FLAGS), jobs, options, argv=["sample", *argv])
   return 0
 
 

@@ -22,12 +22,12 @@ from mmdiff.core.provenance import made_by
 from mmdiff.core.terminal import one_line
 
 FLAGS = {
-  "model": dict(type="str", help="build: run directory, or public checkpoint, of a model that embeds pictures"),
+  "model": dict(type="model", help="build: run directory, or public checkpoint, of a model that embeds pictures"),
   "data": dict(type="str", help="build: a source, as `mmdiff data` names it, or its keys: name=folder,path=pictures"),
-  "index": dict(type="str", help="query and classify: folder of an index"),
-  "out": dict(type="str", required=True, help="folder to write"),
+  "index": dict(type="dir", help="query and classify: folder of an index"),
+  "out": dict(type="dir", required=True, help="folder to write"),
   "texts": dict(type="str", help="query: a text, or a .txt file of them"),
-  "images": dict(type="str", help="query: a picture, or a folder of them"),
+  "images": dict(type="path", help="query: a picture, or a folder of them"),
   "labels": dict(type="str", help="classify: labels with commas between, or a .txt file with one on each line"),
   "template": dict(type="str", default="a photo of {}.", help="classify: sentence around a label"),
   "count": dict(type="int", default=12, help="query: pictures found for each text or picture; classify: shown for each label"),
@@ -70,6 +70,7 @@ def main(argv: list[str]) -> int:
     config |= dict(captionless=True) if config.get("name") == "folder" else {}       # pictures are all that is read
   if problems:
     raise ConfigError("\n".join(problems))
+  given = flags.located(given, FLAGS)
   if action == "build":
     build(given, config, argv=["search", *argv])
   elif action == "query":

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmdiff.convert import names
 from mmdiff.core import compilation, locks, schema
 from mmdiff.core.build import build, lookup
-from mmdiff.core.errors import ConfigError
+from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.files import read_object
 from mmdiff.core.provenance import made_by
 from mmdiff.core.terminal import tell
@@ -22,7 +23,7 @@ from mmdiff.train import sums
 
 FLAGS = {
   "config": dict(type="str", required=True, help="a config file, with :arguments"),
-  "workdir": dict(type="str", required=True, help="the run directory; made if absent, resumed if not"),
+  "workdir": dict(type="dir", required=True, help="the run directory; made if absent, resumed if not"),
 }
 
 # What may differ between the config that a run began with and the one that goes on with it.
@@ -33,6 +34,7 @@ MAY_CHANGE = ("init", "steps", "log_every_steps", "max_bad_steps", "checkpoint",
 def main(argv: list[str]) -> int:
   from mmdiff.commands import flags
   given = flags.parse(argv, FLAGS)
+  check_start(given["config"], Path(given["workdir"]))
   run(given["config"], Path(given["workdir"]), argv=["train", *argv])
   return 0
 
@@ -88,6 +90,17 @@ def starts_from(config: Mapping) -> Mapping:
   """`config.init` of a run that starts from weights that exist, else {}."""
   init = config.get("init") or {}
   return init if init.get("path") or init.get("parts") else {}
+
+
+def check_start(config: Mapping, workdir: Path) -> None:
+  """Raises DataError for weights that a fresh run would start from and that are not there."""
+  init = starts_from(config)
+  for key, path in {"path": init.get("path"), **{f"parts.{part}": path for part, path in (init.get("parts") or {}).items()}}.items():
+    if path and not (workdir / "config.json").exists():
+      try:
+        names.find(path)
+      except DataError as error:
+        raise DataError(f"--config.init.{key}: {error}") from None
 
 
 def given_tokenizer(config: Mapping):

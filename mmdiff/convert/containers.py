@@ -1,7 +1,7 @@
 """Any weight file as `{name: Tensor}`, whatever container it is in. What the bytes are decides, not the suffix."""
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,22 +99,25 @@ def as_pytorch(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
   return made
 
 
-def weights(folder: str | os.PathLike) -> dict[str, Path]:
-  """{variant: weight file, an index where it is split} of a folder; "" is the variant that no name says.
-
-  A folder with one weight file under any other name has that one.
-  """
-  folder = Path(folder)
-  found: dict[str, tuple[int, Path]] = {}
-  for file in sorted(folder.iterdir()):
-    named = NAME.fullmatch(file.name)
+def ranked(names: Iterable[str]) -> dict[str, str]:
+  """{variant: the best weight file, an index where it is split} of the names in a folder; "" is the variant that no name says."""
+  found: dict[str, tuple[int, str]] = {}
+  for name in sorted(names):
+    named = NAME.fullmatch(name)
     suffix = named["suffix"] + (".index.json" if named["index"] else "") if named else ""
-    if named and suffix in SUFFIXES and file.is_file():
+    if named and suffix in SUFFIXES:
       variant = named["before"] or named["middle"] or named["after"] or ""
       rank = SUFFIXES.index(suffix) * len(STEMS) + STEMS.index(named["stem"])
-      found[variant] = min(found.get(variant, (rank, file)), (rank, file))
-  others = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in WEIGHTS and file.suffix != ".json")
-  return {variant: file for variant, (_, file) in found.items()} or ({"": others[0]} if len(others) == 1 else {})
+      found[variant] = min(found.get(variant, (rank, name)), (rank, name))
+  return {variant: name for variant, (_, name) in found.items()}
+
+
+def weights(folder: str | os.PathLike) -> dict[str, Path]:
+  """{variant: weight file} of a folder, as `ranked`. A folder with one weight file under any other name has that one."""
+  files = sorted(file for file in Path(folder).iterdir() if file.is_file())
+  others = [file for file in files if file.suffix in WEIGHTS and file.suffix != ".json"]
+  return {variant: Path(folder) / name for variant, name in ranked(file.name for file in files).items()} or \
+    ({"": others[0]} if len(others) == 1 else {})
 
 
 def find(folder: str | os.PathLike, *, variant: str = "") -> Path | None:

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import jax
 from flax import linen as nn
 
-from mmdiff.convert import bounds, containers
+from mmdiff.convert import bounds, containers, names
 from mmdiff.convert.containers import Container
 from mmdiff.convert.rules import Rule, Shape
 from mmdiff.convert.tensors import Tensor
 from mmdiff.core import tree
 from mmdiff.core.errors import DataError, OptionError
-from mmdiff.core.files import read_object, refuse_id
+from mmdiff.core.files import read_object
 from mmdiff.core.spelling import shown
 from mmdiff.data.token_facts import NOBODY, Like
 
@@ -79,10 +79,7 @@ class Format(NamedTuple):
 
 def open_source(path: str | Path, *, prefer: str | None = None, variant: str = "") -> Source:
   """What a folder or a weight file holds. Raises DataError: nothing there, no weights in it, unreadable."""
-  refuse_id(path)
-  path = Path(path)
-  if not path.exists():
-    raise DataError(f"{path}: no such file or folder")
+  path = Path(names.find(path))
   if variant and path.is_file():
     raise OptionError(f"{path} is one file, which has no variants; leave out variant")
   folder = path if path.is_dir() else path.parent

@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import linen as nn
 
-from mmdiff.convert import FORMATS, bounds, choices, containers, formats, rules, safetensors_file
+from mmdiff.convert import FORMATS, bounds, choices, containers, formats, names, rules, safetensors_file
 from mmdiff.convert.formats import STATISTICS, TOKENIZER_FILES, Format, Reading, Source
 from mmdiff.convert.rules import Report
 from mmdiff.core.build import lookup, resolve
 from mmdiff.core.errors import CannotWrite, ConfigError, DataError
-from mmdiff.core.files import refuse_id
 from mmdiff.core.terminal import tell
 from mmdiff.data import token_facts, tokenizers
 from mmdiff.data.token_facts import NOBODY, Like
@@ -45,9 +44,8 @@ class Loaded(NamedTuple):
 
 def is_public(path: str | os.PathLike) -> bool:
   """Whether a path is meant as a public checkpoint: a weight file, or a folder with weights whose config.json is not a run's. Raises
-  DataError for the id of one on the Hugging Face hub."""
-  refuse_id(path)
-  path = Path(path)
+  DataError for a name that means nothing (`convert.names`)."""
+  path = Path(names.find(path))
   if path.is_file():
     return path.suffix in containers.WEIGHTS
   if not path.is_dir() or "objective" in formats.read_json(path / "config.json"):

@@ -2,7 +2,6 @@
 import importlib.metadata
 import json
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -67,14 +66,6 @@ def read_object(file: Path, *, infinities: bool = False, nan: bool = False) -> d
     raise DataError(f"{file}: cannot be read: {error.strerror}") from None
   except ValueError as error:
     raise DataError(f"{file}: {error}") from None
-
-
-def refuse_id(path: str | os.PathLike) -> None:
-  """Raises DataError for an id of the Hugging Face hub, OWNER/NAME, where a path is expected and none of that name is there."""
-  owner, _, name = str(path).partition("/")
-  if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(path)) and not Path(path).exists() and not Path(owner).exists():
-    raise DataError(f"{path}: no such file or folder. It looks like an id of the Hugging Face hub, and mmdiff reads local folders: get it "
-                    f"with `hf download {path} --local-dir {name}` and give {name} here")
 
 
 def plain(value: Any) -> Any:

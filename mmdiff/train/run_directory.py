@@ -2,9 +2,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from mmdiff.convert import names
 from mmdiff.core import ranges, schema
 from mmdiff.core.errors import DataError
-from mmdiff.core.files import read_object, refuse_id
+from mmdiff.core.files import read_object
 from mmdiff.train import sums
 
 RAW = "raw"
@@ -12,13 +13,13 @@ RAW = "raw"
 
 def locate(path: str | Path) -> tuple[Path, int | None]:
   """`DIR` or `DIR@STEP` as (run directory, step). Raises DataError with the run directories nearby."""
-  folder, _, number = str(path).rpartition("@")
-  where, step = (Path(folder), int(number)) if folder and number.isdecimal() and not Path(path).exists() else (Path(path), None)
-  refuse_id(path)
+  found = names.find(path)
+  folder, _, number = found.rpartition("@")
+  where, step = (Path(folder), int(number)) if folder and number.isdecimal() and not Path(found).exists() else (Path(found), None)
   if not (where / "config.json").is_file():
     near = sorted(str(file.parent) for file in where.glob("*/config.json"))[:5] if where.is_dir() else []
-    raise DataError(f"{where}: no run directory (it has no config.json)" + (f"; did you mean {', '.join(near)}?" if near else
-                                                                           "; give the --workdir of `mmdiff train`"))
+    raise DataError(f"{where}: no model, but {names.what(where)}; " + (f"did you mean {', '.join(near)}?" if near else
+                                                                       f"expected {names.EXPECTED}"))
   return where, step
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mmdiff.convert import exports, facts, pipelines, public
+from mmdiff.convert import exports, facts, names, pipelines, public
 from mmdiff.core import tree
 from mmdiff.core.build import build
 from mmdiff.core.errors import DataError
@@ -84,6 +84,7 @@ def of_pixels(made: Mapping[str, Any]) -> dict[str, Any]:
 def weights_of(path: str, params: str = "") -> Weights:
   """The parameters at a path. Raises DataError."""
   quiet = jax.process_index() > 0
+  path = names.find(path)
   if pipelines.is_pipeline(path):
     whole = pipelines.load(path, quiet=quiet)
     return Weights({name: leaf for group, part in whole.parts.items() for name, leaf in leaves_of(part.params, f"{group}/").items()},
@@ -96,8 +97,6 @@ def weights_of(path: str, params: str = "") -> Weights:
     elif made.get("text/pool") == "last":
       made["text/text_len"] = one.config["data"]["text_len"]
     return Weights(leaves_of(one.params), f"{path} ({one.format})", public=True, statistics=leaves_of(one.statistics), facts=made)
-  if not Path(path.rpartition("@")[0] or path).exists() and not Path(path).exists():
-    raise DataError(f"init: {path}: no such file or folder; give a run directory of `mmdiff train`, or a public checkpoint")
   workdir, step = run_directory.locate(path)
   config = run_directory.read_config(workdir)
   average = run_directory.average(config, params or None)
@@ -118,6 +117,7 @@ def text_sources(init: Mapping[str, Any]) -> Iterator[str]:
 def tokenizer_of(path: str) -> tokenizers.Tokenizer | None:
   """The tokenizer that the run at `path` was trained with, or that lies beside public weights; None where there is none. Raises
   DataError."""
+  path = names.find(path)
   if pipelines.is_pipeline(path):
     where = Path(path)
     folders = [where.parent] if where.is_file() else [where / "tokenizer", where / "tokenizer_2"]

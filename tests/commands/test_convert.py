@@ -46,7 +46,7 @@ def test_a_run_is_exported_and_loads_as_it_was(tmp_path):
   (["--src=SRC", "--to=hf-clip", "--out=SRC"], 64, "may not replace its source"),
   (["--src=SRC", "--to=hf-clip", "--out=OUT", "--params=eval"], 64, "has one set of parameters"),
   (["--src=SRC", "--to=hf-clip", "--out=OUT", "--act=gelu"], 64, "takes no act"),
-  (["--src=OUT", "--to=hf-clip", "--out=OUT2"], 65, "no run directory")])
+  (["--src=OUT", "--to=hf-clip", "--out=OUT2"], 65, "no such file or folder")])
 def test_mistakes(tmp_path, capsys, arguments, code, message):
   place = lambda word: word.replace("SRC", str(FIXTURES / "hf_clip")).replace("OUT", str(tmp_path / "out"))
   assert main(["convert", *map(place, arguments)]) == code

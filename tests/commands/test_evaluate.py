@@ -94,7 +94,7 @@ def test_every_mistake_is_named_before_the_model_is_read(clip_run):
   assert "--task.params: no average is called 'best'" in said("--task=held_out", "--params=best")
   assert "give one of --workdir" in said("--task=loss", f"--model={clip_run}")
   assert "needs the predict functions sample, plan" in said("--task=samples", "--task.source.name=scenes")
-  with pytest.raises(DataError, match="no run directory"):
+  with pytest.raises(DataError, match="nowhere: no such file or folder"):
     evaluate.main(["--workdir=nowhere", "--task=loss"])
 
 

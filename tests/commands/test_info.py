@@ -40,7 +40,7 @@ def test_a_run_is_described(tmp_path, capsys):
 
 def test_nothing_to_describe(tmp_path, capsys):
   assert main(["info", f"--model={tmp_path}"]) == 65
-  assert "no run directory" in capsys.readouterr().err
+  assert "no model, but an empty folder" in capsys.readouterr().err
 
 
 def test_a_pipeline_is_described(tmp_path, capsys):

@@ -77,9 +77,9 @@ def test_what_does_not_fit_is_named(source):
     assert told in str(error.value)
   with pytest.raises(DataError, match="parts names 'texts', which is no parameter here"):
     start(state_of(blank), parts={"texts": "nowhere"})
-  with pytest.raises(DataError, match="elsewhere: no such file or folder; give a run directory"):
+  with pytest.raises(DataError, match="elsewhere: no such file or folder; expected a run directory"):
     start(state_of(blank), path=str(source / "elsewhere"))
-  with pytest.raises(DataError, match="no run directory"):
+  with pytest.raises(DataError, match="checkpoints: no model, but a folder"):
     start(state_of(blank), path=str(source / "checkpoints"))
 
 
