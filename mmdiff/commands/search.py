@@ -11,6 +11,7 @@ folder of them; every picture of the index is compared. --out gets results.json 
 every picture the label that is nearest, and its probability.
 """
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,6 +96,7 @@ def build(given: Mapping, config: Mapping, *, argv: list[str]) -> None:
   from mmdiff.commands import results
   from mmdiff.core.build import build as built
   from mmdiff.data import SOURCES
+  from mmdiff.data.survey import worst
   source, out = built(SOURCES, config), Path(given["out"])
   total = min(len(source), given["limit"] or len(source))
   if not total:
@@ -106,41 +108,46 @@ def build(given: Mapping, config: Mapping, *, argv: list[str]) -> None:
   before = read_object(out / META) if (out / META).is_file() else None
   if before and before.get("identity") != identity:
     raise ConfigError(f"--out={out} holds an index of another model or of other data; choose another folder")
-  write_json(out / META, meta | dict(complete=False))
-  progress = results.Progress("search build", "pictures")
-  for start in range(0, total, PART):
-    file = out / f"part_{start:09}.npz"
-    stop = min(start + PART, total)
-    if not file.is_file() and not (out / EMBEDDINGS).is_file():
-      write_part(file, *embedded(model, source, range(start, stop), given["batch_size"], lambda n: progress(n, total)))
-    else:
-      progress(stop - start, total)
-  if not (out / EMBEDDINGS).is_file():
+  if not (before and before.get("complete") and (out / EMBEDDINGS).is_file()):
+    write_json(out / META, meta | dict(complete=False))
+    progress = results.Progress("search build", "pictures")
+    for start in range(0, total, PART):
+      file = out / f"part_{start:09}.npz"
+      stop = min(start + PART, total)
+      if not file.is_file():
+        write_part(file, *embedded(model, source, range(start, stop), given["batch_size"], lambda n: progress(n, total)))
+      else:
+        progress(stop - start, total)
     join(out, meta)
   found = read_object(out / META)
   print(f"{out}: {found['pictures']:,} pictures, bad records {found['bad'] or 'none'}")
+  if offenders := found.get("offenders"):
+    print(f"{worst(offenders)}\nall of them: `offenders` in {out / META}")
 
 
 def embedded(model, source, places: Sequence[int], size: int, progress):
-  """(places, keys, float32 [n D], {kind of fault: count}) of the good records."""
+  """(places, keys, float32 [n D]) of the good records, and the bad ones."""
   import numpy as np
 
   from mmdiff.data import decode
   from mmdiff.data.quarantine import BadRecord
-  rows, keys, vectors, bad, waiting = [], [], [], {}, []
+  from mmdiff.data.verdict import offence
+  rows, keys, vectors, bad, waiting = [], [], [], [], []
 
   def flush() -> None:
     if waiting:
       vectors.append(model.embed_image(waiting))
       waiting.clear()
   for place in places:
+    key = f"#{place}"
     try:
       record = source[place]
+      key = str(record["key"])
       waiting.append(decode.pixels(record["image"]))
       rows.append(place)
-      keys.append(str(record["key"]))
+      keys.append(key)
     except BadRecord as fault:
-      bad[fault.kind] = bad.get(fault.kind, 0) + 1
+      bad.append(offence(fault, key)._asdict())
     if len(waiting) == size:
       flush()
       progress(size)
@@ -149,7 +156,7 @@ def embedded(model, source, places: Sequence[int], size: int, progress):
   return np.asarray(rows, np.int64), keys, np.concatenate(vectors) if vectors else np.zeros((0, 0), np.float32), bad
 
 
-def write_part(file: Path, rows, keys: Sequence[str], vectors, bad: Mapping[str, int]) -> None:
+def write_part(file: Path, rows, keys: Sequence[str], vectors, bad: Sequence[Mapping[str, str]]) -> None:
   import numpy as np
   arrays = dict(rows=rows, keys=np.asarray(keys, str), vectors=vectors, bad=np.asarray(json.dumps(bad)))
   write_atomically(file, lambda opened: np.savez(opened, **arrays))
@@ -163,15 +170,13 @@ def join(out: Path, meta: Mapping) -> None:
   good = [part["vectors"] for part in parts if len(part["rows"])]
   if not good:
     raise DataError(f"{out}: none of the records has a picture that can be read")
-  bad: dict[str, int] = {}
-  for part in parts:
-    for kind, count in parse_json(str(part["bad"])).items():
-      bad[kind] = bad.get(kind, 0) + count
+  offenders = [one for part in parts for one in parse_json(str(part["bad"]))]
+  bad = dict(Counter(one["kind"] for one in offenders))
   vectors = np.concatenate(good)
   write_json(out / KEYS, dict(keys=[str(key) for part in parts for key in part["keys"]],
                               rows=[int(row) for part in parts for row in part["rows"]]))
   write_atomically(out / EMBEDDINGS, lambda opened: np.save(opened, vectors))
-  write_json(out / META, dict(meta) | dict(complete=True, pictures=len(vectors), width=vectors.shape[1], bad=bad))
+  write_json(out / META, dict(meta) | dict(complete=True, pictures=len(vectors), width=vectors.shape[1], bad=bad, offenders=offenders))
   for part, file in zip(parts, files):
     part.close()
     file.unlink()

@@ -55,6 +55,12 @@ def encoded(image: Any) -> tuple[bytes, str]:
   return data, suffix
 
 
+def offence(fault: BadRecord, key: str) -> Offence:
+  """A fault for a report, of the record of that key where the fault names none. Names may hold half letters, which no report can be
+  written with."""
+  return Offence(escaped(fault.key or key), fault.kind, escaped(fault.detail))
+
+
 def look(source: Any, i: int, *, limits: Limits = LIMITS, keep: bool = False) -> Seen:
   """Reads record `i` to the last pixel and caption. keep: hand it out with what was seen."""
   key = f"#{i}"
@@ -67,8 +73,8 @@ def look(source: Any, i: int, *, limits: Limits = LIMITS, keep: bool = False) ->
     height, width = decode.pixels(record["image"], max_pixels=limits.max_pixels, max_bytes=limits.max_bytes).shape[:2]
     return Seen(key, None, kind, width, height, _words(source, record["captions"], key), record if keep else {})
   except BadRecord as fault:
-    name = escaped(fault.key or key)                   # a name may hold half letters, which no report can be written with
-    return Seen(name, Offence(name, fault.kind, escaped(fault.detail)), "", 0, 0, {}, {})
+    found = offence(fault, key)
+    return Seen(found.key, found, "", 0, 0, {}, {})
 
 
 def _words(source: Any, texts: Any, key: str) -> dict[str, list[int]]:

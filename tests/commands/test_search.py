@@ -33,7 +33,9 @@ def build(clip, pictures, out, *flags):
 
 def test_a_picture_finds_itself_and_a_text_what_is_nearest(clip, pictures, tmp_path, capsys):
   assert build(clip, pictures, tmp_path / "index") == 0
-  assert "8 pictures, bad records {" in capsys.readouterr().out
+  told = capsys.readouterr().out
+  assert "8 pictures, bad records {'undecodable': 1}" in told and "undecodable        1  4 (" in told
+  assert [one["key"] for one in search.read_index(str(tmp_path / "index")).meta["offenders"]] == ["4"]
   search.main(["query", f"--index={tmp_path / 'index'}", f"--images={pictures / '3.png'}", "--count=3", f"--out={tmp_path / 'found'}"])
   result, = json.loads((tmp_path / "found" / "results.json").read_text())["results"]
   assert len(result["found"]) == 3 and "3" in result["found"][0]["key"] and result["found"][0]["cosine"] == pytest.approx(1, abs=1e-5)
@@ -74,6 +76,8 @@ def test_a_second_start_goes_on(clip, pictures, tmp_path, monkeypatch):
   a, b = search.read_index(str(whole)), search.read_index(str(stopped))
   np.testing.assert_array_equal(a.embeddings, b.embeddings)
   assert a.keys == b.keys and not list(stopped.glob("part_*"))
+  before = (whole / "index.json").read_bytes()
+  assert build(clip, pictures, whole) == 0 and (whole / "index.json").read_bytes() == before            # finished, it is left as it is
   with pytest.raises(ConfigError, match="holds an index of another model or of other data"):
     build(clip, pictures, whole, "--limit=2")
 
