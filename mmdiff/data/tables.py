@@ -4,10 +4,12 @@ CSV is RFC 4180's: a cell with a comma, a quotation mark or a line break stands 
 IANA's text/tab-separated-values: it has no quoting, a quotation mark is a character like any other; cells that a CSV writer quoted all the
 same are undone where that shows. A row whose cells don't fit the header is a bad record of its own.
 """
+import contextlib
 import csv
 import hashlib
 import io
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from mmdiff.core.files import parse_json
 from mmdiff.data import records
 from mmdiff.data.quarantine import BadRecord
 
+BOUND = threading.Lock()
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
 LINE_END = re.compile(r"\r\n|\n|\r")
 QUOTED = re.compile(r'"((?:[^"]|"")*)"')
@@ -96,25 +99,34 @@ def _unquoted(cell: str) -> str:
   return quoted[1].replace('""', '"') if quoted and '""' in quoted[1] else cell
 
 
+@contextlib.contextmanager
+def _long_cells() -> Iterator[None]:
+  """Cells of CSV as long as a text may be. Python has one bound for the whole process, so that it is ours only while a table is read."""
+  with BOUND:
+    before = csv.field_size_limit(records.MAX_TEXT_BYTES)
+    try:
+      yield
+    finally:
+      csv.field_size_limit(before)
+
+
 def _csv(path: str, content: str, delimiter: str) -> Iterator[tuple[int, Sequence[str]]]:
   lines = list(io.StringIO(content, newline=""))
-  previous = csv.field_size_limit(records.MAX_TEXT_BYTES)
   reader, width, first = csv.reader(lines, delimiter=delimiter, strict=True), 0, 1
   found = []
   try:
-    for cells in reader:
-      for at in range(first, reader.line_num):         # further lines of a row: a quotation mark was open
-        if width > 1 and _is_row(lines[at], delimiter, width, cells):
-          raise DataError(f"{path}: line {first}: a quotation mark that opens there closes in line {reader.line_num}, and takes in line "
-                          f"{at + 1}, which is a row by itself; close it, or write it twice where it is part of the text")
-      width = width or len(cells)
-      found += [(first, cells)] if cells else []
-      first = reader.line_num + 1
+    with _long_cells():
+      for cells in reader:
+        for at in range(first, reader.line_num):       # further lines of a row: a quotation mark was open
+          if width > 1 and _is_row(lines[at], delimiter, width, cells):
+            raise DataError(f"{path}: line {first}: a quotation mark that opens there closes in line {reader.line_num}, and takes in line "
+                            f"{at + 1}, which is a row by itself; close it, or write it twice where it is part of the text")
+        width = width or len(cells)
+        found += [(first, cells)] if cells else []
+        first = reader.line_num + 1
   except csv.Error as error:
     raise DataError(f"{path}: line {first}{'' if reader.line_num <= first else f' to {reader.line_num}'}: {error}; expected a CSV with a "
                     "header row, whose quotation marks come in pairs") from None
-  finally:
-    csv.field_size_limit(previous)
   yield from found
 
 

@@ -1,6 +1,7 @@
 """Tables: no row is merged with its neighbour, cut or lost, whatever stands in its cells."""
 import csv
 import io
+import threading
 
 import pytest
 from hypothesis import given, settings
@@ -83,3 +84,31 @@ def test_a_json_line_that_was_cut_short_is_a_bad_record(tmp_path):
   rows = read(tmp_path, "a.jsonl", '{"image": "a.png"}\n{"image": "b.p')
   assert rows[0] == {"image": "a.png"} and isinstance(rows[1], BadRecord) and "line 2" in rows[1].detail
   assert isinstance(read(tmp_path, "a.jsonl", '{"n": ' + "9" * 5000 + "}\n" + '{"image": "a.png"}')[0], BadRecord)
+
+
+def test_python_s_own_bound_of_a_cell_is_as_it_was(tmp_path, monkeypatch):
+  """Though two tables are read at a time, of which the first begun ends first."""
+  for name in "ab":
+    (tmp_path / f"{name}.csv").write_text('image,caption\nx.png,"two\nlines"\n')
+  before, begun, joined, done, is_row = csv.field_size_limit(), *(threading.Event() for _ in range(3)), tables._is_row
+
+  def slow(*args):
+    if threading.current_thread().name == "a":
+      begun.set()
+      joined.wait(0.1)                                 # for b to begin, if it may
+    else:
+      joined.set()
+      done.wait(5)
+    return is_row(*args)
+
+  def work(name):
+    tables.read(str(tmp_path / f"{name}.csv"))
+    done.set()
+  monkeypatch.setattr(tables, "_is_row", slow)
+  threads = [threading.Thread(target=work, args=(name,), name=name) for name in "ab"]
+  for thread in threads:
+    thread.start()
+    assert begun.wait(5)
+  for thread in threads:
+    thread.join()
+  assert csv.field_size_limit() == before
