@@ -169,8 +169,9 @@ def shorthand(text: str) -> dict[str, Any]:
     return {"name": "folder", "path": os.path.dirname(text) or ".", "table": os.path.basename(text)}
   if os.sep not in text and "." not in text:
     return {"name": head}
-  raise DataError(f"{text}: no such file or folder; expected tar shards, a folder of pictures, a table, a TFDS folder, scenes:TIER, "
-                  f"or the name of a source ({', '.join(known)})")
+  found = "no source of data" if os.path.exists(path) else "no such file or folder"
+  raise DataError(f"{text}: {found}; expected tar shards, a folder of pictures, a table, a TFDS folder, scenes:TIER, or the name of a "
+                  f"source ({', '.join(known)})")
 
 
 class Progress:

@@ -143,6 +143,9 @@ def test_shorthands_of_folders(shards, tmp_path):
   assert data.shorthand(str(tmp_path)) == {"name": "folder", "path": str(tmp_path)}
   with pytest.raises(DataError, match="no such file or folder"):
     data.shorthand("/nope/nothing")
+  (tmp_path / "x.npy").write_bytes(b"")
+  with pytest.raises(DataError, match="x.npy: no source of data"):
+    data.shorthand(str(tmp_path / "x.npy"))
 
 
 def test_a_config_names_the_source(capsys):
