@@ -4,6 +4,8 @@ UNet, autoencoder and text encoders under one name each. One `part` is read at a
 What shapes don't say is said by what else is in the file: a text of width 768 belongs to UNets with eight heads, all others have heads of
 64; UNets of SDXL read a vector of sizes, and their autoencoder's latents have another scale; `convert.marks` knows the rest. The options
 `heads`, `head_dim`, `scale` and `skip` override.
+
+A file may also hold one autoencoder, or one of CLIP's text encoders under transformers' names (clip_l.safetensors, clip_g.safetensors).
 """
 import re
 from collections.abc import Mapping
@@ -19,6 +21,7 @@ from mmdiff.convert.formats import Format, Reading, Source, Writing, need
 from mmdiff.convert.rules import Rule, norm, pair
 from mmdiff.convert.tensors import Tensor
 from mmdiff.core.errors import ConfigError, DataError, OptionError
+from mmdiff.data.token_facts import Like
 from mmdiff.models.autoencoder import VARIANTS, Autoencoder
 from mmdiff.models.text import CLIP_STATES, ClipStates
 from mmdiff.models.unet import SIZE_WIDTH, UNet
@@ -30,6 +33,8 @@ OPEN_TEXT, OPEN_FIRST, OPEN_SECOND = "cond_stage_model.model.", "conditioner.emb
 PARTS = {"unet": (UNET,), "vae": (VAE,), "text": (HF_TEXT, OPEN_TEXT, HF_FIRST, OPEN_FIRST), "text_2": (OPEN_SECOND,)}
 OPEN = (OPEN_TEXT, OPEN_FIRST, OPEN_SECOND)
 ENCODERS = {HF_TEXT: "sd1", OPEN_TEXT: "sd2", HF_FIRST: "sdxl-1", OPEN_FIRST: "sdxl-2", OPEN_SECOND: "sdxl-2"}
+# Text encoders that are published alone, by width: the variant whose activation and padding they have, and its name.
+LONE = {768: ("sd1", "OpenAI's ViT-L/14"), 1024: ("sd2", "OpenCLIP's ViT-H/14"), 1280: ("sdxl-2", "OpenCLIP's ViT-bigG/14")}
 READ_LAYERS = {"sd2": 23}               # of the 24 layers of OpenCLIP's encoder; files made from folders of diffusers end there
 SIZES = {"sd": 64, "xl": 128, "x4": 128}          # sides of the latents that the published models are made for
 X4_SCALE = 0.08333                      # of the latents of Stable Diffusion 2's upscaler
@@ -40,10 +45,13 @@ RES = {"norm1": "in_layers.0", "norm2": "out_layers.0", "conv1": "in_layers.2", 
 
 
 def parts_in(found: Mapping[str, Tensor]) -> dict[str, str]:
-  """The parts of a file: {part: its prefix}. An autoencoder's own file has none."""
+  """The parts of a file: {part: its prefix}. The own file of an autoencoder, or of a text encoder, has none."""
   made = {part: prefix for part, prefixes in PARTS.items() for prefix in prefixes if any(name.startswith(prefix) for name in found)}
   alone = ("encoder.down.0.block.0.norm1.weight", "encoder.down_blocks.0.resnets.0.norm1.weight")
-  return made or ({"vae": ""} if any(name in found for name in alone) else {})
+  if made or any(name in found for name in alone):
+    return made or {"vae": ""}
+  words = any(f"{start}embeddings.token_embedding.weight" in found for start in (spellings.TEXT, ""))
+  return {"text": ""} if words and not any(name.startswith((spellings.IMAGE, f"{spellings.TEXT}head.")) for name in found) else {}
 
 
 def kind_of(found: Mapping[str, Tensor]) -> str:
@@ -93,7 +101,7 @@ def read(source: Source, *, part: str | None = None, heads: int | None = None, h
     latents = dict(scale=scale) if scale else marks.latents(tensors, assumed, where)
     reading = _vae(source, own, prefix, ignorable, latents, told=bool(prefix or scale) or latents["scale"] != assumed)
   else:
-    variant = "sd2" if prefix == OPEN_FIRST and kind == "sd" else ENCODERS[prefix]          # SD-Turbo's files have SDXL's names
+    variant = "sd2" if prefix == OPEN_FIRST and kind == "sd" else ENCODERS.get(prefix, "")          # SD-Turbo's files have SDXL's names
     reading = _text(source, own, prefix, ignorable, variant, text_len=text_len, skip=skip)
   if said:
     chosen = dict(heads=heads, head_dim=heads or head_dim, scale=scale, shift=scale, skip=skip, length=text_len)
@@ -138,7 +146,7 @@ def table(group: str, module: Any, config: Mapping[str, Any], style: Mapping[str
   own = {"text/first": HF_FIRST, "text/second": OPEN_SECOND}.get(
     group, HF_TEXT if module.act == "quick_gelu" else OPEN_TEXT if module.norm else OPEN_FIRST)
   prefix = style.get("prefix", own)
-  return clip_tables.openai_text(prefix, "") if prefix in OPEN else clip_tables.hf_text(prefix + style.get("group", spellings.TEXT), "")
+  return clip_tables.openai_text(prefix, "") if prefix in OPEN else hf_table(prefix, style.get("group", spellings.TEXT))
 
 
 def count(own: Mapping[str, Tensor], pattern: str) -> int:
@@ -275,7 +283,7 @@ def _vae(source: Source, own: Mapping[str, Tensor], prefix: str, ignorable: tupl
 
 def _text(source: Source, own: Mapping[str, Tensor], prefix: str, ignorable: tuple[str, ...], variant: str, *,
           text_len: int | None, skip: int | None) -> Reading:
-  _, _, _, pooled, own_skip, norm_it, act, pad = CLIP_STATES[variant]
+  """variant: of `CLIP_STATES`; "" of an encoder alone is what its width says."""
   where, open_clip = str(source.path), prefix in OPEN
   start = "" if open_clip else spellings.start(own, spellings.TEXT)
   layers = r"transformer\.resblocks\." + NUMBER + r"\." if open_clip else re.escape(start) + r"encoder\.layers\." + NUMBER + r"\."
@@ -283,8 +291,15 @@ def _text(source: Source, own: Mapping[str, Tensor], prefix: str, ignorable: tup
   position = "positional_embedding" if open_clip else f"{start}embeddings.position_embedding.weight"
   hidden = "transformer.resblocks.0.mlp.c_fc.weight" if open_clip else f"{start}encoder.layers.0.mlp.fc1.weight"
   vocab, width = need(own, embedding, where, prefix)
-  depth = count(own, layers)
-  embed_dim = need(own, "text_projection", where, prefix)[1] if pooled or "text_projection" in own else None
+  depth, notices = count(own, layers), []
+  if not variant:
+    variant, notices = _lone(width, depth, where)
+  _, _, _, pooled, own_skip, norm_it, act, pad = CLIP_STATES[variant]
+  if prefix:
+    embed_dim = need(own, "text_projection", where, prefix)[1] if pooled or "text_projection" in own else None
+  else:                                 # read as transformers' folder of the same is: its last layer, whatever a pipeline would take
+    embed_dim = own["text_projection.weight"].shape[0] if "text_projection.weight" in own else None
+    skip, norm_it = skip or 0, True
   if skip is None:
     skip = max(depth - READ_LAYERS[variant], 0) if variant in READ_LAYERS else own_skip
   if not 0 <= skip < depth:
@@ -292,13 +307,31 @@ def _text(source: Source, own: Mapping[str, Tensor], prefix: str, ignorable: tup
   module = ClipStates(vocab=vocab, length=text_len or need(own, position, where, prefix)[0], width=width, depth=depth,
                       heads=max(width // 64, 1), mlp_dim=need(own, hidden, where, prefix)[0], embed_dim=embed_dim, skip=skip, norm=norm_it,
                       act=act, pad=vocab - 1 if pad == "end" else 0, whole=True)
-  table = clip_tables.openai_text(prefix, "") if open_clip else clip_tables.hf_text(prefix + start, "")
+  table = clip_tables.openai_text(prefix, "") if open_clip else hf_table(prefix, start)
   return Reading(module, dict(objective=None, model=dict(name="clip_text"), data=dict(text_len=module.length)), table,
-                 source.container.tensors, clip_inputs(8, module.length)[1:], ignorable, dict(group=start))
+                 source.container.tensors, clip_inputs(8, module.length)[1:], ignorable, dict(group=start), notices,
+                 like=Like("CLIPTokenizer"))
+
+
+def _lone(width: int, depth: int, where: str) -> tuple[str, list[str]]:
+  """(variant, notices) of a text encoder alone. Raises DataError for one that is none of the published ones."""
+  variant, name = LONE.get(width, ("", ""))
+  about = f"{where} is a CLIP text encoder alone, {width} wide, with {depth} layers, and no config.json says"
+  if not variant or depth not in (CLIP_STATES[variant][1], READ_LAYERS.get(variant)):
+    known = " or ".join(f"{other} with {CLIP_STATES[kind][1]}" for other, (kind, _) in LONE.items())
+    raise DataError(f"{about} its activation and its heads, which are known of {known} layers only: put its config.json beside it, in a "
+                    "folder of their own")
+  return variant, [f"{about} more: took the activation ({CLIP_STATES[variant][6]}), the heads of 64 and the padding of {name}"]
+
+
+def hf_table(prefix: str, start: str) -> tuple[Rule, ...]:
+  """A text encoder under transformers' names."""
+  return (*clip_tables.hf_text(prefix + start, ""), Rule(f"{prefix}text_projection.weight", "projection/kernel", "linear"))
 
 
 def fits(source: Source) -> bool:
-  return "_class_name" not in source.config and bool(parts_in(source.container.tensors))
+  known = parts_in(source.container.tensors)
+  return "_class_name" not in source.config and bool(known) and not (known == {"text": ""} and source.model_type)
 
 
 def write(module: UNet | Autoencoder | ClipStates, config: Mapping, style: Mapping) -> Writing:
@@ -307,5 +340,5 @@ def write(module: UNet | Autoencoder | ClipStates, config: Mapping, style: Mappi
   return Writing(table(group, module, config, style), {}, "model", style.get("more", {}))
 
 
-LDM = Format("ldm", "ldm", "a single file of Stable Diffusion", fits, read, write,
+LDM = Format("ldm", "ldm", "a single file of Stable Diffusion, or of one of its parts", fits, read, write,
              options=("part", "heads", "head_dim", "scale", "skip", "text_len", "ema"))

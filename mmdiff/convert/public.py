@@ -1,6 +1,7 @@
 """Loading and saving public checkpoints: the format is found out from configs and key names, the report says what was loaded."""
 import json
 import os
+import re
 import shutil
 import typing
 from collections.abc import Mapping
@@ -19,6 +20,9 @@ from mmdiff.core.terminal import tell
 from mmdiff.data import token_facts, tokenizers
 from mmdiff.data.token_facts import NOBODY, Like
 
+# What names of tensors belong to, whose architecture they do not tell.
+BARE = {r"(text|vision)_model\.": "transformers' CLIP or SigLIP", r"encoder\.block\.0\.layer\.0\.SelfAttention\.": "transformers' T5",
+        r"(down|mid|up)_block": "diffusers' UNet"}
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -61,8 +65,10 @@ def detect(source: Source) -> Format:
       return found
   names = list(source.container.tensors)
   about = f"config.json of model_type {source.model_type!r}, " if source.model_type else ""
+  kind = next((kind for pattern, kind in BARE.items() if any(re.match(pattern, name) for name in names)), "")
+  hint = f". The names are those of {kind}, which goes by its config.json: put it beside the weights, in a folder of their own"
   raise DataError(f"{source.path}: no known format: {about}{len(names)} tensors such as {rules.shown(names, 4)} "
-                  f"(known: {', '.join(FORMATS)})")
+                  f"(known: {', '.join(FORMATS)})" + hint * bool(kind and not source.config))
 
 
 def read(path: str | os.PathLike, *, prefer: str | None = None, variant: str = "", **options) -> tuple[Format, Source, Reading]:

@@ -1,4 +1,8 @@
 """Single files of Stable Diffusion: small ones of every kind are understood from their names and shapes alone."""
+import json
+import os
+import struct
+
 import jax
 import numpy as np
 import pytest
@@ -236,3 +240,69 @@ def test_published_sizes(tmp_path, kind, options, expected):
   found = {binding.theirs: tensors.Tensor(binding.shape, np.dtype(np.float32), lambda: np.zeros(())) for binding in bindings}
   source = formats.Source(tmp_path, None, {}, {}, {}, Container(found, {}, "safetensors"))
   assert ldm_formats.read(source).module == module
+
+
+def published(path, *, width, depth, projection, extra=()):
+  """A file of the names and shapes of a text encoder as others trade it, without values: a hole on the disk."""
+  block = {f"self_attn.{name}_proj": (width, width) for name in "qkv"} | {
+    "self_attn.out_proj": (width, width), "mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width)}
+  shapes = {"text_model.embeddings.token_embedding.weight": (49_408, width), "text_model.embeddings.position_embedding.weight": (77, width)}
+  shapes |= {f"text_model.encoder.layers.{n}.{name}.{leaf}": shape if leaf == "weight" else shape[:1]
+             for n in range(depth) for name, shape in block.items() for leaf in ("weight", "bias")}
+  norms = [f"encoder.layers.{n}.layer_norm{i}" for n in range(depth) for i in (1, 2)] + ["final_layer_norm"]
+  shapes |= {f"text_model.{name}.{leaf}": (width,) for name in norms for leaf in ("weight", "bias")}
+  shapes |= {"text_projection.weight": (projection, width)} if projection else {}
+  header, end = {}, 0
+  for name, shape in (shapes | dict(extra)).items():
+    header[name] = dict(dtype="F16", shape=list(shape), data_offsets=[end, end + 2 * int(np.prod(shape))])
+    end = header[name]["data_offsets"][1]
+  text = json.dumps(header).encode()
+  path.write_bytes(struct.pack("<Q", len(text)) + text)
+  os.truncate(path, 8 + len(text) + end)
+  return path
+
+
+@pytest.mark.parametrize("width, depth, projection, act, parameters", [
+  (768, 12, None, "quick_gelu", 123_060_480), (768, 12, 768, "quick_gelu", 123_650_304), (1280, 32, 1280, "gelu", 694_659_840)])
+def test_a_published_text_encoder_alone_is_known_by_its_shapes(tmp_path, width, depth, projection, act, parameters):
+  file = published(tmp_path / "clip_l.safetensors", width=width, depth=depth, projection=projection)
+  found, _, reading = public.read(file)
+  module = reading.module
+  assert found.name == "ldm" and (module.act, module.heads, module.depth, module.embed_dim) == (act, width // 64, depth, projection)
+  assert (module.skip, module.norm) == (0, True) and module.pad == (49_407 if width == 768 else 0)
+  shapes = formats.variables(module, reading.inputs)
+  missing, unexpected, _ = rules.cover(reading.found, rules.bind(reading.rules, shapes), reading.ignorable)
+  assert not missing and not unexpected and sum(tensors.size(shape) for shape in shapes.values()) == parameters
+  assert "is a CLIP text encoder alone, " in reading.notices[0] and f"took the activation ({act})" in reading.notices[0]
+
+
+def test_a_text_encoder_alone_computes_what_its_folder_does(tmp_path, monkeypatch):
+  monkeypatch.setitem(ldm_formats.LONE, 32, ("tiny", "nobody's"))
+  folder = tmp_path / "text_encoder"
+  module = ClipStates(vocab=60, length=12, width=32, depth=2, heads=1, mlp_dim=64, embed_dim=24, act="quick_gelu", pad=59)
+  shapes = formats.variables(module, (SIZE((1, 12), np.int32), SIZE((1, 12), bool)))
+  rng = np.random.default_rng(0)
+  params = public.nest({path: rng.normal(size=shape).astype(np.float32) for path, shape in shapes.items()})
+  config = dict(objective=None, model=dict(name="clip_text"), data=dict(text_len=12))
+  public.save(folder, format="hf-clip-text", module=module, config=config, params=params)
+  os.rename(folder / "model.safetensors", tmp_path / "clip_l.safetensors")
+  alone = public.load(tmp_path / "clip_l.safetensors", quiet=True)
+  assert alone.module.clone(whole=False) == module and not alone.report.missing and not alone.report.unexpected
+  jax.tree.map(np.testing.assert_array_equal, alone.params, params)
+  for format in ("hf-clip-text", "ldm"):
+    public.save(tmp_path / format, format=format, module=alone.module, config=alone.config, params=alone.params, style=alone.style)
+    jax.tree.map(np.testing.assert_array_equal, public.load(tmp_path / format, quiet=True).params, params)
+
+
+def test_what_a_file_without_its_config_is_and_needs(tmp_path):
+  path = tmp_path / "x.safetensors"
+  with pytest.raises(DataError, match="is a CLIP text encoder alone, 512 wide, with 12 layers, and no config.json says its activation"):
+    public.read(published(path, width=512, depth=12, projection=None))
+  with pytest.raises(DataError, match="768 wide, with 11 layers"):
+    public.read(published(path, width=768, depth=11, projection=None))
+  for extra in ("vision_model.embeddings.class_embedding", "text_model.head.weight"):
+    with pytest.raises(DataError, match="no known format.*those of transformers' CLIP or SigLIP, which goes by its config.json"):
+      public.read(published(path, width=768, depth=12, projection=None, extra={extra: (768,)}))
+  st.write(path, {"encoder.block.0.layer.0.SelfAttention.q.weight": tensors.of(np.zeros((2, 2), np.float32))})
+  with pytest.raises(DataError, match="no known format.*those of transformers' T5, which goes by its config.json: put it beside"):
+    public.read(path)
