@@ -111,7 +111,8 @@ def run(given: Mapping, config: Mapping, *, argv: list[str]) -> None:
                   model={name: about[name] for name in ("checkpoint", "tokenizer", "step", "params")},
                   picture={name: model.config["data"][name] for name in ("image_size", "resize", "interpolation", "max_pixels")})
   units = cut(jobs.units_of(source, per_unit=given["per_unit"]), given["limit"])
-  job = jobs.Job(given["out"], units, identity, about=dict(argv=argv, source=config, model=about, versions=versions()))
+  job = jobs.Job(given["out"], units, identity, about=dict(argv=argv, source=config, model=about, versions=versions()),
+                 check=lambda folder, entry: summary([entry]))
   try:
     work(job, source, captioner, recipe=identity["picture"], kind=given["kind"], seed=given["seed"], size=size, threads=given["threads"],
          progress=results.Progress("caption", "records"))

@@ -74,7 +74,7 @@ def run(config: Mapping, given: Mapping, about: Mapping[str, Any]) -> dict[str, 
     identity["text"] = dict(tokenizer=dataset.tokenizer.fingerprint(), text_len=dataset.text_len, kinds=kinds,
                             on_missing=recipe.mix.on_missing)
   job = jobs.Job(given["out"], jobs.units_of(dataset.source, per_unit=given["per_unit"]), identity,
-                 about=dict(about, config=config, versions=versions()))
+                 about=dict(about, config=config, versions=versions()), check=latents.columns_of)
   try:
     work(job, dataset, encoders, kinds=kinds, size=size, dtype=given["dtype"], threads=given["threads"],
          progress=results.Progress("precompute", "records"))

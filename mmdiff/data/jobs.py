@@ -5,13 +5,13 @@
     DIR/00000.json         its manifest, written last: counts, bad records, size and sha256 of each output file
     DIR/manifest.json      the sum of all manifests: the job is done
     DIR/claims/            who works on what (see `claims`); gone when the job is done
+    DIR/digests.…          what the files were found to hold (see `digests`); not of the job's output
 
 A unit's output is a function of the job's settings and the unit's records alone. So a unit that two processes happen to make is made
 alike, a job that was killed and started again leaves the same bytes as one that was not, and nothing is lost or there twice, whatever
 the claims say. Manifests hold no times and no host names.
 """
 import collections
-import hashlib
 import itertools
 import json
 import os
@@ -27,11 +27,15 @@ from typing import Any, BinaryIO, NamedTuple
 
 from mmdiff.core.errors import CannotWrite, ConfigError, DataError
 from mmdiff.core.files import plain, read_object, write_json
+from mmdiff.core.spelling import shown
 from mmdiff.data.claims import Claims, create_exclusively
+from mmdiff.data.digests import Digests, digest, state
 from mmdiff.data.quarantine import BadRecord, Offence
 
+THREADS = 16                         # that look at files
 OFFENDERS = 20                       # bad records that a unit's manifest names
-NOT_UNITS = ("job", "manifest")
+REDO = "run the command that made this folder again: it redoes this unit"
+FAULTS = (OSError, ValueError, KeyError, TypeError, AttributeError)      # what reading a damaged manifest may raise
 LITTER = re.compile(r"\.(\d+|job|manifest)\.")   # what a killed process was writing
 
 
@@ -82,18 +86,24 @@ class Output:
 class Job:
   """One process's part in a job. `todo()` yields claimed units until all are finished, `commit` finishes one.
 
-  Raises ConfigError when the folder holds a job of other settings, CannotWrite when it can't be written.
+  A unit that is there is kept when its manifest is sound, `check(folder, manifest)` raises none of `FAULTS`, and its files have the digests
+  that the manifest says. Raises ConfigError when the folder holds a job of other settings, CannotWrite when it can't be written.
   """
 
   def __init__(self, out: str | os.PathLike, units: Sequence[Unit], identity: Mapping[str, Any], *, about: Mapping[str, Any] | None = None,
+               check: Callable[[Path, Mapping[str, Any]], Any] = lambda folder, entry: None,
                beat_seconds: float = 15.0, stale_seconds: float = 180.0, poll_seconds: float = 2.0):
     self.out, self.units, self.poll_seconds = Path(out), list(units), poll_seconds
-    self._sizes = {unit.name: len(unit.rows) for unit in self.units}
-    self.total = sum(self._sizes.values())
+    self._check, self._rows = check, {unit.name: unit.rows for unit in self.units}
+    self.total = sum(map(len, self._rows.values()))
     self.identity = plain(dict(identity) | {"records": self.total, "units": len(self.units)})
     self._register(about or {})
     self.claims = Claims(self.out / "claims", beat_seconds=beat_seconds, stale_seconds=stale_seconds)
-    self._known = {unit.name for unit in self.units if self._intact(unit.name)}
+    self._digests = Digests(self.out)
+    with ThreadPoolExecutor(THREADS) as pool:
+      found = [entry for entry in pool.map(self._entry, self._rows) if entry]
+    self._digests.of([name for entry in found for name in files_of(entry)])
+    self._known = {entry["unit"] for entry in found if self._fits(entry)}
 
   def _register(self, about: Mapping[str, Any]) -> None:
     path, content = self.out / "job.json", {"identity": self.identity, "started": plain(about)}
@@ -128,14 +138,14 @@ class Job:
   def finished(self) -> set[str]:
     """The names of the finished units; a unit whose files don't fit its manifest was found unfinished at the start, and is redone."""
     there = {name.removesuffix(".json") for name in os.listdir(self.out) if name.endswith(".json")}
-    for name in there & self._sizes.keys() - self._known:
+    for name in there & self._rows.keys() - self._known:
       if self._intact(name):
         self._known.add(name)
     return self._known
 
   def done(self) -> int:
     """Records of the finished units."""
-    return sum(self._sizes[name] for name in self.finished())
+    return sum(len(self._rows[name]) for name in self.finished())
 
   def output(self, unit: Unit) -> Output:
     return Output(self.out, unit.name)
@@ -146,9 +156,11 @@ class Job:
       output.discard()
       return
     files = {suffix: dict(bytes=part.stat().st_size, sha256=digest(part)) for suffix, part in sorted(output.parts.items())}
+    found = {f"{unit.name}.{suffix}": (state(output.parts[suffix]), facts["sha256"]) for suffix, facts in files.items()}
     try:
       for suffix, part in output.parts.items():
         os.replace(part, self.out / f"{unit.name}.{suffix}")
+      self._digests.keep(found)
       sync_folder(self.out)
       entry = {"unit": unit.name, "shard": unit.shard, "rows": [unit.rows.start, unit.rows.stop], **facts, "files": files}
       write_json(self.out / f"{unit.name}.json", entry)
@@ -158,12 +170,24 @@ class Job:
         return
       raise CannotWrite(f"cannot write the output of unit {unit.name} in {self.out}: {error}") from error
 
-  def _intact(self, name: str) -> bool:
+  def _entry(self, name: str) -> dict[str, Any] | None:
+    """The manifest of a unit, None where there is none or one that is not sound."""
     try:
-      entry = read_object(self.out / f"{name}.json", nan=True)
-      return all((self.out / f"{name}.{suffix}").stat().st_size == facts["bytes"] for suffix, facts in entry["files"].items())
-    except (OSError, ValueError, KeyError, TypeError):
-      return False
+      entry = entry_of(self.out, name)
+      self._check(self.out, entry)
+      return entry if entry["rows"] == [self._rows[name].start, self._rows[name].stop] else None
+    except FAULTS:
+      return None
+
+  def _intact(self, name: str) -> bool:
+    """Whether a unit is there with the files that its manifest says. Those that came after the start are not read: someone has just made
+    them, and said so last."""
+    entry = self._entry(name)
+    return entry is not None and self._fits(entry)
+
+  def _fits(self, entry: Mapping[str, Any]) -> bool:
+    return not list(wrong_sizes(self.out, entry)) and all(
+      self._digests.known(file) in (None, facts["sha256"]) for file, facts in files_of(entry).items())
 
   def close(self) -> None:
     """Lets go of what this process holds."""
@@ -171,7 +195,7 @@ class Job:
 
   def complete(self, summary: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]]) -> dict[str, Any]:
     """When every unit is finished: writes manifest.json with `summary` of the units' manifests, and removes what killed ones left."""
-    entries = [read_object(self.out / f"{unit.name}.json", nan=True) for unit in self.units]
+    entries = [entry_of(self.out, unit.name) for unit in self.units]
     made = {"identity": self.identity, **summary(entries)}
     try:
       write_json(self.out / "manifest.json", made)
@@ -190,7 +214,7 @@ def check_identity(out: Path, wanted: Mapping[str, Any]) -> None:
   """Raises ConfigError with every difference between the job that a folder holds and the one that is wanted."""
   try:
     held = read_object(out / "job.json", nan=True)["identity"]
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  except FAULTS as error:
     raise DataError(f"{out / 'job.json'}: {type(error).__name__}: {error}; it should say what the job in {out} is; "
                     "choose another --out, or remove the folder") from None
   lines = [f"{name}: that job has {before!r}, now {now!r}" for name, before, now in differences(held, wanted)]
@@ -207,28 +231,75 @@ def differences(held: Any, wanted: Any, path: str = "") -> Iterator[tuple[str, A
     yield path, held, wanted
 
 
-def finished_units(folder: str | os.PathLike) -> list[dict[str, Any]]:
-  """The manifests of a finished job, in order. Raises DataError for an unfinished one or for files that don't fit their manifest."""
-  folder = Path(folder)
+def entry_of(folder: Path, name: str) -> dict[str, Any]:
+  """A unit's manifest. Raises DataError for what is none."""
+  path = folder / f"{name}.json"
+  entry = read_object(path, nan=True)
+  files = entry.get("files")
+  if entry.get("unit") != name:
+    raise DataError(f"{path}: `unit` is {shown(entry.get('unit'))}, expected {name!r}; {REDO}")
+  if not isinstance(files, dict) or not all(
+      isinstance(facts, dict) and type(facts.get("bytes")) is int and isinstance(facts.get("sha256"), str) and "/" not in suffix
+      for suffix, facts in files.items()):
+    raise DataError(f"{path}: `files` is {shown(files)}, expected {{suffix: {{bytes, sha256}}}}; {REDO}")
+  return entry
+
+
+def files_of(entry: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+  """What a unit's manifest says of its files, by their names."""
+  return {f"{entry['unit']}.{suffix}": facts for suffix, facts in entry.get("files", {}).items()}
+
+
+def wrong_sizes(folder: Path, entry: Mapping[str, Any]) -> Iterator[str]:
+  for name, facts in files_of(entry).items():
+    try:
+      size = (folder / name).stat().st_size
+    except OSError:
+      yield f"{folder / name}: {facts['bytes']:,} bytes in its manifest, found no file; {REDO}"
+    else:
+      if size != facts["bytes"]:
+        yield f"{folder / name}: {facts['bytes']:,} bytes in its manifest, found {size:,} bytes; {REDO}"
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+  """The manifest of a finished job. Raises DataError for an unfinished or a damaged one."""
+  again = "run the command that made this folder again until it ends"
   try:
     identity = read_object(folder / "job.json", nan=True)["identity"]
     count = identity["units"]
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  except FAULTS as error:
     raise DataError(f"{folder}: not the folder of a job: job.json: {type(error).__name__}: {error}") from None
-  names = sorted(path.stem for path in folder.glob("*.json") if path.stem not in NOT_UNITS)
-  if len(names) != count or not (folder / "manifest.json").exists():
-    raise DataError(f"{folder}: {len(names)} of {count} units are finished; run the same command again until it ends, then use it")
-  entries = []
-  for name in names:
-    entry = read_object(folder / f"{name}.json", nan=True)
-    for suffix, facts in entry["files"].items():
-      path = folder / f"{name}.{suffix}"
-      size = path.stat().st_size if path.exists() else None
-      if size != facts["bytes"]:
-        raise DataError(f"{path}: {facts['bytes']:,} bytes in its manifest, found {'no file' if size is None else f'{size:,} bytes'}; "
-                        f"run the command that made {folder} again: it redoes this unit")
-    entries.append(entry)
+  if (found := len(names_of(folder))) != count or not (folder / "manifest.json").exists():
+    raise DataError(f"{folder}: {found} of {shown(count)} units are finished; {again}, then use it")
+  made = read_object(folder / "manifest.json", nan=True)
+  if made.get("identity") != identity:
+    raise DataError(f"{folder / 'manifest.json'}: `identity` is not that of job.json; {again}")
+  return made
+
+
+def names_of(folder: Path) -> list[str]:
+  """The names of the units that have a manifest."""
+  return sorted(path.stem for path in folder.glob("*.json") if path.stem.isdigit())
+
+
+def finished_units(folder: str | os.PathLike) -> list[dict[str, Any]]:
+  """The manifests of a finished job, in order. Raises DataError for an unfinished one or for files that don't fit their manifest."""
+  folder = Path(folder)
+  manifest_of(folder)
+  entries = [entry_of(folder, name) for name in names_of(folder)]
+  for wrong in damage(folder, entries):
+    raise DataError(wrong)
   return entries
+
+
+def damage(folder: Path, entries: Sequence[Mapping[str, Any]], *, again: bool = False) -> Iterator[str]:
+  """What is wrong with the files of a job, a line for each. Their digests are those of `digests`; `again` reads every file."""
+  for entry in entries:
+    yield from wrong_sizes(folder, entry)
+  files = {name: facts for entry in entries for name, facts in files_of(entry).items()}
+  for name, found in Digests(folder).of(list(files), again=again).items():
+    if found not in (None, files[name]["sha256"]):
+      yield f"{folder / name}: its bytes are not those of its manifest (sha256 {found:.12}…, expected {files[name]['sha256']:.12}…); {REDO}"
 
 
 def prepared(source: Any, rows: range, prepare: Callable[[Any], Any], *, threads: int, ahead: int,
@@ -267,11 +338,6 @@ def faults(bad: Sequence[Offence]) -> dict[str, Any]:
   kinds = sorted({offence.kind for offence in bad})
   return {"bad": {kind: sum(offence.kind == kind for offence in bad) for kind in kinds},
           "offenders": [offence._asdict() for offence in bad[:OFFENDERS]]}
-
-
-def digest(path: Path) -> str:
-  with open(path, "rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

@@ -10,26 +10,31 @@ of .npy files of one row an entry that can be mapped into memory:
 
 Latents are found by record key. Texts are found by record key, kind and the text itself, so that a caption that has changed since is
 missed, never mistaken. Mean and standard deviation are stored, not a draw, so that training draws anew at every step.
+
+Whoever opens them holds every file's header and size to its unit's manifest, and its sha256 once for each state of the file (`digests`).
 """
 import collections
 import contextlib
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from mmdiff.core.errors import ConfigError, DataError
-from mmdiff.core.files import read_object
+from mmdiff.core.spelling import shown
 from mmdiff.data import indexes, jobs, key_index
 from mmdiff.data.quarantine import BadRecord
 
 LATENTS = ("latent_mean", "latent_std", "size")
 TEXTS = ("text_states", "text_pooled")
 TEXT = "text"                        # the table of texts; the others are named by their picture size
+HEADER = 192                         # bytes of a .npy file's, filled with spaces: the number of rows is known at the end only
 DTYPES = {"float32": np.float32, "float16": np.float16}
 
 
@@ -56,10 +61,14 @@ def _digest(*parts: str) -> tuple[int, int]:
   return int.from_bytes(made[:8], "little"), int.from_bytes(made[8:], "little")
 
 
+def header_of(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
+  """The header of a .npy file, version 1.0 of the format."""
+  told = repr({"descr": dtype.str, "fortran_order": False, "shape": shape}).encode("latin1")
+  return b"\x93NUMPY\x01\x00" + (HEADER - 10).to_bytes(2, "little") + told.ljust(HEADER - 11) + b"\n"
+
+
 class Tables:
   """The tables of one unit while they are written, row by row, so that a unit's size is bounded by the disk alone."""
-  HEADER = 192                       # bytes, filled with spaces: the number of rows is known at the end only
-
   def __init__(self, output: jobs.Output):
     self._output, self._stack = output, contextlib.ExitStack()
     self._columns: dict[str, dict[str, tuple[BinaryIO, np.dtype, tuple[int, ...]]]] = {}
@@ -75,7 +84,7 @@ class Tables:
     for name, rows in values.items():
       if name not in held:
         file = self._stack.enter_context(self._output.open(f"{table}.{name}.npy"))
-        file.write(bytes(self.HEADER))
+        file.write(bytes(HEADER))
         held[name] = file, rows.dtype, rows.shape[1:]
       file, dtype, shape = held[name]
       if (rows.dtype, rows.shape[1:]) != (dtype, shape) or len(rows) != len(digests):
@@ -87,9 +96,8 @@ class Tables:
     if kind is None:
       for table, columns in self._columns.items():
         for file, dtype, shape in columns.values():
-          told = repr({"descr": dtype.str, "fortran_order": False, "shape": (self._rows[table], *shape)}).encode("latin1")
           file.seek(0)
-          file.write(b"\x93NUMPY\x01\x00" + (self.HEADER - 10).to_bytes(2, "little") + told.ljust(self.HEADER - 11) + b"\n")
+          file.write(header_of(dtype, (self._rows[table], *shape)))
     self._stack.__exit__(kind, *rest)
 
   def facts(self) -> dict[str, Any]:
@@ -112,6 +120,34 @@ def summary(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
           "content": hashlib.blake2b(json.dumps(files).encode(), digest_size=16).hexdigest()}
 
 
+def columns_of(folder: Path, entry: Mapping[str, Any]) -> dict[str, dict[str, Column]]:
+  """The columns of a unit's tables, their files numbered in the order of `entry["files"]`. Every file's header is held to the manifest, and
+  its size to both. Raises DataError for a unit that was not written so."""
+  file = folder / f"{entry['unit']}.json"
+  try:
+    numbers = {suffix: number for number, suffix in enumerate(entry["files"])}
+    told = {f"{table}.{name}.npy": (table, name, (facts["rows"], *column["shape"]), np.dtype(column["dtype"]))
+            for table, facts in entry["tables"].items() for name, column in facts["columns"].items()}
+    summary([entry])
+  except jobs.FAULTS as error:
+    raise DataError(f"{file}: not the manifest of precomputed features: {type(error).__name__}: {error}; {jobs.REDO}") from None
+  tables: dict[str, dict[str, Column]] = {table: {} for table in entry["tables"]}
+  if numbers.keys() != told.keys() or any(f"{table}.keys.npy" not in told for table in tables):
+    raise DataError(f"{file}: its tables have other columns than its files, or no keys: {sorted(told)}, {sorted(numbers)}; {jobs.REDO}")
+  for suffix, (table, name, shape, dtype) in told.items():
+    path = folder / f"{entry['unit']}.{suffix}"
+    with open(path, "rb") as opened:
+      header = opened.read(HEADER)
+    if dtype.kind not in "fiu" or header != header_of(dtype, shape) or name == "keys" and (shape[1:], dtype) != ((2,), np.uint64):
+      raise DataError(f"{path}: its header is {shown(header[:10])} {shown(header[10:].strip())}, its manifest says {dtype} {list(shape)}; "
+                      f"{jobs.REDO}")
+    stride = dtype.itemsize * math.prod(shape[1:])
+    if HEADER + stride * shape[0] != os.path.getsize(path):
+      raise DataError(f"{path}: {os.path.getsize(path):,} bytes, its header says {HEADER + stride * shape[0]:,}; {jobs.REDO}")
+    tables[table][name] = Column(numbers[suffix], HEADER, stride, dtype, shape[1:])
+  return tables
+
+
 class Features:
   """Random access by key to the folder of a finished `mmdiff data precompute`. Picklable and safe to use from several threads.
 
@@ -122,30 +158,38 @@ class Features:
     self.path = str(path)
     folder = Path(path)
     entries = jobs.finished_units(folder)
-    manifest = read_object(folder / "manifest.json", nan=True)
+    manifest = jobs.manifest_of(folder)
     self.identity: dict[str, Any] = manifest["identity"]
     if self.identity.get("task") != "precompute":
       raise DataError(f"data.features: {path} is the folder of `mmdiff {self.identity.get('task')}`, not of `mmdiff data precompute`")
-    self._content = manifest["content"]
     self.probe: dict[str, list[float]] = manifest.get("probe", {})        # what the encoders made of a fixed picture and text
     names: list[str] = []
     self._tables: list[dict[str, Column]] = []
     self._keys: list[tuple[int, str]] = []               # (number of the table, its file of keys)
-    for entry in entries:
-      for table, facts in sorted(entry["tables"].items()):
-        columns = {}
-        for column, told in facts["columns"].items():
-          suffix, dtype = f"{table}.{column}.npy", np.dtype(told["dtype"])
-          stride = dtype.itemsize * int(np.prod(told["shape"], dtype=np.int64))
-          start = entry["files"][suffix]["bytes"] - stride * facts["rows"]
-          columns[column] = Column(len(names), start, stride, dtype, tuple(told["shape"]))
-          names.append(str(folder / f"{entry['unit']}.{suffix}"))
-        self._keys.append((len(self._tables), names[columns["keys"].file]))
-        self._tables.append(columns)
+    with ThreadPoolExecutor(jobs.THREADS) as pool:
+      for entry, tables in zip(entries, pool.map(lambda entry: columns_of(folder, entry), entries)):
+        for _, columns in sorted(tables.items()):
+          placed = {name: column._replace(file=column.file + len(names)) for name, column in columns.items()}
+          self._keys.append((len(self._tables), str(folder / list(jobs.files_of(entry))[columns["keys"].file])))
+          self._tables.append(placed)
+        names += [str(folder / name) for name in jobs.files_of(entry)]
+    self._content = summary(entries)["content"]
     self._files = indexes.Files(names)
     self._index = key_index.cached(folder / ("features" + indexes.SUFFIX), self._content, self._make)
     self.has_latents, self.has_texts, self.has_sizes = (any(name in table for table in self._tables) for name in (
       LATENTS[0], TEXTS[0], LATENTS[2]))
+    self._check_manifest(manifest, folder / "manifest.json")
+
+  def _check_manifest(self, manifest: Mapping[str, Any], file: Path) -> None:
+    parts = ["encoders"] + ["picture"] * self.has_latents + ["text"] * self.has_texts
+    probed = isinstance(self.probe, Mapping) and all(
+      isinstance(values, list) and all(isinstance(value, float) for value in values) for values in self.probe.values())
+    wrong = [("content", manifest.get("content"), repr(self._content))] if manifest.get("content") != self._content else []
+    wrong += [(f"identity.{part}", held, "an object") for part in parts if not isinstance(held := self.identity.get(part), Mapping)]
+    wrong += [] if probed else [("probe", self.probe, "lists of numbers by name")]
+    for key, found, expected in wrong:
+      raise DataError(f"{file}: `{key}` is {shown(found)}, expected {expected}; run the command that made this folder again, or compute "
+                      "the features anew in another")
 
   def _make(self, builder: key_index.Builder) -> dict:
     pictures = []

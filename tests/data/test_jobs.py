@@ -59,6 +59,26 @@ def test_a_damaged_unit_is_found_and_redone(tmp_path):
   assert contents(tmp_path) == expected
 
 
+def test_captions_of_another_unit_are_no_captions_of_this_one(tmp_path):
+  work(tmp_path)
+  expected = contents(tmp_path)
+  first, second = tmp_path / "00003.jsonl", tmp_path / "00006.jsonl"
+  assert first.stat().st_size == second.stat().st_size
+  first.write_bytes(second.read_bytes())
+  with pytest.raises(DataError, match="00003.jsonl: its bytes are not those of its manifest .*redoes this unit"):
+    Sidecar(tmp_path)
+  (tmp_path / "00005.json").write_text('{"files": {}}')
+  (tmp_path / "00007.json").write_text('{"files": []}')
+  work(tmp_path)
+  assert contents(tmp_path) == expected
+
+
+def test_damaged_lines_of_the_digests_are_as_good_as_none(tmp_path):
+  work(tmp_path)
+  (tmp_path / "digests.mmdiff-index").write_text('{"name": 3}\n[]\n{')
+  assert len(Sidecar(tmp_path)) == 40
+
+
 def test_an_unfinished_job_is_no_sidecar(tmp_path):
   work(tmp_path)
   (tmp_path / "00003.json").unlink()
@@ -88,7 +108,7 @@ def test_who_comes_second_with_a_unit_changes_nothing(tmp_path):
   assert second.done() == 4 and list(second.todo()) == []
   first.close()
   second.close()
-  assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.json", "00000.txt", "job.json"]
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.json", "00000.txt", "digests.mmdiff-index", "job.json"]
 
 
 def test_what_killed_processes_were_writing_is_swept_away_at_the_end(tmp_path):

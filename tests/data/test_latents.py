@@ -1,4 +1,5 @@
 """Precomputed features: what is written can be mapped, is found by key and text, and stands in for pictures in batches."""
+import hashlib
 import itertools
 import json
 import pickle
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from mmdiff.core.errors import ConfigError, DataError
-from mmdiff.data import jobs, latents, sidecar
+from mmdiff.data import digests, jobs, latents, sidecar
 from mmdiff.data.latents import Features
 from mmdiff.data.loader import dataset
 from mmdiff.data.quarantine import BadRecord
@@ -27,7 +28,7 @@ def make(out, *, n=10, dtype="float32", without=(), texts=True, sizes=None, kind
   source = World(n)
   given = dict(task="precompute", picture=PICTURE, encoders={})
   given |= dict(text=dict(tokenizer=TOKENIZER.fingerprint(), text_len=text_len)) if texts else {}
-  job = jobs.Job(out, jobs.units_of(source, per_unit=4), given | identity)
+  job = jobs.Job(out, jobs.units_of(source, per_unit=4), given | identity, check=latents.columns_of)
   for unit in job.todo():
     output = job.output(unit)
     with latents.Tables(output) as tables:
@@ -44,6 +45,21 @@ def make(out, *, n=10, dtype="float32", without=(), texts=True, sizes=None, kind
   job.complete(latents.summary)
   job.close()
   return str(out)
+
+
+def sealed(folder, change=lambda entry: None):
+  """Makes the manifests those of the files as they are now, and of a change to the first unit's, as one who wrote them so would have."""
+  entries = []
+  for file in sorted(folder.glob("0*.json")):
+    entry = json.loads(file.read_text())
+    change(entry) if entry["unit"] == "00000" else None
+    for suffix, facts in entry["files"].items():
+      content = (folder / f"{entry['unit']}.{suffix}").read_bytes()
+      facts.update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+    file.write_text(json.dumps(entry))
+    entries.append(entry)
+  manifest = json.loads((folder / "manifest.json").read_text())
+  (folder / "manifest.json").write_text(json.dumps(manifest | latents.summary(entries)))
 
 
 def data(features, source=None, **options):
@@ -81,6 +97,7 @@ def test_what_is_not_finite_is_a_bad_record(tmp_path, wrong):
   stored = np.load(path, mmap_mode="r+", allow_pickle=False)
   stored[1, 0, 1, 2] = wrong
   stored.flush()
+  sealed(tmp_path)
   features = Features(tmp_path)
   assert np.isfinite(features.of("k0", "long", "long caption of picture 0")["latent_mean"]).all()
   with pytest.raises(BadRecord, match="unreadable: latent_mean in .* is not finite.*'k1'"):
@@ -162,7 +179,7 @@ def test_worker_processes_read_them_too(tmp_path):
 def test_texts_alone_leave_the_pictures(tmp_path):
   source = World(4)
   text = dict(tokenizer=TOKENIZER.fingerprint(), text_len=16)
-  job = jobs.Job(tmp_path, jobs.units_of(source, per_unit=4), dict(task="precompute", text=text))
+  job = jobs.Job(tmp_path, jobs.units_of(source, per_unit=4), dict(task="precompute", text=text, encoders={}))
   for unit in job.todo():
     output = job.output(unit)
     with latents.Tables(output) as tables:
@@ -215,3 +232,109 @@ def test_rows_of_another_shape_are_refused(tmp_path):
     tables.add("t", [(1, 2)], {"x": np.zeros((1, 3), np.float32)})
     tables.add("t", [(1, 3)], {"x": np.zeros((1, 4), np.float32)})
   assert not list(tmp_path.iterdir())
+
+
+def flipped(path, at):
+  content = bytearray(path.read_bytes())
+  content[at] ^= 0x40
+  path.write_bytes(content)
+
+
+def swapped(folder):
+  first, second = (folder / f"0000{n}.2x2.latent_mean.npy" for n in range(2))
+  first.rename(folder / "other")
+  second.rename(first)
+  (folder / "other").rename(second)
+
+
+@pytest.mark.parametrize("damage", [
+  lambda folder: flipped(folder / "00000.2x2.latent_mean.npy", 300), lambda folder: flipped(folder / "00000.2x2.keys.npy", 200), swapped])
+def test_bytes_that_are_not_those_of_the_manifest_are_refused_and_computed_anew(tmp_path, damage):
+  Features(make(tmp_path))
+  before = (tmp_path / "00000.2x2.latent_mean.npy").read_bytes()
+  damage(tmp_path)
+  with pytest.raises(DataError, match="00000.2x2.*its bytes are not those of its manifest.*redoes this unit"):
+    Features(tmp_path)
+  make(tmp_path)
+  Features(tmp_path)
+  assert (tmp_path / "00000.2x2.latent_mean.npy").read_bytes() == before
+
+
+def test_files_that_nobody_touched_are_read_once(tmp_path, monkeypatch):
+  make(tmp_path)
+  read, digest = [], digests.digest
+  monkeypatch.setattr(digests, "digest", lambda path: read.append(path.name) or digest(path))
+  Features(tmp_path)
+  assert not read
+  (tmp_path / "00001.2x2.keys.npy").write_bytes((tmp_path / "00001.2x2.keys.npy").read_bytes())
+  Features(tmp_path)
+  assert read == ["00001.2x2.keys.npy"]
+
+
+COLUMN = ("tables", "2x2", "columns", "latent_mean")
+
+
+@pytest.mark.parametrize("where, value, said", [
+  (("tables", "2x2", "rows"), 3, r"keys.npy: its header is .*\(4, 2\)}', its manifest says uint64 \[3, 2\]"),
+  (("tables", "2x2", "rows"), 16_000_000, "its manifest says"), ((*COLUMN, "shape"), [2, 2, 2], "its manifest says"),
+  ((*COLUMN, "shape"), [4, 2, 2], "its manifest says"), ((*COLUMN, "dtype"), "<f2", "its manifest says float16"),
+  ((*COLUMN, "dtype"), "O", "its manifest says object"), ((*COLUMN, "dtype"), "nonsense", "00000.json: not the manifest of precomputed"),
+  (("tables",), None, "00000.json: not the manifest of precomputed"), ((*COLUMN[:3], "keys"), None, "00000.json: .*or no keys"),
+  (COLUMN, None, "00000.json: its tables have other columns"), (("files",), None, "00000.json: `files` is None"),
+  (("files",), {}, "00000.json: its tables have other columns"),
+  (("files",), [], "00000.json: `files`"), (("bad",), None, "00000.json: not the manifest of precomputed"),
+  (("unit",), "../../../etc/passwd", r"00000.json: `unit` is '../../../etc/passwd', expected '00000'"),
+  (("files", "/../../x"), {"bytes": 1, "sha256": ""}, "00000.json: `files`")])
+def test_what_a_unit_s_manifest_says_that_is_not_so(tmp_path, where, value, said):
+  path = Path(make(tmp_path)) / "00000.json"
+  before = path.read_bytes()
+  entry = json.loads(before)
+  held = entry
+  for key in where[:-1]:
+    held = held[key]
+  held.pop(where[-1], None) if value is None else held.update({where[-1]: value})
+  path.write_text(json.dumps(entry))
+  with pytest.raises(DataError, match=said):
+    Features(tmp_path)
+  make(tmp_path)
+  assert path.read_bytes() == before and len(Features(tmp_path)) == 30
+
+
+@pytest.mark.parametrize("header", [
+  lambda head: b"garbag" + head[6:], lambda head: b"\x80\x04K\x01." + head[5:], lambda head: head.replace(b"(4, 2)", b"(2, 4)"),
+  lambda head: head.replace(b"(4, 2)}" + b" " * 20, b"(99999999999999999999, 2)} "), lambda head: head.replace(b"(4, 2)", b"(4, 2(")])
+def test_a_file_s_header_is_taken_at_no_word(tmp_path, header):
+  path = Path(make(tmp_path)) / "00000.2x2.keys.npy"
+  content = path.read_bytes()
+  path.write_bytes(header(content[:192]) + content[192:])
+  assert len(path.read_bytes()) == len(content) and path.read_bytes() != content
+  sealed(tmp_path)
+  with pytest.raises(DataError, match=r"2x2.keys.npy: its header is .*, its manifest says uint64 \[4, 2\]"):
+    Features(tmp_path)
+
+
+@pytest.mark.parametrize("name, text, said", [
+  ("00000.json", "{", "00000.json: not valid JSON"), ("00000.json", "[1]", "00000.json: expected an object"),
+  ("manifest.json", "{", "manifest.json: not valid JSON"), ("manifest.json", "[1]", "manifest.json: expected an object"),
+  ("manifest.json", "{}", "`identity` is not that of job.json"), ("job.json", "[]", "not the folder of a job"),
+  ("job.json", '{"identity": []}', "not the folder of a job")])
+def test_manifests_that_cannot_be_read(tmp_path, name, text, said):
+  (Path(make(tmp_path)) / name).write_text(text)
+  with pytest.raises(DataError, match=said):
+    Features(tmp_path)
+
+
+@pytest.mark.parametrize("change, said", [
+  (lambda made: made.pop("content"), "`content` is None"), (lambda made: made.update(content="00"), "`content` is '00', expected '"),
+  (lambda made: made.update(probe="x"), "`probe` is 'x'"), (lambda made: made.update(probe={"latent_mean": [[]]}), "`probe` is"),
+  (lambda made: made["identity"].pop("encoders"), "`identity.encoders` is None"),
+  (lambda made: made["identity"].update(picture=3), "`identity.picture` is 3")])
+def test_what_the_manifest_lacks(tmp_path, change, said):
+  path = Path(make(tmp_path)) / "manifest.json"
+  manifest = json.loads(path.read_text())
+  change(manifest)
+  path.write_text(json.dumps(manifest))
+  job = json.loads((tmp_path / "job.json").read_text())
+  (tmp_path / "job.json").write_text(json.dumps(job | {"identity": manifest["identity"]}))
+  with pytest.raises(DataError, match=f"manifest.json: {said}"):
+    Features(tmp_path)

@@ -48,9 +48,9 @@ def fork(out, **options) -> int:
 
 
 def contents(folder) -> dict[str, str]:
-  """Relative name -> digest of every file but job.json, which says how the job was started."""
+  """Relative name -> digest of every file but job.json, which says how the job was started, and what was found of the files since."""
   return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-          for path in sorted(Path(folder).rglob("*")) if path.is_file() and path.name != "job.json"}
+          for path in sorted(Path(folder).rglob("*")) if path.is_file() and path.name not in ("job.json", "digests.mmdiff-index")}
 
 
 def trial(folder: Path, rng: random.Random, expected: dict[str, str], kills: int) -> None:
