@@ -3,7 +3,8 @@
   mmdiff data build emoji --out=DIR                     draw the system's emoji font: shards and a TFDS set, with captions of three kinds
   mmdiff data build scenes --out=DIR --tier=T32         the built-in world as files
   mmdiff data inspect SOURCE [--out=DIR]                element spec, caption kinds, examples; a contact sheet (PNG and HTML) in DIR
-  mmdiff data validate SOURCE [--out=FILE.json]         read everything, count and name bad records; exit 65 beyond --max_bad_fraction
+  mmdiff data validate SOURCE [--out=FILE.json]         read everything, count and name bad records; exit 65 beyond --max_bad_fraction.
+                                                        Of a folder of `precompute` or `mmdiff caption`: hold every file to its sha256
   mmdiff data shard SOURCE --out=DIR                    what validate finds good as webdataset tars (or a TFDS set), resumable
   mmdiff data index SOURCE                              make the index files of tar shards and TFRecords ahead of a run
   mmdiff data tokenizer SOURCE --out=tokenizer.json     train a byte-level BPE on the captions
@@ -93,6 +94,9 @@ def main(argv: list[str]) -> int:
   problems = _bad_numbers(given) + _bad_formats(given)
   if command in FILES and given["out"] and os.path.isdir(given["out"]):
     problems.append(f"--out: {given['out']} is a folder; give a file, such as {os.path.join(given['out'], command)}.json")
+  word = given["path"] or given["source"]
+  if command == "validate" and word and os.path.isfile(os.path.join(os.path.expanduser(word), "job.json")):
+    return _validate_job(os.path.expanduser(word), given, problems, {"argv": ["data", *argv], "versions": versions()})
   config, wrong = source_config(given, overrides)
   if problems + wrong:
     raise ConfigError("\n".join(problems + wrong))
@@ -333,6 +337,23 @@ def _validate(source: Any, given: dict[str, Any], about: dict[str, Any]) -> int:
     raise DataError(f"{found['records'] - found['good']:,} of {found['records']:,} records are bad {found['bad']}, more than "
                     f"--max_bad_fraction={given['max_bad_fraction']:g} allows; mend or remove them ("
                     + (f"{given['out']} names them all)" if given["out"] else "--out=FILE.json names them all)"))
+  return 0
+
+
+def _validate_job(folder: str, given: Mapping[str, Any], problems: list[str], about: dict[str, Any]) -> int:
+  """What there is to validate of the folder of a finished job: its files."""
+  from mmdiff.data import outputs
+  problems += [f"--{name}: says nothing of {folder}, the folder of a job, whose files are compared with their manifests"
+               for name in TAKES["validate"] if name not in ("source", "out") and given[name] != FLAGS[name].get("default")]
+  if problems:
+    raise ConfigError("\n".join(problems))
+  found = outputs.verify(folder)
+  if given["out"]:
+    write_json(Path(given["out"]), about | found)
+  print(f"{folder}: {found['task']}, {found['units']:,} units, {found['files']:,} files, {found['bytes']:,} bytes, "
+        f"{found['entries']:,} entries, {len(found['damaged'])} damaged")
+  if found["damaged"]:
+    raise DataError("\n".join(found["damaged"]))
   return 0
 
 

@@ -47,8 +47,8 @@ def work(out, *, source=None, captioner=None, size=3, threads=2, told=lambda *_:
 
 
 def files(folder):
-  """Every file but job.json, which says how the job was started."""
-  return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "job.json"}
+  """Every file but job.json, which says how the job was started, and what was found of the files since."""
+  return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in ("job.json", "digests.mmdiff-index")}
 
 
 def test_a_folder_of_captions_is_a_side_car(tmp_path):

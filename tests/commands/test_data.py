@@ -12,6 +12,7 @@ from mmdiff.__main__ import main
 from mmdiff.commands import data
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.data import emoji, webdataset
+from tests.data import toy_job
 from tests.data.fixtures import picture, shard, write_tar
 
 
@@ -49,6 +50,21 @@ def test_validate_counts_and_fails_beyond_the_limit(tmp_path, capsys):
   assert "3 records: 1 good, 2 bad" in told.out and "b (starts with b'<html>')" in told.out and "{" not in told.out
   assert run("validate", tmp_path / "a.tar", "--max_bad_fraction=0.7") == 0
   assert "3 records: 1 good, 2 bad" in capsys.readouterr().out
+
+
+def test_validate_reads_the_folder_of_a_job(tmp_path, capsys):
+  folder, out = tmp_path / "job", tmp_path / "report.json"
+  toy_job.work(folder)
+  assert run("validate", folder, f"--out={out}") == 0
+  assert "toy, 15 units, 15 files, " in capsys.readouterr().out and json.loads(out.read_text())["damaged"] == []
+  text = (folder / "00003.jsonl").read_text()
+  (folder / "00003.jsonl").write_text(text.replace("picture 1", "picture 2"))
+  (folder / "00004.jsonl").unlink()
+  assert run("validate", folder) == 65
+  told = capsys.readouterr()
+  assert "2 damaged" in told.out and "00003.jsonl: its bytes are not those of its manifest" in told.err and "found no file" in told.err
+  assert run("validate", folder, "--limit=3") == 64
+  assert "--limit: says nothing of" in capsys.readouterr().err
 
 
 def test_shard_and_validate_find_the_same_and_name_it(tmp_path, capsys):

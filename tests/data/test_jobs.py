@@ -73,12 +73,6 @@ def test_captions_of_another_unit_are_no_captions_of_this_one(tmp_path):
   assert contents(tmp_path) == expected
 
 
-def test_damaged_lines_of_the_digests_are_as_good_as_none(tmp_path):
-  work(tmp_path)
-  (tmp_path / "digests.mmdiff-index").write_text('{"name": 3}\n[]\n{')
-  assert len(Sidecar(tmp_path)) == 40
-
-
 def test_an_unfinished_job_is_no_sidecar(tmp_path):
   work(tmp_path)
   (tmp_path / "00003.json").unlink()

@@ -275,7 +275,7 @@ COLUMN = ("tables", "2x2", "columns", "latent_mean")
 
 
 @pytest.mark.parametrize("where, value, said", [
-  (("tables", "2x2", "rows"), 3, r"keys.npy: its header is .*\(4, 2\)}', its manifest says uint64 \[3, 2\]"),
+  (("tables", "2x2", "rows"), 3, r"keys.npy: its header is .*\(4, 2\)}., its manifest says uint64 \[3, 2\]"),
   (("tables", "2x2", "rows"), 16_000_000, "its manifest says"), ((*COLUMN, "shape"), [2, 2, 2], "its manifest says"),
   ((*COLUMN, "shape"), [4, 2, 2], "its manifest says"), ((*COLUMN, "dtype"), "<f2", "its manifest says float16"),
   ((*COLUMN, "dtype"), "O", "its manifest says object"), ((*COLUMN, "dtype"), "nonsense", "00000.json: not the manifest of precomputed"),
