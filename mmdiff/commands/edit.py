@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
     check_sizes(images)
   if method == "inpaint":
     check_masks({(job.image, job.mask): None for job in jobs})
-  run(given, jobs, options, argv=["edit", *argv], method=method, inputs=inputs)
+  run(given, jobs, options, argv=["edit", *argv], method=method, inputs=inputs, flags=FLAGS)
   return 0
 
 

@@ -1,11 +1,13 @@
 """What a checkpoint is: format, family, sizes, dtypes, and whether every tensor has its place. Of a public checkpoint it reads headers and
 configs, not values; of a run directory every file, and says what is damaged. Of a whole Stable Diffusion, folder or single file, all parts.
+Of a picture that was drawn, how, and the command that draws it again.
 
   mmdiff info CLIP-ViT-B-32
   mmdiff info v1-5.safetensors --part=vae
   mmdiff info runs/t2i --json=info.json
+  mmdiff info runs/drawn/00000_00.png
 """
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,10 @@ def main(argv: list[str]) -> int:
   paths = [path for path in (given["path"], given["model"]) if path]
   if len(paths) != 1:
     raise ConfigError(f"give one path, `mmdiff info PATH` or --model=PATH; found {len(paths)}")
+  from mmdiff.data import picture_notes
+  if picture_notes.is_png(Path(paths[0])):
+    show(about_picture(Path(paths[0])), given, argv)
+    return 0
   paths = [names.find(paths[0])]
   from mmdiff.convert import pipelines, public
   options, path = {name: given[name] for name in ("prefer", "variant", "act", "head_width") if given[name] not in (None, "")}, paths[0]
@@ -46,10 +52,22 @@ def main(argv: list[str]) -> int:
     facts = about_public(str(where), options | how)
   else:
     facts = about_pipeline(path, options)
+  show(facts, given, argv)
+  return 0
+
+
+def show(facts: Mapping[str, Any], given: Mapping, argv: Sequence[str]) -> None:
   print(table([dict(what=name, value=said(value)) for name, value in facts.items() if name != "parts"]))
   if given["json"]:
-    write_json(Path(given["json"]), facts | dict(argv=["info", *argv]))
-  return 0
+    write_json(Path(given["json"]), dict(facts) | dict(argv=["info", *argv]))
+
+
+def about_picture(file: Path) -> dict[str, Any]:
+  """What a PNG says of itself: prompt, seed, settings, and the command that draws it again."""
+  from mmdiff.data import picture_notes
+  found = picture_notes.read(file)
+  size = dict(path=str(file), size=f"{found.pop('width')} × {found.pop('height')} pixels")
+  return size | (found or {"says": "nothing of how it was made"})
 
 
 def said(value: Any) -> str:

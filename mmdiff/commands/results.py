@@ -3,12 +3,14 @@ import hashlib
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from mmdiff.core.errors import CannotWrite
+from mmdiff.data import picture_notes
 from mmdiff.train.progress import duration
 
 EVERY_SECONDS = 5
@@ -69,12 +71,13 @@ def fingerprint(path: Path, head: int = 2**20) -> str:
   return found.hexdigest()
 
 
-def write_png(file: Path, image) -> None:
-  """uint8 [H W 3] -> a PNG, whole or not at all. Raises CannotWrite."""
+def write_png(file: Path, image, notes: Mapping[str, Any] | None = None) -> None:
+  """uint8 [H W 3] -> a PNG, whole or not at all, that says `notes` of itself (`data.picture_notes`). Raises CannotWrite."""
   part = file.with_name(file.name + ".part")
   try:
     file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(part, format="PNG")
+    about = picture_notes.texts(notes, height=image.shape[0], width=image.shape[1]) if notes else None
+    Image.fromarray(image).save(part, format="PNG", pnginfo=about)
     os.replace(part, file)
   except OSError as error:
     part.unlink(missing_ok=True)

@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmdiff import __version__
 from mmdiff.core import compilation
 from mmdiff.core.errors import CannotWrite, ConfigError, DataError
 from mmdiff.core.files import parse_json, read_object, write_json, write_text
 from mmdiff.core.provenance import made_by
-from mmdiff.data import tables
+from mmdiff.data import picture_notes, tables
 from mmdiff.data.quarantine import BadRecord
 
 FLAGS = {
@@ -139,10 +140,11 @@ def open_model(given: Mapping, name: str = "model", **options):
 
 
 def run(given: Mapping, jobs: Sequence[Job], options: Mapping[str, Any], *, argv: list[str], method: str = "generate",
-        inputs: Callable[[Sequence[Job]], tuple] = lambda rows: ()) -> None:
+        inputs: Callable[[Sequence[Job]], tuple] = lambda rows: (), flags: Mapping[str, Mapping] = FLAGS) -> None:
   """Draws what is missing of `jobs` and writes the pages.
 
-  method: of the model; its arguments are `inputs(rows)`, prompts, negative prompts, and seeds and `options` by name.
+  flags: of the command, which `given` was parsed by. method: of the model; its arguments are `inputs(rows)`, prompts, negative
+  prompts, and seeds and `options` by name.
   """
   import jax
   from jax.experimental import multihost_utils
@@ -191,7 +193,7 @@ def run(given: Mapping, jobs: Sequence[Job], options: Mapping[str, Any], *, argv
     made = draw(*inputs(rows), [job.prompt for job in rows], negative, seeds=[job.seed for job in rows], batch_size=size, **how, **options)
     if chief:
       for job, image in zip(part, made):
-        results.write_png(out / job.file, image)
+        results.write_png(out / job.file, image, notes_of(job, argv, given, flags, settings, model.report["path"]))
       append(out / "metadata.jsonl", part)
     progress(len(part), len(missing))
   if jax.process_count() > 1:
@@ -201,6 +203,22 @@ def run(given: Mapping, jobs: Sequence[Job], options: Mapping[str, Any], *, argv
     write_pages(out, jobs, scores, per_prompt=given["per_prompt"])
     write_json(out / "sample.json", facts | dict(complete=True, scores=scores))
     print(f"{len(jobs)} pictures in {out}, {len(missing)} of them drawn now; look at {out / 'index.html'}")
+
+
+# Of a command's flags: what says which pictures are drawn and where to, and what each picture's notes say otherwise.
+WHERE = ("out", "prompts", "images", "masks", "negative", "seed", "per_prompt", "batch_size", "rank_with")
+
+
+def notes_of(job: Job, argv: Sequence[str], given: Mapping, flags: Mapping[str, Mapping], settings: Mapping, model: str) -> dict[str, Any]:
+  """What a picture says of itself: prompt, seed, settings, the model by path and digest, and the command that draws it again, alone."""
+  words = argv[:2] if argv[0] == "edit" else argv[:1]
+  own = dict(prompts=job.prompt, negative=job.negative, images=job.image, masks=job.mask)
+  usual = {name: value for name, value in given.items() if name not in WHERE and value != flags[name].get("default")}
+  usual |= {name: value for name, value in own.items() if value} | dict(seed=job.seed, out="again")
+  drawn = {name: value for name, value in settings.items() if name not in ("checkpoint", "tokenizer") and value not in (None, "")}
+  return dict(prompt=job.prompt, negative=job.negative, seed=job.seed, settings=drawn, model=model, checkpoint=settings["checkpoint"],
+              tokenizer=settings["tokenizer"], **({"image": job.image} if job.image else {}), **({"mask": job.mask} if job.mask else {}),
+              mmdiff=__version__, command=picture_notes.command(list(words), usual))
 
 
 def ability(model, name: str):

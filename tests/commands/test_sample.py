@@ -1,11 +1,12 @@
 import json
+import shlex
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import mmdiff
-from mmdiff.commands import sample
+from mmdiff.commands import info, sample
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.train import distributed
 from tests import toy_runs
@@ -74,6 +75,21 @@ def test_jobs_have_names_and_seeds_by_position():
   jobs = sample.jobs_of(rows, seed=10, per_prompt=2, negative="ugly")
   assert [job[:4] for job in jobs] == [("00000_00.png", "a", 10, "ugly"), ("00000_01.png", "a", 11, "ugly"),
                                        ("00001_00.png", "b", 2 ** 32 - 1, "dark"), ("00001_01.png", "b", 0, "dark")]
+
+
+def test_a_picture_says_how_to_draw_it_again(t2i_run, tmp_path, capsys):
+  draw(t2i_run, tmp_path / "out", "--per_prompt=2", "--seed=7", "--negative=dark", "--guidance=3", prompts="a red circle, it's 'round'")
+  picture = tmp_path / "out" / "00000_01.png"
+  assert info.main([str(picture), f"--json={tmp_path / 'facts.json'}"]) == 0
+  facts = json.loads((tmp_path / "facts.json").read_text())
+  assert facts["seed"] == 8 and facts["prompt"] == "a red circle, it's 'round'" and facts["settings"]["guidance"] == 3
+  assert facts["command"] in capsys.readouterr().out
+  said = Image.open(picture).text["parameters"]
+  assert said.startswith("a red circle, it's 'round'\nNegative prompt: dark\nSteps: 2, CFG scale: 3.0, Seed: 8")
+  words = shlex.split(facts["command"])
+  assert words[:2] == ["mmdiff", "sample"]
+  sample.main([*words[2:-1], f"--out={tmp_path / 'again'}", "--batch_size=4"])
+  np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "again" / "00000_00.png")), np.asarray(Image.open(picture)))
 
 
 def test_pictures_pages_and_manifest(t2i_run, tmp_path, capsys):
