@@ -1,4 +1,4 @@
-"""What a loaded model can be asked: numpy in, numpy out; `mmdiff.prompted` has what draws.
+"""What a loaded model can be asked: texts and pictures in, numpy out; `mmdiff.prompted` has what draws.
 
 A model has the methods that it can serve: CLIP models embed, captioners also write, text-to-image models draw and edit; asking for another
 says which it has. Calls of any size run a few compiled programs: rows are padded to powers of two.

@@ -4,8 +4,8 @@
   model.embed_image(images) @ model.embed_text(texts).T
 
   model = mmdiff.load("stable-diffusion-v1-5")  # a folder of diffusers, or a single file
-  picture, = model.generate("a corgi on a beach", steps=30)
-  again, = model.img2img([picture], "a corgi on a snowy beach", strength=0.6)
+  picture, = model.generate("a corgi on a beach", steps=30)         # of PIL
+  again, = model.img2img(picture, "a corgi on a snowy beach", strength=0.6)
 """
 import functools
 import inspect

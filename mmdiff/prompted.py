@@ -1,10 +1,11 @@
 """What models that draw can be asked: pictures from prompts, from pictures and prompts, and large from small ones."""
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
+from PIL import Image
 
 from mmdiff import asked
 from mmdiff.abilities import ROWS, Model
@@ -14,7 +15,8 @@ from mmdiff.data import masking, transforms
 from mmdiff.evaluators import base
 
 SAMPLING = dict(steps=20, guidance=2.0, rows=ROWS)       # of models trained here
-Output = Literal["uint8", "float", "latents"]
+Output = Literal["pil", "uint8", "float", "latents"]
+Pictures = np.ndarray | list[Image.Image]
 HANDOVER = 0.8        # share of the noise that is gone when a refiner takes over (SDXL's)
 # What a plan takes that is no option of a call: its model's, named by the methods themselves, or what only methods can mean.
 OF_METHODS = ("config", "name", "schedule", "sampler", "steps", "guidance", "strength", "begin", "end", "where")
@@ -36,12 +38,13 @@ class Prompted(Model):
 
   def _draw(self, prompts: Sequence[str], negative_prompts: str | Sequence[str] | None, rows: Mapping[str, np.ndarray],
             static: Mapping[str, Any], *, steps: int | None, guidance: float | None, sampler: str | None, seeds: int | Sequence[int],
-            output: str, long_prompts: str, batch_size: int | None, **options) -> np.ndarray:
+            output: str, long_prompts: str, batch_size: int | None, **options) -> Pictures:
     """What every kind of drawing ends in; `rows` and `static` as of `evaluators.base.draw`."""
     decodes = "decode" in self.services.predict
-    if output not in ("uint8", "float", "latents") or (output == "latents" and not decodes):
-      raise ConfigError(f"output: expected 'uint8' or 'float'{' or latents' * decodes}, found {output!r}"
-                        + ("" if decodes else "; this model has no latents but its pixels"))
+    known = [name for name in get_args(Output) if decodes or name != "latents"]
+    if output not in known:
+      raise ConfigError(f"output: expected one of {', '.join(known)}, found {output!r}"
+                        + ("; this model has no latents but its pixels" if output == "latents" else ""))
     if negative_prompts is not None:
       one = isinstance(negative_prompts, str)
       negative_prompts = asked.texts(negative_prompts) * (len(prompts) if one else 1)
@@ -62,7 +65,7 @@ class Prompted(Model):
                              for name, value in rows.items()},
                        extra=self.extra, size=self._size(len(prompts), batch_size or own["rows"]),
                        static={**static, **(dict(decode=output != "latents") if decodes else {})}, **options)
-    return base.to_uint8(made) if output == "uint8" else made
+    return finished(made, output)
 
   def _words(self, prompts: Sequence[str], negative: Sequence[str] | None, long_prompts: str):
     """(tokens, mask, (tokens, mask) of the negative prompts or None), all of one length. A "" has no tokens, as captions that training
@@ -120,10 +123,10 @@ class Draws(Prompted):
 
   def generate(self, prompts: str | Sequence[str], negative_prompts: str | Sequence[str] | None = None, *, steps: int | None = None,
                guidance: float | None = None, sampler: str | None = None, seeds: int | Sequence[int] = 0, height: int | None = None,
-               width: int | None = None, latents: np.ndarray | None = None, output: Output = "uint8",
+               width: int | None = None, latents: np.ndarray | None = None, output: Output = "pil",
                long_prompts: Literal["cut", "chunks"] = "cut", size: np.ndarray | None = None, refiner: Model | None = None,
-               handover: float | None = None, batch_size: int | None = None, **options) -> np.ndarray:
-    """Prompts -> pictures [B H W 3], uint8 or float32 in [-1, 1], or the latents float32 [B h w C] that they are decoded from.
+               handover: float | None = None, batch_size: int | None = None, **options) -> Pictures:
+    """Prompts -> a list of pictures of PIL; or, by `output`, arrays.
 
     Picture i depends on prompt i, seed i and the other options, not on the batch that it is drawn in.
 
@@ -133,6 +136,7 @@ class Draws(Prompted):
       seeds: one each, or the first of consecutive ones.
       height, width: of the pictures; None is the model's own. Models on pixels draw their own size only.
       latents: float32 [B h w C] of unit normal noise to start from, instead of the seeds'; its size is the picture's.
+      output: "pil"; "uint8", an array [B H W 3]; "float", one of float32 in [-1, 1]; or "latents", float32 [B h w C], which `decode` takes.
       long_prompts: prompts beyond the encoder's length are cut, with a line on stderr, or encoded in chunks that are put side by side.
       size: int32 [B 6], where the model reads it: height and width of the original, top and left of the crop, target height and width;
         None is a whole picture of the size that is drawn.
@@ -148,7 +152,7 @@ class Draws(Prompted):
     rows = {name: value for name, value in dict(latents=latents, size=size).items() if value is not None}
     static = dict(height=height, width=width) if "decode" in self.services.predict else {}
     if not prompts:
-      return np.zeros((0, height or own, width or own, 3), np.uint8 if output == "uint8" else np.float32)
+      return finished(np.zeros((0, height or own, width or own, 3), np.float32), output)
     shared = dict(steps=steps, guidance=guidance, sampler=sampler, seeds=seeds, long_prompts=long_prompts, batch_size=batch_size, **options)
     if refiner is None:
       return self._draw(prompts, negative_prompts, rows, static, output=output, **shared)
@@ -168,8 +172,8 @@ class Edits(Draws):
     return [name for name in self.takes("generate") if name not in ("refiner", "handover")]
 
   def img2img(self, images, prompts: str | Sequence[str], negative_prompts: str | Sequence[str] | None = None, *, strength: float = 0.8,
-              **as_generate) -> np.ndarray:
-    """Pictures drawn anew from part of their noise: [B H W 3] as `generate`.
+              **as_generate) -> Pictures:
+    """Pictures drawn anew from part of their noise, returned as by `generate`.
 
     Args:
       images: as for `embed_image`, one each or one for all prompts. They keep their size, unless height and width say another; sizes that
@@ -182,18 +186,18 @@ class Edits(Draws):
     return self._edit(pixels, prompts, negative_prompts, {}, strength=float(strength), **as_generate)
 
   def inpaint(self, images, masks, prompts: str | Sequence[str], negative_prompts: str | Sequence[str] | None = None, *,
-              strength: float = 1.0, feather: int = 0, **as_generate) -> np.ndarray:
-    """Pictures of which a part is drawn anew: [B H W 3] as `generate`. Pixels outside the mask come back bit for bit.
+              strength: float = 1.0, feather: int = 0, output: Output = "pil", **as_generate) -> Pictures:
+    """Pictures of which a part is drawn anew, returned as by `generate`. Pixels outside the mask come back bit for bit.
 
     Args:
       images, strength, **as_generate: as of `img2img`; a strength of 1 knows nothing of what was within the mask.
-      masks: one for each image, or one for all: bool [H W], true where the picture is drawn anew; or a picture, white there, of the image's
-        own size (or shape); height and width scale and crop it as the image. What is transparent is not mask.
+      masks: one for each image, or one for all: bool [H W], true where the picture is drawn anew; or a picture or the path of one, white
+        there, of the image's own size (or shape); height and width scale and crop it as the image. What is transparent is not mask.
       feather: pixels within the mask over which the new part fades in.
     """
     asked.reals(strength=strength)
     asked.numbers(least=0, feather=feather)
-    if feather and as_generate.get("output") == "latents":
+    if feather and output == "latents":
       raise ConfigError("feather: fades pixels, and output='latents' has none; leave it out")
     pixels, prompts, before = self._pixels(images, prompts, as_generate)
     layered = isinstance(masks, np.ndarray) and masks.ndim > 2 and masks.shape[-1] <= 4          # channels come last
@@ -205,17 +209,18 @@ class Edits(Draws):
     where = np.stack([masking.covered(masking.read(mask, height=high, width=wide, where=f"mask {i}"), height=pixels.shape[1],
                                       width=pixels.shape[2]) for i, (mask, (high, wide)) in enumerate(zip(given, before))])
     rows = dict(where=where.astype(np.float32), fresh=np.full(len(pixels), strength == 1.0))
-    made = self._edit(pixels, prompts, negative_prompts, rows, strength=float(strength), **as_generate)
-    output = as_generate.get("output", "uint8")
+    made = self._edit(pixels, prompts, negative_prompts, rows, strength=float(strength), output="uint8" if output == "pil" else output,
+                      **as_generate)
     if output == "latents":
       return made
-    old = pixels if output == "uint8" else pixels.astype(np.float32) / 127.5 - 1
-    return np.stack([masking.joined(a, b, masking.weights(mask, feather)) for a, b, mask in zip(old, made, where)])
+    old = pixels.astype(np.float32) / 127.5 - 1 if output == "float" else pixels
+    whole = np.stack([masking.joined(a, b, masking.weights(mask, feather)) for a, b, mask in zip(old, made, where)])
+    return as_pil(whole) if output == "pil" else whole
 
   def _edit(self, pixels: np.ndarray, prompts: Sequence[str], negative_prompts, rows: Mapping[str, np.ndarray], *, strength: float,
             steps: int | None = None, guidance: float | None = None, sampler: str | None = None, seeds: int | Sequence[int] = 0,
-            latents: np.ndarray | None = None, size: np.ndarray | None = None, output: Output = "uint8",
-            long_prompts: Literal["cut", "chunks"] = "cut", batch_size: int | None = None, **options) -> np.ndarray:
+            latents: np.ndarray | None = None, size: np.ndarray | None = None, output: Output = "pil",
+            long_prompts: Literal["cut", "chunks"] = "cut", batch_size: int | None = None, **options) -> Pictures:
     more = {name: value for name, value in dict(latents=latents, size=size).items() if value is not None}
     return self._draw(prompts, negative_prompts, {"image": pixels, **rows, **more}, {}, steps=steps, guidance=guidance, sampler=sampler,
                       seeds=seeds, output=output, long_prompts=long_prompts, batch_size=batch_size, strength=strength, **options)
@@ -227,9 +232,9 @@ class Enlarges(Prompted):
 
   def upscale(self, images, prompts: str | Sequence[str], negative_prompts: str | Sequence[str] | None = None, *, noise_level: int = 20,
               steps: int | None = None, guidance: float | None = None, sampler: str | None = None, seeds: int | Sequence[int] = 0,
-              latents: np.ndarray | None = None, small_noise: np.ndarray | None = None, output: Output = "uint8",
-              long_prompts: Literal["cut", "chunks"] = "cut", batch_size: int | None = None, **options) -> np.ndarray:
-    """Pictures of f times the sides, f of the model's autoencoder, drawn from small ones: [B f·H f·W 3] as `generate`.
+              latents: np.ndarray | None = None, small_noise: np.ndarray | None = None, output: Output = "pil",
+              long_prompts: Literal["cut", "chunks"] = "cut", batch_size: int | None = None, **options) -> Pictures:
+    """Pictures of f times the sides, f of the model's autoencoder, drawn from small ones, returned as by `generate`.
 
     Args:
       images: as for `embed_image`, of one size, one each or one for all prompts.
@@ -244,6 +249,19 @@ class Enlarges(Prompted):
     rows |= {name: value for name, value in dict(latents=latents, small_noise=small_noise).items() if value is not None}
     return self._draw(prompts, negative_prompts, rows, {}, steps=steps, guidance=guidance, sampler=sampler, seeds=seeds, output=output,
                       long_prompts=long_prompts, batch_size=batch_size, **options)
+
+
+def finished(made: np.ndarray, output: str) -> Pictures:
+  """Pictures float32 [B H W 3] in [-1, 1], or latents, as what a call asked for."""
+  if output not in ("pil", "uint8"):
+    return made
+  pixels = base.to_uint8(made)
+  return pixels if output == "uint8" else as_pil(pixels)
+
+
+def as_pil(pixels: np.ndarray) -> list[Image.Image]:
+  """uint8 [B H W 3] as pictures, which a notebook shows and `.save("x.png")` writes."""
+  return [Image.fromarray(one) for one in pixels]
 
 
 def refuse(model: Model, *, height: int | None = None, width: int | None = None, refiner: Any = None,

@@ -182,4 +182,4 @@ def test_documented_python_runs(path, world, tmp_path, monkeypatch):
   if "scores" in scope:
     assert scope["scores"].shape == (3, 2) and np.isfinite(scope["scores"]).all()
   if "with_ball" in scope:
-    assert (scope["with_ball"][~mask] == scope["picture"][~mask]).all()
+    assert (np.asarray(scope["with_ball"])[~mask] == np.asarray(scope["picture"])[~mask]).all()

@@ -90,7 +90,7 @@ def test_a_picture_depends_on_its_prompt_and_seed_alone(t2i):
   np.testing.assert_allclose(draw("a blue square", seeds=4), whole[1:2], atol=1e-5)
   np.testing.assert_allclose(draw(["a red circle"] * 3, seeds=3)[[0, 2]], whole[[0, 2]], atol=1e-5)
   assert np.abs(whole[0] - whole[2]).max() > 0.1
-  eight = t2i.generate("a blue square", steps=2, seeds=4)
+  eight = t2i.generate("a blue square", steps=2, seeds=4, output="uint8")
   assert eight.dtype == np.uint8
   np.testing.assert_allclose(eight, (whole[1:2] + 1) * 127.5, atol=0.51)
 
@@ -115,7 +115,9 @@ def test_what_cannot_be_drawn_is_refused(t2i):
     t2i.generate(["a"], seeds=-1)
   with refused("sampler: unknown value 'eulr'"):
     t2i.generate(["a"], sampler="eulr")
-  assert t2i.generate([]).shape == (0, 16, 16, 3)
+  assert t2i.generate([], output="float").shape == (0, 16, 16, 3)
+  with refused("expected one of pil, uint8, float, found 'latents'; this model has no latents"):
+    t2i.generate(["a"], output="latents")
 
 
 @pytest.mark.long
@@ -127,7 +129,7 @@ def test_latents_and_other_sizes(tmp_path):
   assert latents.shape == (1, 4, 4, 4) and latents.dtype == np.float32
   decoded = model.services.predict["decode"](model.params, jnp.asarray(latents))
   np.testing.assert_allclose(draw(output="float"), decoded, atol=1e-4)
-  assert draw(height=8, width=24).shape == (1, 8, 24, 3)
+  assert draw(height=8, width=24)[0].size == (24, 8)
   with pytest.raises(ConfigError, match="4 times their latents, found 18×16"):
     draw(height=18)
 

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 import mmdiff
+from mmdiff import prompted
 from mmdiff.core.errors import ConfigError, DataError
 from tests import toy_pipelines, toy_runs
 
@@ -32,17 +33,41 @@ def box(height=16, width=16):
 
 def test_a_public_model_draws(sd):
   assert sd.config["data"]["image_size"] == 16 and sd.sampling == dict(steps=50, guidance=7.5, rows=4)
-  one = sd.generate(["a cat", "a dog"], seeds=[3, 4], steps=2)
+  one = sd.generate(["a cat", "a dog"], seeds=[3, 4], steps=2, output="uint8")
   assert one.shape == (2, 16, 16, 3) and one.dtype == np.uint8
-  again = sd.generate("a dog", seeds=4, steps=2)
-  assert np.abs(again[0].astype(int) - one[1]).max() <= 1
+  again, = sd.generate("a dog", seeds=4, steps=2)                # a picture of PIL
+  assert again.size == (16, 16) and np.abs(np.asarray(again, int) - one[1]).max() <= 1
   drawn = {name: sd.generate("a dog", seeds=4, steps=3, sampler=name, output="float") for name in ("pndm", "heun", "unipc", None)}
   assert all(np.abs(drawn[name] - drawn[None]).max() > 1e-3 for name in ("pndm", "heun", "unipc"))
   rescaled = sd.generate("a dog", seeds=4, steps=3, output="float", rescale=0.7)
   assert np.abs(rescaled - drawn[None]).max() > 1e-3
   with pytest.raises(ConfigError, match="sampler: unknown value 'eulr'"):
     sd.generate("a", steps=2, sampler="eulr")
-  assert sd.generate("a dog", steps=2, height=24, width=32).shape == (1, 24, 32, 3)
+  assert sd.generate("a dog", steps=2, height=24, width=32)[0].size == (32, 24)
+
+
+def test_pictures_come_back_as_asked():
+  floats = np.linspace(-1, 1, 2 * 4 * 5 * 3, dtype=np.float32).reshape(2, 4, 5, 3)
+  bytes_, shown = prompted.finished(floats, "uint8"), prompted.finished(floats, "pil")
+  assert bytes_.dtype == np.uint8 and (bytes_.min(), bytes_.max()) == (0, 255) and prompted.finished(floats, "float") is floats
+  assert [picture.size for picture in shown] == [(5, 4)] * 2
+  np.testing.assert_array_equal(np.stack([np.asarray(picture) for picture in shown]), bytes_)
+  assert prompted.finished(floats[:0], "pil") == []
+
+
+@pytest.mark.long
+def test_pictures_go_in_by_path_of_pil_or_as_arrays(sd, tmp_path):
+  """One of them is a batch of one; so are masks."""
+  draw = lambda image, output="uint8": sd.img2img(image, "a", steps=2, strength=0.5, output=output)
+  wanted = draw(pictures(1)[0])
+  assert wanted.shape == (1, 16, 16, 3) and draw(pictures(1), "latents").shape == (1, 8, 8, 4)
+  Image.fromarray(pictures(1)[0]).save(tmp_path / "a.png")
+  for image in (tmp_path / "a.png", Image.open(tmp_path / "a.png"), [str(tmp_path / "a.png")]):
+    np.testing.assert_array_equal(draw(image), wanted)
+  np.testing.assert_array_equal(sd.encode(tmp_path / "a.png"), sd.encode(pictures(1)))
+  Image.fromarray(box()).save(tmp_path / "mask.png")
+  np.testing.assert_array_equal(np.stack(sd.inpaint(tmp_path / "a.png", tmp_path / "mask.png", "a", steps=2)),
+                                sd.inpaint(pictures(1), box(), "a", steps=2, output="uint8"))
 
 
 def test_what_can_not_be_drawn_is_refused_wherever_it_is_asked(sd):
@@ -52,6 +77,8 @@ def test_what_can_not_be_drawn_is_refused_wherever_it_is_asked(sd):
     for draws in (sd.generate, lambda prompts, **how: sd.img2img(picture, prompts, **how)):
       with pytest.raises(ConfigError, match=f"{next(iter(odd))}: expected"):
         draws("a", **odd)
+  with pytest.raises(ConfigError, match="output: expected one of pil, uint8, float, latents, found 'np'"):
+    sd.generate("a", output="np")
 
 
 def test_noise_of_another_layout_is_refused_with_the_one_expected(sd):
@@ -119,8 +146,9 @@ def test_image_to_image_goes_from_the_picture_to_noise(sd):
 def test_pictures_keep_their_size(sd):
   for shape in ((17, 30), (9, 16)):
     made = sd.img2img(pictures(1, *shape), "a cat", steps=2, strength=0.5)
-    assert made.shape == (1, *shape, 3)
-  assert sd.img2img(Image.fromarray(pictures(1, 40, 20)[0]), ["a", "b"], steps=2, strength=0.5, height=16, width=16).shape == (2, 16, 16, 3)
+    assert [picture.size for picture in made] == [shape[::-1]]
+  assert sd.img2img(Image.fromarray(pictures(1, 40, 20)[0]), ["a", "b"], steps=2, strength=0.5, height=16, width=16,
+                    output="uint8").shape == (2, 16, 16, 3)
   with pytest.raises(ConfigError, match="expected one size, found 2, such as 8×8 and 9×9; give height and width"):
     sd.img2img([pictures(1, 8, 8)[0], pictures(1, 9, 9)[0]], "a")
   with pytest.raises(ConfigError, match="as many of both, or one of either, found 2 and 3"):
@@ -132,10 +160,10 @@ def test_pictures_keep_their_size(sd):
 def test_what_is_outside_a_mask_stays_bit_for_bit(tmp_path, sd, inpaints, strength):
   model = mmdiff.load(toy_pipelines.folder(tmp_path / "nine", inpaints=True)) if inpaints else sd
   image, mask = pictures(2), box()
-  made = model.inpaint(image, mask, "a cat", steps=4, strength=strength)
+  made = model.inpaint(image, mask, "a cat", steps=4, strength=strength, output="uint8")
   np.testing.assert_array_equal(made[:, ~mask], image[:, ~mask])
   assert np.abs(made[:, mask].astype(int) - image[:, mask]).mean() > 5
-  soft = model.inpaint(image, mask, "a cat", steps=4, strength=strength, feather=3)
+  soft = model.inpaint(image, mask, "a cat", steps=4, strength=strength, feather=3, output="uint8")
   np.testing.assert_array_equal(soft[:, ~mask], image[:, ~mask])
   edge = np.abs(soft.astype(float) - image)[:, 4, 2:9].mean()
   assert edge < np.abs(made.astype(float) - image)[:, 4, 2:9].mean() and np.array_equal(soft[:, 7, 5], made[:, 7, 5])
@@ -147,15 +175,15 @@ def test_what_is_outside_a_mask_stays_bit_for_bit(tmp_path, sd, inpaints, streng
 @pytest.mark.long
 def test_masks_of_every_kind(sd):
   image, mask = pictures(1), box()
-  wanted = sd.inpaint(image, mask, "a", steps=2)
+  wanted = sd.inpaint(image, mask, "a", steps=2, output="uint8")
   shown = Image.fromarray(mask.astype(np.uint8) * 255)
   for same in (mask[None], [mask], mask.astype(np.float32), mask.astype(np.uint8), shown, shown.convert("RGB"), [shown.convert("RGB")]):
-    np.testing.assert_array_equal(sd.inpaint(image, same, "a", steps=2), wanted)
+    np.testing.assert_array_equal(sd.inpaint(image, same, "a", steps=2, output="uint8"), wanted)
   layer = np.full((16, 16, 4), 255, np.uint8)
   layer[..., 3] = 255 * mask
   for strokes in (layer, layer[None], Image.fromarray(layer)):       # white on an empty layer
-    np.testing.assert_array_equal(sd.inpaint(image, strokes, "a", steps=2), wanted)
-  half = sd.inpaint(image, mask, "a", steps=2, height=16, width=8)[0]         # the mask is cropped as the picture is
+    np.testing.assert_array_equal(np.stack(sd.inpaint(image, strokes, "a", steps=2)), wanted)
+  half = sd.inpaint(image, mask, "a", steps=2, height=16, width=8, output="uint8")[0]         # the mask is cropped as the picture is
   np.testing.assert_array_equal(half[~mask[:, 4:12]], image[0, :, 4:12][~mask[:, 4:12]])
   assert (half[mask[:, 4:12]] != image[0, :, 4:12][mask[:, 4:12]]).any()
   with pytest.raises(DataError, match="mask 0: 8x16 pixels, its picture has 16x16"):
@@ -196,8 +224,8 @@ def test_models_trained_here_edit(latent, tmp_path):
   pixel = mmdiff.load(toy_runs.make(tmp_path / "t2i", toy_runs.t2i()))
   for model in (latent, pixel):
     image, mask = pictures(2), box()
-    assert model.img2img(image, "a red circle", steps=4, strength=0.5).shape == (2, 16, 16, 3)
-    made = model.inpaint(image, mask, "a red circle", steps=4)
+    assert [one.size for one in model.img2img(image, "a red circle", steps=4, strength=0.5)] == [(16, 16)] * 2
+    made = model.inpaint(image, mask, "a red circle", steps=4, output="uint8")
     np.testing.assert_array_equal(made[:, ~mask], image[:, ~mask])
 
 
@@ -219,7 +247,7 @@ def test_tiles_change_little(tmp_path):
   folder = toy_pipelines.folder(tmp_path / "sd")
   whole, tiled = mmdiff.load(folder), mmdiff.load(folder, tile=16)
   np.testing.assert_allclose(whole.generate("a", steps=2, output="float"), tiled.generate("a", steps=2, output="float"), atol=1e-5)
-  assert tiled.generate("a", steps=2, height=40, width=24).shape == (1, 40, 24, 3)
+  assert tiled.generate("a", steps=2, height=40, width=24)[0].size == (24, 40)
 
 
 @pytest.mark.long

@@ -100,7 +100,8 @@ def test_pictures_pages_and_manifest(t2i_run, tmp_path, capsys):
   rows = manifest(out)
   assert [(row["file_name"], row["seed"]) for row in rows] == [(f"{i:05}_{j:02}.png", 7 + 3 * i + j) for i in (0, 1) for j in (0, 1, 2)]
   model = mmdiff.load(t2i_run)
-  np.testing.assert_allclose(np.asarray(Image.open(out / "00000_01.png"), int), model.generate("a red circle", seeds=8, steps=2)[0], atol=1)
+  np.testing.assert_allclose(np.asarray(Image.open(out / "00000_01.png"), int), model.generate("a red circle", seeds=8, steps=2)[0],
+                             atol=1)
   assert np.asarray(Image.open(out / "grid.png")).shape == (2 * 18 - 2, 3 * 18 - 2, 3)
   page = (out / "index.html").read_text()
   assert "&lt;script&gt;" in page and "<script" not in page and page.count("data:image/png;base64,") == 6
