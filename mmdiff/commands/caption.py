@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from mmdiff.core import compilation
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.files import versions
+from mmdiff.core.progress import Progress
 
 FLAGS = {
   "model": dict(type="model", required=True, help="run directory of a captioner; DIR@STEP for one of its steps"),
@@ -115,7 +116,7 @@ def run(given: Mapping, config: Mapping, *, argv: list[str]) -> None:
                  check=lambda folder, entry: summary([entry]))
   try:
     work(job, source, captioner, recipe=identity["picture"], kind=given["kind"], seed=given["seed"], size=size, threads=given["threads"],
-         progress=results.Progress("caption", "records"))
+         progress=Progress("caption", "records"))
     made = job.complete(summary)
   finally:
     job.close()

@@ -9,9 +9,9 @@ from PIL import Image
 
 from mmdiff.commands.comparison import AREA, END, HALF
 from mmdiff.core.files import write_text
+from mmdiff.core.progress import duration
 from mmdiff.train.charts import line_chart, number
 from mmdiff.train.page import Markup, data_url, page, table, text, tiles
-from mmdiff.train.progress import duration
 
 # What the report shows of each arm, in this order, where there is such a metric.
 SHOWN = {"all_facts": "all facts right", "clipscore_long": "CLIP score, long captions",

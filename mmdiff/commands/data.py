@@ -29,6 +29,7 @@ from mmdiff.core import schema
 from mmdiff.core.build import build, resolve
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.files import versions, write_atomically, write_json, write_text
+from mmdiff.core.progress import Progress
 from mmdiff.core.spelling import nearest
 from mmdiff.core.terminal import escaped, one_line, printable, tell
 
@@ -178,27 +179,6 @@ def shorthand(text: str) -> dict[str, Any]:
                   f"source ({', '.join(known)})")
 
 
-class Progress:
-  """Rate and time left on stderr: a line that is rewritten on a terminal, one every ten seconds in a log."""
-
-  def __init__(self, what: str):
-    self.what, self.start, self.last = what, time.monotonic(), time.monotonic()
-    self.terminal = sys.stderr.isatty()
-
-  def __call__(self, done: int, total: int) -> None:
-    now = time.monotonic()
-    if now - self.last < (0.5 if self.terminal else 10.0):
-      return
-    self.last = now
-    rate = done / (now - self.start)
-    text = f"{self.what} {done:,}/{total:,}, {rate:,.0f} a second, {(total - done) / rate:,.0f} s left"
-    print(f"\r{text}\033[K" if self.terminal else text, end="" if self.terminal else "\n", file=sys.stderr, flush=True)
-
-  def close(self) -> None:
-    if self.terminal:
-      print("\r\033[K", end="", file=sys.stderr)
-
-
 def _build(given: dict[str, Any], argv: list[str], overrides: Sequence) -> int:
   what = given["what"]
   problems = _bad_numbers(given) + _bad_formats(given) + [f"--source.{name}: build takes no source" for name, _ in overrides]
@@ -249,9 +229,10 @@ def _write(sources: Mapping[str, Any], given: Mapping[str, Any], name: str, abou
     raise ConfigError("\n".join(idle))
   if "webdataset" in formats:
     for split, source in sources.items():
-      progress = Progress(f"{split}:")
+      progress = Progress(split, "records")
       out = os.path.join(given["out"], split) if folders else given["out"]
-      results.setdefault("webdataset", {})[split] = done = shards.write(source, out, per_shard=given["per_shard"], tell=progress, **judged)
+      results.setdefault("webdataset", {})[split] = done = shards.write(source, out, per_shard=given["per_shard"], tell=progress.at,
+                                                                                **judged)
       progress.close()
       bad[split] = done.pop("offenders")
       if done["escaped"]:
@@ -260,8 +241,8 @@ def _write(sources: Mapping[str, Any], given: Mapping[str, Any], name: str, abou
              "JSON has its key as it was")
       print(f"{out}: {done['count']:,} records in {done['shards']} shards ({done['kept_shards']} were there), bad {done['bad'] or 'none'}")
   if "array_record" in formats:
-    progress = Progress("array_record:")
-    results["array_record"] = done = array_records.write(sources, given["out"], name=name, tell=progress, **judged)
+    progress = Progress("array_record", "records")
+    results["array_record"] = done = array_records.write(sources, given["out"], name=name, tell=progress.at, **judged)
     progress.close()
     for split, offenders in done.pop("offenders").items():
       bad[split] = list({tuple(one.items()): one for one in bad[split] + offenders}.values())
@@ -325,9 +306,9 @@ def _readable(source: Any, i: int) -> Mapping[str, Any] | None:
 
 def _validate(source: Any, given: dict[str, Any], about: dict[str, Any]) -> int:
   from mmdiff.data import survey
-  progress = Progress("records")
+  progress = Progress("validate", "records")
   start = time.monotonic()
-  found = survey.validate(source, limit=given["limit"], tell=progress, **_judged(given))
+  found = survey.validate(source, limit=given["limit"], tell=progress.at, **_judged(given))
   progress.close()
   found |= {"records_per_second": round(found["records"] / max(time.monotonic() - start, 1e-9), 1)}
   if given["out"]:

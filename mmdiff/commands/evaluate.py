@@ -27,6 +27,7 @@ from mmdiff.core import compilation, consistency, ranges, schema
 from mmdiff.core.build import lookup
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.files import read_object, write_json
+from mmdiff.core.progress import Progress
 from mmdiff.core.provenance import made_by
 from mmdiff.core.spelling import nearest
 from mmdiff.core.terminal import table
@@ -148,11 +149,13 @@ def run(workdir: Path, given: Mapping, options: Mapping, told: Mapping, *, argv:
   if size % ways or size < 1:
     raise ConfigError(f"--batch_size: expected a multiple of the {ways} devices, found {size}")
   services, opened, records = likeness.recording(model.services)
-  services = services._replace(batch_size=size, progress=results.Progress(task, active=chief))
+  progress = Progress(task, active=chief)
+  services = services._replace(batch_size=size, progress=progress)
   at = model.report["step"]
   with jax.set_mesh(model.mesh):
     evaluator = lookup(EVALUATORS, options["name"])(services, **{key: value for key, value in options.items() if key != "name"})
     result = evaluator.run(model.params, at, extra=model.extra)
+  progress.close()
   if chief:
     own = workdir / "eval" / f"evaluate_{task}_{at:08}.json" if run_of_ours else f"evaluate_{task}_{names.title(workdir)}.json"
     out = Path(given["out"] or own)

@@ -11,7 +11,8 @@ MACHINES, SHARE = ("TPU v5e", "TPU v5p", "NVIDIA H100"), 0.4
 def lines(config: Mapping, runs: Sequence, workdir: Path) -> list[str]:
   """The plan as text. Builds the objective to count its FLOPs, but compiles and trains nothing."""
   from mmdiff.commands import comparison
-  from mmdiff.train.progress import PEAK_FLOPS, duration
+  from mmdiff.core.progress import duration
+  from mmdiff.train.progress import PEAK_FLOPS
   base = config["base"]
   steps, images = base["steps"], base["steps"] * base["batch_size"]
   shown = [f"{len(config['arms'])} arms × {len(config['seeds'])} seeds = {len(runs)} runs of {steps:,} steps × {base['batch_size']:,} = "

@@ -19,6 +19,7 @@ from mmdiff.core import compilation, tree
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.files import versions
 from mmdiff.core.precision import objective_of
+from mmdiff.core.progress import Progress
 from mmdiff.core.types import Tree
 from mmdiff.data import buckets as aspects
 from mmdiff.data import captions, jobs, latents, pipelines
@@ -52,7 +53,7 @@ class Item(NamedTuple):
 
 def run(config: Mapping, given: Mapping, about: Mapping[str, Any]) -> dict[str, Any]:
   """Works on the job until it is finished; its manifest. Raises ConfigError."""
-  from mmdiff.commands import results, train
+  from mmdiff.commands import train
   compilation.prepare()
   config = dict(config, data=dict(config["data"], features=""))
   objective = objective_of(OBJECTIVES, config)
@@ -77,7 +78,7 @@ def run(config: Mapping, given: Mapping, about: Mapping[str, Any]) -> dict[str, 
                  about=dict(about, config=config, versions=versions()), check=latents.columns_of)
   try:
     work(job, dataset, encoders, kinds=kinds, size=size, dtype=given["dtype"], threads=given["threads"],
-         progress=results.Progress("precompute", "records"))
+         progress=Progress("precompute", "records"))
     told = probe(encoders, dataset)
     made = job.complete(lambda entries: latents.summary(entries) | {"probe": told})
   finally:

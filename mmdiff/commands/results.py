@@ -1,8 +1,6 @@
-"""What the commands that measure or draw share: a progress line, and the facts that go beside every result."""
+"""What the commands that measure or draw share: the facts that go beside every result."""
 import hashlib
 import os
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,40 +9,6 @@ from PIL import Image
 
 from mmdiff.core.errors import CannotWrite
 from mmdiff.data import picture_notes
-from mmdiff.train.progress import duration
-
-EVERY_SECONDS = 5
-
-
-class Progress:
-  """A line on stderr every few seconds with the count, the rate and the time left; silent for what is done sooner.
-
-  The first batch of a pass compiles: the rate is that of the others.
-  """
-
-  def __init__(self, what: str, unit: str = "rows", *, active: bool = True):
-    self.what, self.unit, self.active = what, unit, active
-    self.total: int | None = None
-    self.done = self.first = 0
-
-  def __call__(self, count: int, total: int | None = None) -> None:
-    """`count` more are done, of `total` in this pass; another total, or a pass beyond it, begins a new one."""
-    now = time.monotonic()
-    if not self.done or total != self.total or (total and self.done >= total):
-      self.total, self.done, self.first = total, 0, count
-      self.start = self.said = now
-    self.done = min(self.done + count, total) if total else self.done + count
-    if self.active and now - self.said >= EVERY_SECONDS:
-      self.said = now
-      print(self.line(now - self.start), file=sys.stderr, flush=True)
-
-  def line(self, seconds: float) -> str:
-    rate = (self.done - self.first) / seconds
-    parts = [f"{self.what}: {self.done:,}" + (f" of {self.total:,}" if self.total else "") + f" {self.unit}",
-             f"{rate:,.1f}/s" if rate < 100 else f"{rate:,.0f}/s"]
-    if self.total and rate:
-      parts.append(f"{duration((self.total - self.done) / rate)} left")
-    return " · ".join(parts)
 
 
 def digest(file: Path) -> str:

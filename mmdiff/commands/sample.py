@@ -20,6 +20,7 @@ from mmdiff import __version__
 from mmdiff.core import compilation
 from mmdiff.core.errors import CannotWrite, ConfigError, DataError
 from mmdiff.core.files import parse_json, read_object, write_json, write_text
+from mmdiff.core.progress import Progress
 from mmdiff.core.provenance import made_by
 from mmdiff.data import picture_notes, tables
 from mmdiff.data.quarantine import BadRecord
@@ -184,7 +185,7 @@ def run(given: Mapping, jobs: Sequence[Job], options: Mapping[str, Any], *, argv
   if chief:
     write_json(out / "sample.json", facts | dict(complete=False))
   missing = [job for job in jobs if job not in done]
-  progress = results.Progress(argv[0], "pictures", active=chief)
+  progress = Progress(argv[0], "pictures", active=chief)
   size = min(given["batch_size"] or min(own["rows"], 16), len(jobs))
   for start in range(0, len(missing), size):
     part = missing[start:start + size]

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from mmdiff.core import compilation
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.files import parse_json, read_object, write_atomically, write_json
+from mmdiff.core.progress import Progress
 from mmdiff.core.provenance import made_by
 from mmdiff.core.terminal import one_line
 
@@ -110,7 +111,7 @@ def build(given: Mapping, config: Mapping, *, argv: list[str]) -> None:
     raise ConfigError(f"--out={out} holds an index of another model or of other data; choose another folder")
   if not (before and before.get("complete") and (out / EMBEDDINGS).is_file()):
     write_json(out / META, meta | dict(complete=False))
-    progress = results.Progress("search build", "pictures")
+    progress = Progress("search build", "pictures")
     for start in range(0, total, PART):
       file = out / f"part_{start:09}.npz"
       stop = min(start + PART, total)

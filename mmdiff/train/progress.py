@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mmdiff.core.compilation import CACHE_HIT
+from mmdiff.core.progress import duration
 
 # Dense bfloat16 matmul peak, FLOP/s per device, from the makers' data sheets.
 PEAK_FLOPS = {
@@ -70,13 +71,6 @@ class Clock:
       rates["mfu"] = steps * flops_per_step / elapsed / peak_flops()
     self.reset()
     return rates
-
-
-def duration(seconds: float) -> str:
-  """3725 -> "1:02:05"."""
-  minutes, rest = divmod(int(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def status_line(step: int, total: int, metrics: Mapping[str, float], seconds_per_step: float) -> str:

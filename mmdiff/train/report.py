@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from mmdiff.core import schema
 from mmdiff.core.errors import DataError
 from mmdiff.core.files import read_object, write_text
+from mmdiff.core.progress import duration
 from mmdiff.train.charts import interval, line_chart, number
 from mmdiff.train.page import Markup, caption_of, page, pictures, table, text, tiles
-from mmdiff.train.progress import duration
 from mmdiff.train.writer import read_metrics
 
 ROWS = 60              # shown of a long table

@@ -1,20 +1,23 @@
+import hashlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
 from mmdiff.commands import results
+from mmdiff.core.errors import CannotWrite
 
 
-def test_progress_says_count_rate_and_time_left(capsys, monkeypatch):
-  now = [0.0]
-  monkeypatch.setattr(results.time, "monotonic", lambda: now[0])
-  progress = results.Progress("judge", "pictures")
-  for _ in range(5):
-    now[0] += 2
-    progress(16, 256)
-  assert capsys.readouterr().err == "judge: 64 of 256 pictures · 8.0/s · 0:24 left\n"
+def test_pictures_are_written_whole_or_not_at_all(tmp_path):
+  pixels = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
+  results.write_png(tmp_path / "new" / "a.png", pixels)
+  np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "new" / "a.png")), pixels)
+  (tmp_path / "b.png").mkdir()
+  with pytest.raises(CannotWrite, match="cannot write .*b.png"):
+    results.write_png(tmp_path / "b.png", pixels)
+  assert not (tmp_path / "b.png.part").exists()
 
 
-def test_a_new_pass_starts_anew_and_short_work_is_silent(capsys):
-  progress = results.Progress("x")
-  progress(8, 8)
-  progress(8, 8)
-  assert (progress.done, progress.total) == (8, 8)
-  progress(3, None)
-  assert (progress.done, progress.total) == (3, None) and not capsys.readouterr().err
+def test_digests(tmp_path):
+  (tmp_path / "a.txt").write_bytes(b"a")
+  assert results.digest(tmp_path / "a.txt") == hashlib.sha256(b"a").hexdigest() and results.digest(tmp_path / "b.txt") == ""

@@ -3,11 +3,12 @@ import time
 
 import pytest
 
+from mmdiff.core.progress import duration
 from mmdiff.train import progress
 
 
 def test_durations():
-  assert [progress.duration(s) for s in (5, 65, 3725)] == ["0:05", "1:05", "1:02:05"]
+  assert [duration(s) for s in (5, 65, 3725)] == ["0:05", "1:05", "1:02:05"]
 
 
 def test_rates_leave_out_pauses_and_count_waiting():
