@@ -1,14 +1,46 @@
-"""mmdiff: models between images and text, as objectives of one sharded train step."""
+"""mmdiff: models between images and text, as objectives of one sharded train step.
+
+  model = mmdiff.load("runs/clip")                                # a trained model, of ours or in a public format
+  model.classify("cat.png", ["cat", "dog"])                       # repr(model) says what else it can be asked
+  mmdiff.save(model, "clip-hf", format="hf-clip")
+  mmdiff.train("configs/clip.py:tiny", "runs/clip", steps=200)    # as `mmdiff train` does
+  mmdiff.Run("runs/clip").metrics["loss"]
+"""
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from mmdiff import train as _train
+
+if TYPE_CHECKING:
+  from mmdiff.model import Model, load, save
+  from mmdiff.runs.run import Run
+
 __version__ = "0.1.0"
+__all__ = ["Model", "Run", "load", "save", "train"]
+# Where each is defined; imported when it is first asked for, since JAX takes a second.
+_HOMES = {"load": "mmdiff.model", "save": "mmdiff.model", "Model": "mmdiff.model", "Run": "mmdiff.runs.run"}
 
 
-def load(path, **options):
-  """Loads a trained model: `mmdiff.load("runs/clip").embed_text(["a red circle"])`. See `mmdiff.model.load`."""
-  from mmdiff.model import load as _load  # importing JAX takes a second: only those who load a model pay it
-  return _load(path, **options)
+def __getattr__(name: str) -> Any:
+  if name not in _HOMES:
+    raise AttributeError(f"module 'mmdiff' has no attribute {name!r}")
+  from importlib import import_module
+  value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+  return value
 
 
-def save(model, path, **options):
-  """Writes a model in a public format: `mmdiff.save(model, "out", format="hf-clip")`. See `mmdiff.model.save`."""
-  from mmdiff.model import save as _save
-  return _save(model, path, **options)
+def __dir__() -> list[str]:
+  return [*__all__, "__version__"]
+
+
+class _Train(ModuleType):
+  """The package `mmdiff.train`, which can be called."""
+
+  def __call__(self, config: Any, workdir: Any, **overrides: Any) -> "Run":
+    """Trains what a config describes, or goes on with it, as `mmdiff train` does; see `mmdiff.runs.start.train`."""
+    from mmdiff.runs.start import train
+    return train(config, workdir, **overrides)
+
+
+sys.modules[_train.__name__].__class__ = _Train

@@ -14,6 +14,28 @@ from mmdiff.core.spelling import nearest
 from mmdiff.data import decode
 from mmdiff.data.quarantine import BadRecord
 
+# What other libraries call it -> what it is called here: methods, and options of methods (the first that a method takes).
+METHODS = {
+  "encode_image": "embed_image", "get_image_features": "embed_image", "image_features": "embed_image", "encode_images": "embed_image",
+  "encode_text": "embed_text", "get_text_features": "embed_text", "text_features": "embed_text", "encode_texts": "embed_text",
+  "encode_prompt": "encode_text", "sample": "generate", "draw": "generate", "txt2img": "generate", "text2img": "generate",
+  "text_to_image": "generate", "image_to_image": "img2img", "edit": "img2img", "predict": "classify", "zero_shot": "classify",
+  "zeroshot": "classify", "describe": "caption", "tokenizer_encode": "tokenize",
+}
+ELSEWHERE = {"save": "mmdiff.save(model, PATH, format=…)", "save_pretrained": "mmdiff.save(model, PATH, format=…)",
+             "from_pretrained": "mmdiff.load(PATH)", "load": "mmdiff.load(PATH)", "to": "mmdiff.load(PATH, dtype=…, mesh=…)"}
+OPTIONS = {
+  "seed": ("seeds",), "generator": ("seeds",), "random_state": ("seeds",), "num_inference_steps": ("steps",), "n_steps": ("steps",),
+  "num_steps": ("steps",), "guidance_scale": ("guidance",), "cfg": ("guidance",), "cfg_scale": ("guidance",), "scale": ("guidance",),
+  "prompt": ("prompts",), "negative_prompt": ("negative_prompts",), "negative": ("negative_prompts",), "text": ("texts", "prompts"),
+  "image": ("images",), "init_image": ("images",), "pictures": ("images",), "mask": ("masks",), "mask_image": ("masks",),
+  "scheduler": ("sampler",), "sampler_name": ("sampler",), "sampler_index": ("sampler",), "denoising_strength": ("strength",),
+  "output_type": ("output",), "return_type": ("output",), "guidance_rescale": ("rescale",), "num_beams": ("beams",),
+  "max_length": ("max_len",), "max_new_tokens": ("max_len",), "min_length": ("min_len",), "classes": ("labels",),
+  "class_names": ("labels",), "candidate_labels": ("labels",), "names": ("labels",),
+}
+COUNTS = ("num_images", "num_images_per_prompt", "num_samples", "n_samples", "n_iter", "count")       # a prompt each is the way here
+
 
 def named(method: Callable) -> Callable:
   """A method of `abilities.Model` that raises ConfigError for an option which it does not take, with the nearest that it does, or with the
@@ -23,12 +45,26 @@ def named(method: Callable) -> Callable:
     known = self.takes(method.__name__) if given else []
     for name in given:
       if name not in known:
-        others = [other for other in self.METHODS if inspect.isfunction(getattr(type(self), other, None)) and name in self.takes(other)]
-        guess = None if others else nearest(name, known)
-        about = f", which {' and '.join(others)} take{'s' * (len(others) == 1)}" if others else f"; did you mean {guess}?" if guess else ""
-        raise ConfigError(f"{method.__name__} takes no {name}{about} (it takes {', '.join(known)})")
+        raise ConfigError(f"{method.__name__} takes no {name}{_instead(self, name, known)} (it takes {', '.join(known)})")
     return method(self, *args, **given)
   return call
+
+
+def _instead(model, name: str, known: Sequence[str]) -> str:
+  """What to do instead of giving an option that a method does not take."""
+  meant = next((ours for ours in OPTIONS.get(name, ()) if ours in known), None)
+  if not meant and name in COUNTS and "prompts" in known:
+    return "; a picture is drawn for each prompt: give as many prompts, [prompt] * 4"
+  others = [other for other in model.METHODS if inspect.isfunction(getattr(type(model), other, None)) and name in model.takes(other)]
+  if others and not meant:
+    return f", which {' and '.join(others)} take{'s' * (len(others) == 1)}"
+  meant = meant or nearest(name, known)
+  return f"; did you mean {meant}?" if meant else ""
+
+
+def meant_method(name: str, has: Sequence[str]) -> str | None:
+  """What someone who asks a model for `name` wants: one of the methods that it has, a function of mmdiff, or None if nothing is near."""
+  return METHODS[name] if METHODS.get(name) in has else ELSEWHERE.get(name) or nearest(name, has)
 
 
 def seeds(seeds: int | Sequence[int], count: int, what: str) -> list[int]:

@@ -11,12 +11,12 @@ import functools
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 
 from mmdiff import asked, parallel
-from mmdiff.abilities import ROWS, Autoencodes, Captions, Compares, EmbedsImages, EmbedsTexts, EncodesTexts, Model
+from mmdiff.abilities import ROWS, Autoencodes, Captions, Compares, EmbedsImages, EmbedsTexts, EncodesTexts, Names
 from mmdiff.convert import exports, names, pipelines, public, schedulers, serving
 from mmdiff.convert.pipelines import Pipeline
 from mmdiff.core import compilation, tree
@@ -34,13 +34,20 @@ from mmdiff.objectives.drawing import drawing, served
 from mmdiff.prompted import Draws, Edits, Enlarges
 from mmdiff.train import checkpoint, run_directory
 
+if TYPE_CHECKING:
+  class Model(EmbedsImages, EmbedsTexts, Compares, EncodesTexts, Autoencodes, Edits, Enlarges, Captions):
+    """What editors and type checkers take a loaded model to be: every method that some model has; the one at hand names its own."""
+else:
+  from mmdiff.abilities import Model
+
 ABILITIES = (EmbedsImages, EmbedsTexts, Compares, EncodesTexts, Autoencodes, Edits, Draws, Enlarges, Captions)
+NAMED = ("loaded", "reshaped", "missing", "unexpected")                        # of a report: names of tensors
 UNREAD = dict(text_len=2, resize="crop", interpolation="bicubic")             # data of encoders alone, for what they have no use of
 PUBLIC_ROWS = 4       # pictures that a public text-to-image model draws at a time, unless told otherwise
 
 
 def load(path: str | Path, *, step: int | None = None, params: str | None = None, mesh: Mapping[str, int] | None = None,
-         tokenizer: str | Path | None = None, **options) -> Model:
+         tokenizer: str | Path | None = None, dtype: Literal["float32", "bfloat16"] | None = None, **options) -> Model:
   """The model of a run directory, or of a folder or file in a public format, ready to use.
 
   Args:
@@ -51,9 +58,10 @@ def load(path: str | Path, *, step: int | None = None, params: str | None = None
     params: "raw", or the name of an average of `config.ema`; None is "eval" where there is one, else raw.
     mesh: sizes of the axes data, fsdp and tensor; None splits batches over all devices and keeps the parameters whole on each.
     tokenizer: for a public checkpoint without one: a tokenizer.json, or a folder with it or with vocab.json and merges.txt.
+    dtype: of a public checkpoint's activations, bfloat16 or float32, which None is too; a run has that of its config.
     **options: of a public checkpoint: precision (of float32 products: default, high or highest; a run has that of its config), and
       allow_missing, image_size, text_len, …, as `mmdiff.convert.public.load` takes them, and of a whole Stable Diffusion those of
-      `mmdiff.convert.pipelines.load`, dtype (of its activations: float32 or bfloat16) and tile (see `models.tiled`).
+      `mmdiff.convert.pipelines.load` and tile (see `models.tiled`).
 
   Raises:
     DataError: no run directory, checkpoint or average of that name; or what `mmdiff.convert.public.load` raises.
@@ -63,9 +71,12 @@ def load(path: str | Path, *, step: int | None = None, params: str | None = None
   if public.is_public(path):
     if step is not None or params is not None:
       raise ConfigError(f"{path} is a public checkpoint: it has no step and no params to choose from")
-    return _load_public(path, mesh=mesh, tokenizer=tokenizer, **options)
-  if options or tokenizer:
-    raise ConfigError(f"{path} is no public checkpoint, which alone take {', '.join([*options, *['tokenizer'] * bool(tokenizer)])}")
+    if dtype not in (None, "float32", "bfloat16"):
+      raise ConfigError(f"dtype: expected float32 or bfloat16, found {dtype!r}")
+    return _load_public(path, mesh=mesh, tokenizer=tokenizer, dtype=dtype or "float32", **options)
+  options |= {name: value for name, value in dict(tokenizer=tokenizer, dtype=dtype).items() if value}
+  if options:
+    raise ConfigError(f"{path} is no public checkpoint, which alone take {', '.join(options)}")
   workdir, at = run_directory.locate(path)
   config = run_directory.read_config(workdir)
   average = run_directory.average(config, params)
@@ -77,17 +88,14 @@ def load(path: str | Path, *, step: int | None = None, params: str | None = None
 
 
 def _load_pipeline(path: str | Path, *, mesh: Mapping[str, int] | None, tokenizer: str | Path | None, precision: str,
-                   dtype: str = "float32", tile: int = 0, **options) -> Model:
-  if dtype not in ("float32", "bfloat16"):
-    raise ConfigError(f"dtype: expected float32 or bfloat16, found {dtype!r}")
+                   dtype: str, tile: int = 0, **options) -> Model:
   asked.numbers(tile=tile or None)
   found = pipelines.load(path, **options)
   lacking = [group for group in pipelines.DRAWING if group not in found.parts]
   if lacking:
     raise ConfigError(f"{path} has no {' and no '.join(lacking)}, without which nothing is drawn; it has {', '.join(found.parts)}")
   unet, vae = found.parts["denoiser"], found.parts["autoencoder"]
-  denoiser, condition = (module.clone(dtype=jax.numpy.dtype(dtype)) if hasattr(module, "dtype") else module
-                         for module in (unet.module, found.condition))
+  denoiser, condition = computing(unet.module, dtype), computing(found.condition, dtype)
   encode = Tiled(vae.module, tile) if tile else vae.module
   trained = schedulers.facts(found.scheduler)
   made = drawing(denoiser=denoiser, condition=condition, encode=encode, prediction=trained["prediction"], kind=trained["kind"],
@@ -103,7 +111,8 @@ def _load_pipeline(path: str | Path, *, mesh: Mapping[str, int] | None, tokenize
   config = dict(seed=0, steps=0, batch_size=PUBLIC_ROWS, ema={}, evals={}, objective=None, data=data, sampling=sampling)
   report = dict(path=str(path), step=0, params=run_directory.RAW, objective="text-to-image",
                 format=found.format, notices=list(found.notices),
-                parts={group: part.report._asdict() for group, part in found.parts.items()},
+                parts={group: {name: Names(value) if name in NAMED else value for name, value in part.report._asdict().items()}
+                       for group, part in found.parts.items()},
                 **{kind: [f"{group}: {name}" for group, part in found.parts.items() for name in getattr(part.report, kind)]
                    for kind in ("loaded", "reshaped", "missing", "unexpected")})
   model = _assemble(config, found.params, (), report, predict, tokenizer=_tokenizer(tokenizer or found.tokenizer), workdir=Path(path),
@@ -112,6 +121,11 @@ def _load_pipeline(path: str | Path, *, mesh: Mapping[str, int] | None, tokenize
     found = found._replace(tokenizer=Path(tokenizer) if Path(tokenizer).is_dir() else Path(tokenizer).parent)
   model.origin = found._replace(parts={group: part._replace(params=None) for group, part in found.parts.items()})
   return model
+
+
+def computing(module: Any, dtype: str) -> Any:
+  """A module that computes in this type, where it leaves that open."""
+  return module.clone(dtype=jax.numpy.dtype(dtype)) if hasattr(module, "dtype") else module
 
 
 def _beside(path: Path) -> Path | None:
@@ -134,13 +148,13 @@ def _tokenizer(folder: str | Path | None, like: Like = NOBODY):
   return found
 
 
-def _load_public(path: str | Path, *, mesh: Mapping[str, int] | None, tokenizer: str | Path | None, precision: str = USUAL,
-                 **options) -> Model:
+def _load_public(path: str | Path, *, mesh: Mapping[str, int] | None, tokenizer: str | Path | None, dtype: str,
+                 precision: str = USUAL, **options) -> Model:
   if precision not in ("default", "high", "highest"):
     raise ConfigError(f"precision: expected default, high or highest, found {precision!r}")
   if pipelines.is_pipeline(path):
     if "part" not in options:
-      return _load_pipeline(path, mesh=mesh, tokenizer=tokenizer, precision=precision, **options)
+      return _load_pipeline(path, mesh=mesh, tokenizer=tokenizer, precision=precision, dtype=dtype, **options)
     path, how = pipelines.place_of(path, options.pop("part"), variant=options.pop("variant", ""))
     options |= how
   loaded = public.load(path, **options)
@@ -156,7 +170,10 @@ def _load_public(path: str | Path, *, mesh: Mapping[str, int] | None, tokenizer:
     data["text_len"] = length
   data |= {key: value for key, value in UNREAD.items() if key not in data}
   objective = config["objective"]
-  predict = build(OBJECTIVES, objective).predict if objective else serving.predict(loaded.family, loaded.module, config)
+  if objective:
+    predict = build(OBJECTIVES, {**objective, "model": {**objective["model"], "dtype": dtype}}).predict
+  else:
+    predict = serving.predict(loaded.family, computing(loaded.module, dtype), config)
   predict = all_precise(predict, precision)
   kind = objective["name"] if objective else serving.kind(loaded.family, loaded.module)
   report = dict(path=str(path), step=0, params=run_directory.RAW, objective=kind, hint=_hint(path) if kind == "denoiser" else "",
@@ -185,6 +202,7 @@ def _assemble(config: Mapping, values: Tree, extra: Tree, report: dict[str, Any]
   placed = jax.tree.map(place, values, parallel.shardings(values, devices))
   extra = jax.tree.map(lambda leaf: place(leaf, parallel.replicated(devices)), extra) or ()
   services = base.serve(predict, config, mesh=devices, tokenizer=tokenizer, workdir=workdir)._replace(load=load)
+  report |= {name: Names(report[name]) for name in NAMED if name in report}
   report |= dict(parameters={group: tree.count(values[group]) for group in sorted(values)}, mesh=dict(devices.shape))
   return _kind(predict)(config, placed, extra, report, tokenizer=tokenizer, services=services, mesh=devices)
 

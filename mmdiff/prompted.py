@@ -3,7 +3,6 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
-import jax
 import numpy as np
 from PIL import Image
 
@@ -38,7 +37,7 @@ class Prompted(Model):
 
   def _draw(self, prompts: Sequence[str], negative_prompts: str | Sequence[str] | None, rows: Mapping[str, np.ndarray],
             static: Mapping[str, Any], *, steps: int | None, guidance: float | None, sampler: str | None, seeds: int | Sequence[int],
-            output: str, long_prompts: str, batch_size: int | None, **options) -> Pictures:
+            output: str, long_prompts: str, batch_size: int | None, progress: bool | None, **options) -> Pictures:
     """What every kind of drawing ends in; `rows` and `static` as of `evaluators.base.draw`."""
     decodes = "decode" in self.services.predict
     known = [name for name in get_args(Output) if decodes or name != "latents"]
@@ -58,13 +57,16 @@ class Prompted(Model):
         asked.noise(name, given, len(prompts))
     tokens, mask, negative = self._words(prompts, negative_prompts, long_prompts)
     own = self.sampling
-    with jax.set_mesh(self.mesh):
-      made = base.draw(self.services, self.params, tokens, mask, seeds, sampler=sampler, steps=own["steps"] if steps is None else steps,
-                       guidance=own["guidance"] if guidance is None else float(guidance), negative=negative,
-                       rows={name: np.asarray(value, np.float32) if name in NOISES else np.asarray(value)
-                             for name, value in rows.items()},
-                       extra=self.extra, size=self._size(len(prompts), batch_size or own["rows"]),
-                       static={**static, **(dict(decode=output != "latents") if decodes else {})}, **options)
+    taken = own["steps"] if steps is None else steps
+    static = {**static, **(dict(decode=output != "latents") if decodes else {})}
+    rows = {name: np.asarray(value, np.float32) if name in NOISES else np.asarray(value) for name, value in rows.items()}
+    function = base.drawing_function(rows)
+    shapes = (tokens.shape[1], negative is None, *sorted((name, value.shape[1:]) for name, value in rows.items()), *sorted(static.items()))
+    with self._running(function, "pictures", len(prompts), shapes, what=f"{function}, {taken} steps", work=taken,
+                       batch_size=batch_size, most=own["rows"], progress=progress) as (services, size):
+      made = base.draw(services, self.params, tokens, mask, seeds, sampler=sampler, steps=taken,
+                       guidance=own["guidance"] if guidance is None else float(guidance), negative=negative, rows=rows, extra=self.extra,
+                       size=size, static=static, **options)
     return finished(made, output)
 
   def _words(self, prompts: Sequence[str], negative: Sequence[str] | None, long_prompts: str):
@@ -125,7 +127,7 @@ class Draws(Prompted):
                guidance: float | None = None, sampler: str | None = None, seeds: int | Sequence[int] = 0, height: int | None = None,
                width: int | None = None, latents: np.ndarray | None = None, output: Output = "pil",
                long_prompts: Literal["cut", "chunks"] = "cut", size: np.ndarray | None = None, refiner: Model | None = None,
-               handover: float | None = None, batch_size: int | None = None, **options) -> Pictures:
+               handover: float | None = None, batch_size: int | None = None, progress: bool | None = None, **options) -> Pictures:
     """Prompts -> a list of pictures of PIL; or, by `output`, arrays.
 
     Picture i depends on prompt i, seed i and the other options, not on the batch that it is drawn in.
@@ -141,7 +143,9 @@ class Draws(Prompted):
       size: int32 [B 6], where the model reads it: height and width of the original, top and left of the crop, target height and width;
         None is a whole picture of the size that is drawn.
       refiner: another model of the same latents, which goes on from where `handover` of the noise is gone (SDXL's); None is 0.8 of it.
-      batch_size: pictures drawn at a time; None is as many as there are, up to 64, or 4 for a public model.
+      batch_size: pictures drawn at a time; None is as many as there are, up to 64, or 4 for a public model, or of a number that was
+        compiled before and serves (`abilities.fitting`).
+      progress: whether a line on stderr tells of compiling, and how far it is; None: on a terminal and in a notebook.
       **options: of the plan, such as rescale and eta.
     """
     prompts = asked.texts(prompts)
@@ -153,7 +157,8 @@ class Draws(Prompted):
     static = dict(height=height, width=width) if "decode" in self.services.predict else {}
     if not prompts:
       return finished(np.zeros((0, height or own, width or own, 3), np.float32), output)
-    shared = dict(steps=steps, guidance=guidance, sampler=sampler, seeds=seeds, long_prompts=long_prompts, batch_size=batch_size, **options)
+    shared = dict(steps=steps, guidance=guidance, sampler=sampler, seeds=seeds, long_prompts=long_prompts, batch_size=batch_size,
+                  progress=progress, **options)
     if refiner is None:
       return self._draw(prompts, negative_prompts, rows, static, output=output, **shared)
     handover = HANDOVER if handover is None else float(handover)
@@ -220,10 +225,12 @@ class Edits(Draws):
   def _edit(self, pixels: np.ndarray, prompts: Sequence[str], negative_prompts, rows: Mapping[str, np.ndarray], *, strength: float,
             steps: int | None = None, guidance: float | None = None, sampler: str | None = None, seeds: int | Sequence[int] = 0,
             latents: np.ndarray | None = None, size: np.ndarray | None = None, output: Output = "pil",
-            long_prompts: Literal["cut", "chunks"] = "cut", batch_size: int | None = None, **options) -> Pictures:
+            long_prompts: Literal["cut", "chunks"] = "cut", batch_size: int | None = None, progress: bool | None = None,
+             **options) -> Pictures:
     more = {name: value for name, value in dict(latents=latents, size=size).items() if value is not None}
     return self._draw(prompts, negative_prompts, {"image": pixels, **rows, **more}, {}, steps=steps, guidance=guidance, sampler=sampler,
-                      seeds=seeds, output=output, long_prompts=long_prompts, batch_size=batch_size, strength=strength, **options)
+                      seeds=seeds, output=output, long_prompts=long_prompts, batch_size=batch_size, progress=progress, strength=strength,
+                      **options)
 
 
 class Enlarges(Prompted):
@@ -233,7 +240,8 @@ class Enlarges(Prompted):
   def upscale(self, images, prompts: str | Sequence[str], negative_prompts: str | Sequence[str] | None = None, *, noise_level: int = 20,
               steps: int | None = None, guidance: float | None = None, sampler: str | None = None, seeds: int | Sequence[int] = 0,
               latents: np.ndarray | None = None, small_noise: np.ndarray | None = None, output: Output = "pil",
-              long_prompts: Literal["cut", "chunks"] = "cut", batch_size: int | None = None, **options) -> Pictures:
+              long_prompts: Literal["cut", "chunks"] = "cut", batch_size: int | None = None, progress: bool | None = None,
+              **options) -> Pictures:
     """Pictures of f times the sides, f of the model's autoencoder, drawn from small ones, returned as by `generate`.
 
     Args:
@@ -248,7 +256,7 @@ class Enlarges(Prompted):
                 noised=np.asarray([[alpha, sigma]] * len(pixels), np.float32))
     rows |= {name: value for name, value in dict(latents=latents, small_noise=small_noise).items() if value is not None}
     return self._draw(prompts, negative_prompts, rows, {}, steps=steps, guidance=guidance, sampler=sampler, seeds=seeds, output=output,
-                      long_prompts=long_prompts, batch_size=batch_size, **options)
+                      long_prompts=long_prompts, batch_size=batch_size, progress=progress, **options)
 
 
 def finished(made: np.ndarray, output: str) -> Pictures:

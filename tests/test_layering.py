@@ -17,6 +17,7 @@ FLOORS = {
   "mmdiff.models.clip": 3, "mmdiff.models.coca": 3, "mmdiff.models.flops": 3,
   "mmdiff.objectives": 4, "mmdiff.convert": 4, "mmdiff.evaluators": 4, "mmdiff.train": 4,
   "mmdiff.commands": 5, "mmdiff.model": 5, "mmdiff.abilities": 5, "mmdiff.prompted": 5, "mmdiff.asked": 5, "mmdiff.__main__": 5,
+  "mmdiff.runs": 5,
 }
 # Between neighbours on one floor: who may import whom, and why.
 NEIGHBOURS = {
@@ -31,6 +32,8 @@ NEIGHBOURS = {
   ("mmdiff.prompted", "mmdiff.abilities"): "a model that draws is a model",
   ("mmdiff.commands", "mmdiff.prompted"): "a command refuses what a model can't honour before it draws",
   ("mmdiff.commands", "mmdiff.model"): "a command serves a loaded model",
+  ("mmdiff.runs", "mmdiff.model"): "a run loads the model that it made",
+  ("mmdiff.runs", "mmdiff.commands"): "Python trains what the command trains",
   ("mmdiff.model", "mmdiff.commands"): "a run directory's config goes through the same check as a flag's",
   ("mmdiff.__main__", "mmdiff.commands"): "dispatch",
 }

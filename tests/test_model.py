@@ -1,10 +1,16 @@
+import re
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 import mmdiff
+from mmdiff import abilities
+from mmdiff.core import progress
 from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.evaluators import zeroshot
 from tests import toy_runs
 
 
@@ -54,6 +60,65 @@ def test_any_form_of_picture_is_fitted(clip, tmp_path):
     clip.embed_image(["dog.png"])
 
 
+def test_a_call_reuses_what_is_compiled_for_others(tmp_path):
+  """One picture on each device, two, then four: one program."""
+  model, made = mmdiff.load(toy_runs.make(tmp_path, toy_runs.clip())), []
+  count = lambda event, duration_secs, **kwargs: made.append(kwargs["fun_name"]) if event == progress.COMPILED else None
+  jax.monitoring.register_event_duration_secs_listener(count)
+  try:
+    shown = [model.embed_image(pictures(rows)) for rows in (8, 16, 32, 19)]
+  finally:
+    jax.monitoring.unregister_event_duration_listener(count)
+  assert len([name for name in made if "embed_image" in name]) == 1 and [len(rows) for rows in shown] == [8, 16, 32, 19]
+  np.testing.assert_allclose(shown[1], shown[2][:16], atol=1e-6)
+  assert list(model.sizes) == [("embed_image",)] and list(model.sizes["embed_image",]) == [8]
+
+
+@pytest.mark.parametrize("count, wanted, compiled, size", [
+  (1, 1, [], 1), (2, 2, [1], 1), (4, 4, [1], 1), (5, 8, [1], 8), (8, 8, [1, 4], 4), (3, 4, [2, 8], 2), (3, 4, [8], 8), (1, 1, [4], 1),
+  (1, 1, [2], 2), (1000, 64, [16], 64), (1000, 64, [16, 64], 64), (6, 8, [2, 4], 2)])
+def test_sizes_serve_each_other_within_bounds(count, wanted, compiled, size):
+  """At most twice the rows, or four turns."""
+  assert abilities.fitting(count, wanted, compiled) == size
+
+
+def test_similarity_and_classes(clip):
+  images, texts = pictures(5), ["a red circle", "a blue square", "a cat"]
+  cosines = clip.embed_image(images) @ clip.embed_text(texts).T
+  np.testing.assert_allclose(clip.similarity(images, texts), cosines, atol=1e-6)
+  found = clip.classify(images, texts, templates="bare")
+  odds = np.exp(clip.logit_scale * cosines)
+  assert found.dtype == np.float32 and found.shape == (5, 3)
+  np.testing.assert_allclose(found, odds / odds.sum(1, keepdims=True), atol=1e-5)
+  averaged = zeroshot.class_weights(clip.embed_text, texts, zeroshot.TEMPLATES["openai-7"])
+  several = clip.classify(images[0], texts, templates=["openai-7"])
+  assert several.shape == (1, 3) and several.argmax() == (clip.embed_image(images[:1]) @ averaged.T).argmax()
+  for labels, said in (([], "labels: expected at least one"), (["a", "a"], "'a' stands there 2 times")):
+    with pytest.raises(ConfigError, match=said):
+      clip.classify(images, labels)
+  with pytest.raises(ConfigError, match="neither a text with {} for the class name nor one of .* did you mean 'plain'"):
+    clip.classify(images, texts, templates="plan")
+
+
+def test_a_model_tells_what_it_is(clip, t2i):
+  shown = repr(clip)
+  assert re.match(r"<contrastive model of .*clip\d*, step 4, eval parameters>\n  parameters  [\d,]+ \(image [\d,]+, ", shown)
+  assert "pictures    16×16" in shown and "devices     8 × cpu" in shown
+  assert "methods     embed_image, embed_text, logit_scale, similarity, classify" in shown and "generate" in repr(t2i)
+  names = [name for name in dir(clip) if name[0] != "_"]
+  assert set(names) == {"config", "params", "report", "tokenizer", "tokenize", "methods", "takes", *clip.methods()}
+
+
+@pytest.mark.parametrize("asked, said", [
+  ("encode_image", "not encode_image; did you mean embed_image?"), ("get_text_features", "did you mean embed_text?"),
+  ("encode_text", "did you mean embed_text?"), ("embed_imag", "did you mean embed_image?"), ("similarty", "did you mean similarity?"),
+  ("predict", "did you mean classify?"), ("save", r"did you mean mmdiff.save\(model, PATH, format=…\)"),
+  ("wibble", "a contrastive model has no wibble: it has embed_image, ")])
+def test_a_method_by_another_name_is_told_of_ours(clip, asked, said):
+  with pytest.raises(AttributeError, match=said):
+    getattr(clip, asked)
+
+
 def test_steps_and_averages_are_chosen(clip_run, clip):
   assert clip.report["step"] == 4 and clip.report["params"] == "eval" and set(clip.report["parameters"]) == {"image", "text", "logit_scale"}
   scale = lambda *args, **kw: mmdiff.load(*args, **kw).logit_scale
@@ -69,7 +134,7 @@ def test_steps_and_averages_are_chosen(clip_run, clip):
 
 
 def test_a_model_says_what_it_has(clip, t2i):
-  with pytest.raises(AttributeError, match="is a contrastive model: it has embed_image, embed_text, logit_scale, not generate"):
+  with pytest.raises(AttributeError, match="is a contrastive model: it has embed_image, .*, similarity, classify, not generate"):
     clip.generate(["a"])
   with pytest.raises(AttributeError, match="is a diffusion model: it has encode_text, img2img, inpaint, generate, not embed_image"):
     t2i.embed_image(pictures(1))

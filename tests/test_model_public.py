@@ -26,8 +26,26 @@ def test_a_public_clip_embeds_what_its_maker_computed():
     "image", "text", "logit_scale"}
   with pytest.raises(DataError, match="there is no tokenizer beside the weights: put tokenizer.json"):
     model.embed_text(["a"])
-  with pytest.raises(AttributeError, match="is a contrastive model: it has embed_image, embed_text, logit_scale, not generate"):
+  with pytest.raises(AttributeError, match="is a contrastive model: it has embed_image, .*, similarity, classify, not generate"):
     model.generate(["a"])
+
+
+def test_a_report_is_a_summary():
+  """The names of tensors are there, and are not shown."""
+  report = mmdiff.load(FIXTURES / "hf_clip", quiet=True).report
+  assert len(repr(report)) < 1500 and repr(report["loaded"]).startswith("<78 names, ") and report["missing"] == []
+  assert len(json.loads(json.dumps(report))["loaded"]) == 78
+
+
+def test_a_public_clip_computes_in_bfloat16(tmp_path):
+  model = mmdiff.load(FIXTURES / "hf_clip", quiet=True, dtype="bfloat16")
+  made = model.embed_image(EXPECTED["image"])
+  assert made.dtype == np.float32 and 1e-6 < np.abs(made - EXPECTED["clip_image"]).max() < 0.05
+  np.testing.assert_allclose(np.linalg.norm(made, axis=1), 1, atol=0.01)
+  mmdiff.save(model, tmp_path / "out", format="open_clip")           # the weights stay what they were
+  np.testing.assert_allclose(mmdiff.load(tmp_path / "out", quiet=True).embed_image(EXPECTED["image"]), EXPECTED["clip_image"], atol=1e-5)
+  with pytest.raises(ConfigError, match="dtype: expected float32 or bfloat16, found 'int8'"):
+    mmdiff.load(FIXTURES / "hf_clip", dtype="int8")
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path):
@@ -61,6 +79,9 @@ def test_siglips_texts_are_cleaned_padded_and_cut_as_its_files_say(tmp_path, len
   made = model.embed_text(texts)
   np.testing.assert_allclose(made, unit(encode(rows)), atol=1e-6)
   assert np.abs(made - unit(encode(np.where(np.arange(length) > [[3], [0]], 0, rows)))).max() > 1e-2
+  images = np.zeros((1, 8, 8, 3), np.uint8)
+  odds = model.logit_scale * model.similarity(images, ["a photo of a red.", "a photo of a cat."]) + float(model.params["logit_bias"])
+  np.testing.assert_allclose(model.classify(images, ["red", "cat"]), 1 / (1 + np.exp(-odds)), atol=1e-6)
   assert any("cut and padded to 6 tokens" in notice for notice in model.report["notices"]) == (length == 6)
   mmdiff.save(model, tmp_path / "again")
   again = mmdiff.load(tmp_path / "again", quiet=True)

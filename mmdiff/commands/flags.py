@@ -167,11 +167,12 @@ def _meant(name: str, flags: Mapping) -> str:
 
 # The config file
 
-def read_config(source: str, overrides: Sequence[tuple[str, str | None]],
+def read_config(source: str | Mapping, overrides: Sequence[tuple[str, str | None]],
                 block: schema.Block = schema.EXPERIMENT) -> tuple[dict | None, list[str]]:
-  """(config with every default filled in, or None; what is wrong) for `FILE.py[:args]` or `config.json` and `(dotted path, text)` pairs."""
+  """(config with every default filled in, or None; what is wrong) for `FILE.py[:args]` or `config.json`, or what such a file says,
+  and `(dotted path, text)` pairs."""
   try:
-    config = _run(source)
+    config, source = (_run(source), source) if isinstance(source, str) else (_plain(source), "<of Python>")
   except ConfigError as error:
     return None, [str(error)]
   except RecursionError:

@@ -192,7 +192,7 @@ def run(given: Mapping, jobs: Sequence[Job], options: Mapping[str, Any], *, argv
     rows = part + part[-1:] * (size - len(part))          # one shape: no second program, and the same pixels after a resume
     negative = [job.negative for job in rows] if any(job.negative for job in rows) else None
     made = draw(*inputs(rows), [job.prompt for job in rows], negative, seeds=[job.seed for job in rows], batch_size=size, output="uint8",
-                **how, **options)
+                progress=False, **how, **options)
     if chief:
       for job, image in zip(part, made):
         results.write_png(out / job.file, image, notes_of(job, argv, given, flags, settings, model.report["path"]))

@@ -137,7 +137,7 @@ def embedded(model, source, places: Sequence[int], size: int, progress):
 
   def flush() -> None:
     if waiting:
-      vectors.append(model.embed_image(waiting))
+      vectors.append(model.embed_image(waiting, progress=False))
       waiting.clear()
   for place in places:
     key = f"#{place}"

@@ -152,7 +152,7 @@ def draw(services: Services, params: Tree, tokens: np.ndarray, mask: np.ndarray,
   width, decode. Other options go to `predict["plan"]`. Sampler, steps and guidance are arrays of the plan: none of them compiles the
   program again.
   """
-  name = "edit" if "image" in rows else "enlarge" if "small" in rows else "sample"
+  name = drawing_function(rows)
   require(services, "drawing", name, "plan")
   plan = services.predict["plan"](sampler, steps=steps, guidance=guidance, **options)
   function = jax.jit(services.predict[name], static_argnames=tuple(static))
@@ -165,6 +165,11 @@ def draw(services: Services, params: Tree, tokens: np.ndarray, mask: np.ndarray,
     return function(params, batch["tokens"], batch["mask"], batch["seeds"], plan, extra=extra, **given, **static,
                     **{name: batch[name] for name in rows})
   return over_rows(services, run, arrays, size=size or fitting(services, len(tokens)))
+
+
+def drawing_function(rows: Mapping[str, Any]) -> str:
+  """The predict function that draws from these rows, see `draw`."""
+  return "edit" if "image" in rows else "enlarge" if "small" in rows else "sample"
 
 
 def caption_settings(tokenizer, text_len: int, **decoding) -> decode.Settings:

@@ -152,7 +152,7 @@ def test_ranking_puts_the_best_of_each_prompt_first(t2i_run, clip_run, tmp_path)
 def test_what_cannot_be_done_is_said_first(t2i_run, clip_run, tmp_path):
   with pytest.raises(ConfigError, match="--steps: expected at least 1, found 0\n--per_prompt: expected at least 1, found -1"):
     sample.main([f"--model={t2i_run}", "--prompts=a", f"--out={tmp_path}", "--steps=0", "--per_prompt=-1"])
-  with pytest.raises(DataError, match="it has embed_image, embed_text, logit_scale, not generate"):
+  with pytest.raises(DataError, match="it has embed_image, embed_text, logit_scale, similarity, classify, not generate"):
     draw(clip_run, tmp_path / "out")
   with pytest.raises(DataError, match="it has encode_text, img2img, inpaint, generate, not embed_image"):
     draw(t2i_run, tmp_path / "out", f"--rank_with={t2i_run}")
