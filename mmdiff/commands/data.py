@@ -131,12 +131,18 @@ def _bad_numbers(given: Mapping[str, Any]) -> list[str]:
   least = {"per_shard": 1, "per_unit": 1, "batch_size": 1,
            "examples": 1, "threads": 1, "limit": 0, "count": 0, "size": 0, "vocab": 1, "sample": 1, "max_pixels": 1,
            "max_decode_bytes": 1}
-  return [f"--{name}: expected at least {low}, found {given[name]}" for name, low in least.items() if name in given and given[name] < low]
+  found = [f"--{name}: expected at least {low}, found {given[name]}" for name, low in least.items() if name in given and given[name] < low]
+  fraction = given.get("max_bad_fraction", 0)
+  return found + ([] if 0 <= fraction <= 1 else [f"--max_bad_fraction: expected a value from 0 to 1, found {fraction:g}"])
 
 
 def _bad_formats(given: Mapping[str, Any]) -> list[str]:
+  from mmdiff.data import array_records
+  name = given.get("dataset_name")
+  named = [f"--dataset_name: {wrong}"] if name and (wrong := array_records.wrong_name(name)) else []
   known = lambda name: nearest(name, FORMATS) or " or ".join(FORMATS)
-  return [f"--format: unknown format {name!r}; did you mean {known(name)}?" for name in given.get("format") or () if name not in FORMATS]
+  return named + [f"--format: unknown format {name!r}; did you mean {known(name)}?" for name in given.get("format") or ()
+                  if name not in FORMATS]
 
 
 def source_config(given: Mapping[str, Any], overrides: Sequence[tuple[str, str | None]]) -> tuple[dict[str, Any], list[str]]:

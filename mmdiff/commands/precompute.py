@@ -112,11 +112,14 @@ def chosen(asked: Sequence[str], objective, config: Mapping) -> list[str]:
   if unknown:
     raise ConfigError(f"--parts: unknown part {unknown[0]!r}; known: {', '.join(PARTS)}")
   refused = [part for part in asked if part not in frozen]
+  if not able:
+    raise ConfigError("precompute: this command keeps what the frozen encoders of a text-to-image config make of its data, and the "
+                      f"objective {config['objective']['name']!r} has none; take a config such as configs/t2i_latent.py, or train on this "
+                      "one's data as it is")
   if refused or not frozen:
     groups = [PARTS[part][0] for part in refused or able]
-    raise ConfigError(f"precompute: {', '.join(refused) or 'nothing'} can't be computed ahead: the config must have the encoder and freeze "
-                      f"it, e.g. freeze=(\"{(groups or ['autoencoder'])[0]}/.*\",); this objective has "
-                      f"{', '.join(groups) or 'no encoder'}, freeze is {config['freeze']}")
+    raise ConfigError(f"precompute: {', '.join(refused or able)} can't be computed ahead: the config must have the encoder and freeze "
+                      f"it, e.g. freeze=(\"{groups[0]}/.*\",); this objective has {', '.join(groups)}, freeze is {config['freeze']}")
   return [part for part in PARTS if part in (asked or frozen)]
 
 

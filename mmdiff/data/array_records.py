@@ -6,18 +6,21 @@ to a list of texts, empty where a record lacks the kind.
 import collections
 import contextlib
 import io
-import json
-import os
-import shutil
+import re
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmdiff.core.errors import CannotWrite, DataError
-from mmdiff.core.files import plain, read_object, write_json
-from mmdiff.data import records, verdict
+from mmdiff.core.errors import CannotWrite, ConfigError, DataError
+from mmdiff.core.files import read_object, write_json
+from mmdiff.core.spelling import shown
+from mmdiff.data import records, shards, verdict
+from mmdiff.data.digests import Digests
 from mmdiff.data.quarantine import BadRecord, Offence
 from mmdiff.data.verdict import LIMITS, Limits
+
+NAME, NOTE = r"[A-Za-z]\w*", "mmdiff.json"
 
 
 def write(splits: Mapping[str, Any], out: str, *, name: str, description: str = "", version: str = "1.0.0", limits: Limits = LIMITS,
@@ -26,17 +29,20 @@ def write(splits: Mapping[str, Any], out: str, *, name: str, description: str = 
 
   Bad records, as `verdict` finds them, are left out and counted. Returns {"count", "splits": {name: n}, "bad": {kind: n}, "offenders":
   {split: [{key, kind, detail}]}, "path", "kept", "fingerprint"}.
-  Raises DataError when something else is there.
+  Raises DataError when something else is there, or what was written is gone or changed, and when a split has no good record; ConfigError
+  for a name that `wrong_name` refuses.
   """
   import tensorflow_datasets
 
+  if wrong := wrong_name(name):
+    raise ConfigError(f"name: {wrong}")
   target = Path(out) / name / version
   identity = records.fingerprint(*[item for split, source in splits.items() for item in (split, source.fingerprint())], *limits)
-  note = target / "mmdiff.json"
+  note = target / NOTE
   if note.exists():
     done = read_object(note)
     if done.get("fingerprint") == identity:
-      return done | {"kept": True}
+      return _intact(target, done) | {"path": str(target), "kept": True}
     raise DataError(f"{target} holds records of another source or of other limits; choose another folder or version, or remove it")
   if target.exists():
     raise DataError(f"{target} exists and was not finished by this command; remove it or choose another folder")
@@ -73,23 +79,46 @@ def write(splits: Mapping[str, Any], out: str, *, name: str, description: str = 
           except BadRecord as fault:
             bad[split].append(Offence(one.key, fault.kind, fault.detail))
         tell(before + number, total)
+      if not seen:
+        raise shards.nothing_good(len(source), bad[split])
 
   Written.name = name
   try:
     Path(out).mkdir(parents=True, exist_ok=True)
     builder = Written(data_dir=out)
     tensorflow_datasets.disable_progress_bar()
-    with contextlib.redirect_stdout(io.StringIO()):                       # it announces a download that there is not
-      builder.download_and_prepare(file_format="array_record")
-  except OSError as error:
+    with tempfile.TemporaryDirectory() as nothing, contextlib.redirect_stdout(io.StringIO()):      # it announces a download that is not
+      builder.download_and_prepare(download_dir=nothing, file_format="array_record")
+  except (OSError, RuntimeError) as error:
+    if not isinstance(error, OSError) and not re.search(r"\b(open|write|close|fsync|ftruncate)\(\) failed", str(error)):
+      raise                                                               # not what ArrayRecord makes of the system's error
     raise CannotWrite(f"can't write {target}: {error}") from error
-  shutil.rmtree(os.path.join(out, "downloads"), ignore_errors=True)
+  finally:
+    with contextlib.suppress(OSError):
+      target.parent.rmdir()                                               # if nothing came of it
   counts = {split: builder.info.splits[split].num_examples for split in splits}
   kinds_of = collections.Counter(offence.kind for offences in bad.values() for offence in offences)
   done = {"count": sum(counts.values()), "splits": counts, "bad": dict(kinds_of),
           "offenders": {split: [offence._asdict() for offence in offences] for split, offences in bad.items()},
           "path": str(target), "kept": False, "fingerprint": identity}
-  write_json(note, done)
+  names = sorted(path.name for path in target.iterdir())
+  write_json(note, done | {"files": Digests(target).of(names)})
+  return done
+
+
+def wrong_name(name: str) -> str | None:
+  """Why a set can't be called so, or None: its name is that of a folder and of files."""
+  return None if re.fullmatch(NAME, name) else f"expected letters, digits and underscores, a letter first, found {shown(name)}"
+
+
+def _intact(target: Path, done: dict[str, Any]) -> dict[str, Any]:
+  """What the note of a finished set says, if its files are those that were written; else DataError."""
+  files = done.pop("files", None)
+  if not isinstance(files, dict) or not {"count", "splits", "bad", "offenders", "path"} <= {*done}:
+    raise DataError(f"{target / NOTE} does not say what was written; remove {target}, or choose another folder")
+  for name, found in Digests(target).of(list(files)).items():
+    if found != files[name]:
+      raise DataError(f"{target / name} is {'gone' if found is None else 'not as it was written'}; remove {target}, and run this again")
   return done
 
 
@@ -107,14 +136,15 @@ def example_of(record: Mapping, kinds: Sequence[str]) -> dict[str, Any]:
   if other := set(record["captions"]) - set(kinds):
     raise BadRecord("bad_type", f"captions of kind {', '.join(sorted(other))}, which the set has no place for", record["key"])
   return {"key": record["key"], "image": data, "captions": {kind: _texts(record, kind) for kind in kinds},
-          "extras": json.dumps(plain(records.extras_of(record)))}
+          "extras": records.as_json(records.extras_of(record), key=record["key"])}
 
 
-def _captions(source: Any, i: int) -> Mapping[str, Any]:
+def _captions(source: Any, i: int) -> list[str]:
+  """The kinds of a record's captions; of one that has none in order, none."""
   try:
-    return records.without_image(source, i)["captions"]
-  except BadRecord:
-    return {}
+    return [kind for kind in records.without_image(source, i)["captions"] if isinstance(kind, str)]
+  except (BadRecord, KeyError, TypeError):
+    return []
 
 
 def _texts(record: Mapping, kind: str) -> list[str]:

@@ -5,11 +5,13 @@ knows of it (`label`, `facts`, `scene`). A record that can't be had raises `BadR
 used at all raises `DataError` when it is built. A source that can leave a picture unread has `without_image(i)` beside `source[i]`.
 """
 import hashlib
+import json
 import os
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
+from mmdiff.core.files import plain
 from mmdiff.data.quarantine import BadRecord
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
@@ -86,6 +88,18 @@ def captions_of(row: Mapping[str, Any]) -> dict[str, str | list[str]]:
 def extras_of(row: Mapping[str, Any]) -> dict[str, Any]:
   """The fields of a row that pass through to the record."""
   return {name: row[name] for name in EXTRAS if name in row}
+
+
+def as_json(row: Mapping[str, Any], *, key: str) -> bytes:
+  """A row of JSON fields as UTF-8, as a reader of shards takes it. BadRecord: bad_type for what JSON or UTF-8 has no form of, long_caption
+  beyond MAX_TEXT_BYTES."""
+  try:
+    data = json.dumps(plain(row), ensure_ascii=False).encode()
+  except (TypeError, ValueError, RecursionError) as error:
+    raise BadRecord("bad_type", f"captions or other fields: {error}", key) from None
+  if len(data) > MAX_TEXT_BYTES:
+    raise BadRecord("long_caption", f"captions and other fields have {len(data):,} bytes, more than {MAX_TEXT_BYTES:,}", key)
+  return data
 
 
 def _encodes(name: str) -> bool:

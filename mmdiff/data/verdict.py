@@ -11,7 +11,7 @@ from PIL import Image
 
 from mmdiff.core.ranges import wrong_text
 from mmdiff.core.terminal import escaped
-from mmdiff.data import captions, decode, pipelines
+from mmdiff.data import captions, decode, pipelines, records
 from mmdiff.data.quarantine import BadRecord, Offence
 
 SIGNATURES = {b"\xff\xd8\xff": "jpg", b"\x89PNG\r\n\x1a\n": "png", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tif", b"MM\0*": "tif"}
@@ -39,10 +39,14 @@ class Seen(NamedTuple):
 
 
 def encoded(image: Any) -> tuple[bytes, str]:
-  """(bytes, suffix): encoded bytes as they are, uint8 [H W 3] as PNG. BadRecord("undecodable") for bytes of no known picture format."""
+  """(bytes, suffix): encoded bytes as they are, uint8 [H W 3] as PNG. BadRecord: undecodable for bytes of no known picture format, bad_type
+  for an array that is no picture, oversized for more bytes than a reader takes."""
   if isinstance(image, np.ndarray):
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
+    try:
+      Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image).save(buffer, "PNG")
+    except (TypeError, ValueError, OSError, SystemError) as error:
+      raise BadRecord("bad_type", f"an array of {image.dtype} {list(image.shape)} is no picture: {error}") from None
     return buffer.getvalue(), "png"
   if not isinstance(image, (bytes, bytearray, memoryview)):
     raise BadRecord("bad_type", f"expected bytes or an array, found {type(image).__name__}")
@@ -52,6 +56,8 @@ def encoded(image: Any) -> tuple[bytes, str]:
     suffix = "webp"
   if not suffix:
     raise BadRecord("undecodable", f"starts with {data[:8]!r}")
+  if len(data) > records.MAX_PICTURE_BYTES:
+    raise BadRecord("oversized", f"{len(data):,} bytes, more than {records.MAX_PICTURE_BYTES:,}")
   return data, suffix
 
 
@@ -71,7 +77,9 @@ def look(source: Any, i: int, *, limits: Limits = LIMITS, keep: bool = False) ->
       raise BadRecord("unreadable", f"its key: {wrong}, which no result could name", f"#{i}")
     kind = "array" if isinstance(record["image"], np.ndarray) else encoded(record["image"])[1]
     height, width = decode.pixels(record["image"], max_pixels=limits.max_pixels, max_bytes=limits.max_bytes).shape[:2]
-    return Seen(key, None, kind, width, height, _words(source, record["captions"], key), record if keep else {})
+    words = _words(source, record["captions"], key)
+    records.as_json({"key": key, "captions": record["captions"]} | records.extras_of(record), key=key)
+    return Seen(key, None, kind, width, height, words, record if keep else {})
   except BadRecord as fault:
     found = offence(fault, key)
     return Seen(found.key, found, "", 0, 0, {}, {})
@@ -86,6 +94,8 @@ def _words(source: Any, texts: Any, key: str) -> dict[str, list[int]]:
     raise BadRecord("missing_caption")
   allow_empty, words = getattr(source, "allow_empty_captions", False), {}
   for kind, value in texts.items():
+    if not isinstance(kind, str):
+      raise BadRecord("bad_type", f"captions: expected texts as kinds, found {kind!r}")
     items = value if isinstance(value, (list, tuple)) and value else [value]
     words[kind] = [len(captions.text_of(item, key=key, allow_empty=allow_empty).split()) for item in items]
   return words

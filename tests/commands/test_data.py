@@ -224,3 +224,26 @@ def test_neither_jax_nor_tensorflow_is_imported():
           "assert not {'jax', 'tensorflow', 'flax'} & set(sys.modules), [m for m in sys.modules if m in ('jax', 'tensorflow', 'flax')]")
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
   assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("argv, said", [
+  (("build", "scenes", "--format=array_record", "--dataset_name=../../evil"), "--dataset_name: expected letters, digits and underscores"),
+  (("shard", "scenes:T16", "--format=array_record", "--dataset_name=a b/c"), "--dataset_name: expected letters"),
+  (("validate", "scenes:T16", "--max_bad_fraction=-1"), "--max_bad_fraction: expected a value from 0 to 1, found -1"),
+  (("validate", "scenes:T16", "--max_bad_fraction=nan"), "--max_bad_fraction: expected"),
+  (("precompute", "--config=configs/clip.py:tiny"), "this command keeps what the frozen encoders of a text-to-image config make")])
+def test_flags_that_mean_nothing(tmp_path, capsys, argv, said):
+  assert run(*argv, f"--out={tmp_path / 'deep' / 'out'}") == 64
+  assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("form", ["webdataset", "array_record"])
+def test_names_that_are_not_utf_8_are_bad_records(tmp_path, capsys, form):
+  folder = os.fsencode(tmp_path / "in")
+  os.mkdir(folder)
+  for name in (b"\xff\xfe", b"good"):
+    for ending, content in ((b".png", picture(1)), (b".txt", b"a cat")):
+      with open(os.path.join(folder, name + ending), "wb") as file:
+        file.write(content)
+  assert run("shard", tmp_path / "in", f"--out={tmp_path / 'out'}", f"--format={form}") == 0
+  assert "bad {'unreadable': 1}" in capsys.readouterr().out

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmdiff.core.errors import CannotWrite, DataError
-from mmdiff.data import decode, shards, survey, tar_index, verdict
+from mmdiff.data import array_records, decode, records, shards, survey, tar_index, verdict
 from mmdiff.data.quarantine import BadRecord
 from mmdiff.data.webdataset import webdataset
 from tests.data.fixtures import Rows, picture
@@ -119,7 +119,8 @@ def test_a_stop_leaves_whole_shards_and_the_same_call_goes_on(tmp_path):
   rows = [row(i) for i in range(7)]
   with pytest.raises(KeyboardInterrupt):
     shards.write(Stopped(rows), str(tmp_path), per_shard=2)
-  assert sorted(path.name for path in tmp_path.iterdir()) == [f"0000{n}{end}" for n in range(3) for end in (".tar", "_stats.json")]
+  assert sorted(path.name for path in tmp_path.iterdir()) == [
+    *(f"0000{n}{end}" for n in range(3) for end in (".tar", "_stats.json")), "digests.mmdiff-index"]
   done = shards.write(Rows(rows), str(tmp_path), per_shard=2)
   assert (done["kept_shards"], done["shards"], done["count"]) == (3, 4, 7)
   shards.write(Rows(rows), str(tmp_path / "at_once"), per_shard=2)
@@ -149,3 +150,53 @@ def test_progress_is_told(tmp_path):
   told = []
   shards.write(Rows([row(i) for i in range(3)]), str(tmp_path), per_shard=2, tell=lambda done, total: told.append((done, total)))
   assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_a_shard_whose_bytes_changed_is_written_anew(tmp_path):
+  rows = Rows([row(i) for i in range(4)])
+  shards.write(rows, str(tmp_path), per_shard=2)
+  path = tmp_path / "00001.tar"
+  before = path.read_bytes()
+  path.write_bytes(before[:1536] + bytes(400) + before[1936:])
+  assert shards.write(rows, str(tmp_path), per_shard=2)["kept_shards"] == 1 and path.read_bytes() == before
+  about = tmp_path / "00000_stats.json"
+  stats = about.read_bytes()
+  about.write_bytes(stats.replace(b'"successes"', b'"sucesses"'))
+  assert shards.write(rows, str(tmp_path), per_shard=2)["kept_shards"] == 1 and about.read_bytes() == stats
+  about.write_text("[")
+  with pytest.raises(DataError, match="00000_stats.json: not valid JSON"):
+    shards.write(rows, str(tmp_path), per_shard=2)
+
+
+def test_where_no_record_is_good_nothing_is_written(tmp_path):
+  for rows, said in (([row(0, image=b"<html>"), row(1, image=b"")], "none of 2 records is good: bad {'undecodable': 2}; the first: k0: "),
+                     ([], "none of 0 records is good")):
+    with pytest.raises(DataError, match=said):
+      shards.write(Rows(rows), str(tmp_path / "out"), per_shard=1)
+    assert not list((tmp_path / "out").glob("0*"))
+
+
+WRONG = {
+  "float picture": (dict(image=np.zeros((4, 4, 3))), "bad_type"), "no side": (dict(image=np.zeros((0, 0, 3), np.uint8)), "bad_type"),
+  "list as picture": (dict(image=[1, 2]), "bad_type"), "no picture": (dict(image=None), "missing_key"),
+  "number as key": (dict(key=5), "bad_type"), "half a letter": (dict(captions={"original": "x\ud800"}), "non_utf8_caption"),
+  "no captions": (dict(captions=None), "missing_key"), "half a letter beside": (dict(scene="x\ud800"), "bad_type"),
+  "number as kind": (dict(captions={1: "x"}), "bad_type"), "beyond JSON": (dict(facts={"a": {1, b"x"}}), "bad_type"),
+  "beyond a reader": (dict(facts="w" * (records.MAX_TEXT_BYTES + 1)), "long_caption")}
+
+
+@pytest.mark.parametrize("fields, kind", WRONG.values(), ids=WRONG)
+def test_records_that_no_reader_would_take_are_counted(tmp_path, fields, kind):
+  source = Rows([row(0) | fields, row(1)])
+  assert shards.write(source, str(tmp_path / "tars"))["bad"] == {kind: 1}
+  assert [webdataset(urls=str(tmp_path / "tars"))[0]["key"]] == ["k1"]
+  assert array_records.write({"train": source}, str(tmp_path), name="toy")["bad"] == {kind: 1}
+
+
+def test_pictures_of_one_channel_and_a_picture_of_too_many_bytes(tmp_path, monkeypatch):
+  gray = Rows([row(0, image=np.full((4, 4, 1), 7, np.uint8)), row(1)])
+  shards.write(gray, str(tmp_path / "gray"))
+  assert (decode.decode(webdataset(urls=str(tmp_path / "gray"))[0]["image"]) == 7).all()
+  monkeypatch.setattr(records, "MAX_PICTURE_BYTES", 500)
+  noise = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
+  assert shards.write(Rows([row(0, image=noise), row(1)]), str(tmp_path / "noise"))["bad"] == {"oversized": 1}
