@@ -2,45 +2,53 @@
 from ml_collections import ConfigDict
 
 
+class WrongArgument(ValueError):
+  """An argument of a config, `FILE.py:ARGUMENT`, that it does not take. `name`: of one that it does not know, `known`: those it does."""
+
+  def __init__(self, message: str, name: str = "", known: tuple[str, ...] = ()):
+    super().__init__(message)
+    self.name, self.known = name, known
+
+
 def parse(arg: str, *, apart: tuple[tuple[str, ...], ...] = (), within: dict = {}, **defaults) -> ConfigDict:  # noqa: B006
   """`"tiny,variant=B/16"` -> the defaults with those values; a bare word is True.
 
   apart: groups of names of which one is given at most, since it decides what the others would. within: name -> another, without which it
-  would change nothing. Raises ValueError for these, unknown names, bad values, and a name given twice.
+  would change nothing. Raises WrongArgument for these, unknown names, bad values, and a name given twice.
   """
   values, said = dict(defaults), []
   for part in filter(None, (arg or "").split(",")):
     name, given, text = part.partition("=")
     if name not in defaults:
-      raise ValueError(f"unknown config argument {name!r}; known: {', '.join(defaults)}")
+      raise WrongArgument(f"unknown config argument {name!r}; known: {', '.join(defaults)}", name, tuple(defaults))
     if name in said:
-      raise ValueError(f"config argument {name} is given twice")
+      raise WrongArgument(f"config argument {name} is given twice")
     kind = type(defaults[name])
     if kind is bool:
       if text.lower() not in ("", "true", "false"):
-        raise ValueError(f"config argument {name} takes true or false, found {text!r}")
+        raise WrongArgument(f"config argument {name} takes true or false, found {text!r}")
       values[name] = text.lower() != "false"
     elif not given:
-      raise ValueError(f"config argument {name} needs a value: {name}={defaults[name]}")
+      raise WrongArgument(f"config argument {name} needs a value: {name}={defaults[name]}")
     else:
       try:
         values[name] = kind(text)
       except ValueError:
-        raise ValueError(f"config argument {name} takes {kind.__name__}, found {text!r}") from None
+        raise WrongArgument(f"config argument {name} takes {kind.__name__}, found {text!r}") from None
     said += [name] if values[name] is not False else []
   for group in apart:
     if len(both := [name for name in said if name in group]) > 1:
-      raise ValueError(f"config arguments {' and '.join(both)} don't go together: give one of them")
+      raise WrongArgument(f"config arguments {' and '.join(both)} don't go together: give one of them")
   for name, other in within.items():
     if name in said and other not in said:
-      raise ValueError(f"config argument {name} belongs to {other}: give {other},{name}=… or leave it out")
+      raise WrongArgument(f"config argument {name} belongs to {other}: give {other},{name}=… or leave it out")
   return ConfigDict(values)
 
 
 def one_of(name: str, value, known) -> None:
-  """Raises ValueError for a value of a config argument that is not among those known."""
+  """Raises WrongArgument for a value of a config argument that is not among those known."""
   if value not in known:
-    raise ValueError(f"config argument {name} takes {', '.join(map(str, known))}, found {value!r}")
+    raise WrongArgument(f"config argument {name} takes {', '.join(map(str, known))}, found {value!r}")
 
 
 def base(*, steps: int, batch_size: int, seed: int = 0, log_every_steps: int = 50, save_every_steps: int = 1000) -> ConfigDict:

@@ -45,10 +45,10 @@ def usage() -> str:
 
 def help_of(command: str) -> str:
   """A command's docstring and flags, read without importing it."""
-  from mmdiff.commands import flags
+  from mmdiff.commands import help
   module = ast.parse((Path(__file__).parent / "commands" / f"{command}.py").read_text(encoding="utf-8"))
   table = next((node.value for node in module.body if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "FLAGS"), None)
-  return flags.help_text(ast.get_docstring(module) or COMMANDS[command], _literal(table) if table else {})
+  return help.text(ast.get_docstring(module) or COMMANDS[command], _literal(table) if table else {})
 
 
 def _literal(node: ast.expr):

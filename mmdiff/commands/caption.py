@@ -136,7 +136,8 @@ def serve(model, given: Mapping) -> tuple[Captioner, dict[str, Any], int]:
 
   from mmdiff import decode
   from mmdiff.evaluators import base
-  base.require(model.services, "captioning", "caption")
+  if "caption" not in model.services.predict:
+    raise ConfigError(f"--model: no captioner: {model.without('caption')}")
   chosen = {name: given[name] for name in DECODING if given[name] is not None}
   settings = base.caption_settings(model.tokenizer, model.config["data"]["text_len"], **chosen)
   defaults = {name: parameter.default for name, parameter in inspect.signature(decode.settings).parameters.items() if name in DECODING}

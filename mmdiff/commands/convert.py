@@ -46,6 +46,7 @@ FLAGS = {
   "verify": dict(type="bool", default=False, help="read the result back and compare outputs, of a pipeline those of every part"),
 }
 LOAD = ("prefer", "variant", "allow_missing", "image_size", "text_len", "patch", "act", "head_width", "part", "ema")
+READ = ("prefer", "variant", "image_size", "text_len", "patch", "act", "head_width", "part")      # what a format is told when it is read
 SHARED = ("prefer", "variant", "allow_missing")                            # of every part of a pipeline
 TOLERANCE = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}          # of --verify, relative to the largest output
 
@@ -159,6 +160,10 @@ def whole(given: Mapping) -> bool:
     if several and given["to"] not in pipelines.WHOLE:
       raise ConfigError(f"{given['src']} holds several models: --to is {' or '.join(pipelines.WHOLE)} for all of them, or give --part, "
                         "or the folder of one")
+    if not several and given["to"] in pipelines.WHOLE:
+      found, _, reading = public.read(given["src"], **{name: given[name] for name in READ if given[name]})
+      raise ConfigError(f"--to={given['to']} is for a whole Stable Diffusion; {given['src']} is {found.about} ({found.name}), which goes "
+                        f"to {', '.join(public.holding(reading.module)) or 'no format here'}")
     return several
   return given["to"] in pipelines.WHOLE
 

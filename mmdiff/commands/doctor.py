@@ -227,7 +227,7 @@ def check_model(config: Mapping, mesh, dataset):
   example = dict(image=np.zeros((side, side, 3), np.uint8), tokens=np.zeros(length, np.int32), mask=np.ones(length, bool),
                  id=np.zeros((), np.uint32), counts=np.zeros(len(dataset.count_names), np.int32))
   made = setup.plan(config, objective, example, mesh=mesh)
-  check_vocabulary(tree.merge(made.state.params, made.state.frozen), dataset.tokenizer)
+  check_vocabulary(tree.merge(made.state.params, made.state.frozen), dataset.tokenizer, config)
   flops = objective.predict.get("flops")
   cost = f", {flops(1, length) / 1e9:.2f} GFLOP an example to train" if flops else ""
   text = f"{tree.count(made.state.params):,} parameters trained, {tree.count(made.state.frozen):,} frozen{cost}"

@@ -29,7 +29,6 @@ or are replaced by a literal `{"long": 1.0}`. Setting a block's `name` drops the
 import ast
 import re
 import sys
-import textwrap
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,10 +37,14 @@ from typing import Any
 from mmdiff.core import consistency, ranges, schema
 from mmdiff.core.errors import ConfigError
 from mmdiff.core.files import parse_json
-from mmdiff.core.spelling import edits, nearest, nearest_path
+from mmdiff.core.spelling import edits, nearest
 
 ROOT = Path(__file__).resolve().parents[2]      # of the repository, or of site-packages: where `configs` lives
 SCALARS = ("int", "float", "bool", "str")
+HABITS = {"learning_rate": "optim.default.lr", "max_steps": "steps", "num_steps": "steps", "max_train_steps": "steps",
+          "batch": "batch_size", "bs": "batch_size", "train_batch_size": "batch_size", "gradient_accumulation_steps": "accumulate",
+          "wd": "optim.default.weight_decay"}             # what other tools call a key
+TYPICAL = {"optim": {"default": {"name": "adamw"}}}             # of a config that is not known yet
 PATHS = ("file", "dir", "path", "model")          # texts that name something on disk
 
 
@@ -60,7 +63,9 @@ def parse(argv: Sequence[str], flags: Mapping[str, Mapping], *, positional: Sequ
 
   Raises ConfigError with one line for every mistake.
   """
-  given, words, overrides, problems = _split(argv, flags, positional)
+  given, words, overrides, unknown = _split(argv, flags, positional)
+  keys = _keys(given.get("config"), flags) if unknown else []
+  problems = [f"--{name}: unknown flag" + _meant(name, flags, keys) for name in unknown]
   values: dict[str, Any] = dict.fromkeys(positional) | dict(zip(positional, words))
   problems += [f"{word!r}: unexpected; flags are --name=value" for word in words[len(positional):]]
   for name, flag in flags.items():
@@ -129,9 +134,9 @@ def _field(flag: Mapping) -> schema.Field:
 
 
 def _split(argv: Sequence[str], flags: Mapping[str, Mapping], positional: Sequence[str]):
-  """({flag: text, or None where a value is missing}, bare words, [(config path, text or None)], problems)."""
+  """({flag: text, or None where a value is missing}, bare words, [(config path, text or None)], names that are no flags)."""
   given: dict[str, str | None] = {}
-  words, overrides, problems, rest = [], [], [], list(argv)
+  words, overrides, unknown, rest = [], [], [], list(argv)
   is_bool = lambda name: flags.get(name, {}).get("type") == "bool"
   take = lambda: rest.pop(0) if rest and not rest[0].startswith("--") else None
   while rest:
@@ -140,6 +145,7 @@ def _split(argv: Sequence[str], flags: Mapping[str, Mapping], positional: Sequen
       words.append(arg)
       continue
     name, equals, text = arg.lstrip("-").partition("=")
+    name = name if "." in name or name in flags else name.replace("-", "_")
     if name.startswith("config."):
       overrides.append((name.removeprefix("config."), text if equals else take()))
     elif name.startswith("noconfig."):
@@ -153,16 +159,36 @@ def _split(argv: Sequence[str], flags: Mapping[str, Mapping], positional: Sequen
     else:
       if not equals and not positional:
         take()
-      problems.append(f"--{name}: unknown flag" + _meant(name, flags))
-  return given, words, overrides, problems
+      unknown.append(name)
+  return given, words, overrides, unknown
 
 
-def _meant(name: str, flags: Mapping) -> str:
+def _meant(name: str, flags: Mapping, keys: Sequence[str]) -> str:
   head, dot, tail = name.partition(".")
   if dot and "config" in flags and edits(head, "config") <= 2:
     return f"; did you mean --config.{tail}?"
-  guess = nearest(name, flags)
-  return f"; did you mean --{guess}?" if guess else f"; known: {', '.join('--' + flag for flag in flags) or 'none'}"
+  key = _key(name, keys)
+  guess = key if key and key.split(".")[-1] == name else nearest(name, flags) or key
+  return f"; did you mean --{'config.' if guess == key else ''}{guess}?" if guess else \
+    f"; known: {', '.join('--' + flag for flag in flags) or 'none'}"
+
+
+def _key(name: str, keys: Sequence[str]) -> str | None:
+  """The key of a config that a flag of its last part means, the one least deep; or what another tool calls so."""
+  ending = [key for key in keys if f".{key}".endswith(f".{name}")]
+  return min(ending, key=lambda key: key.count("."), default=None) or (HABITS.get(name) if HABITS.get(name) in keys else None)
+
+
+def _keys(source: str | None, flags: Mapping[str, Mapping]) -> list[str]:
+  """The keys of a command's config, as far as its file says them."""
+  if "config" not in flags:
+    return []
+  block = schema.Block(spec=flags["config"].get("schema", schema.EXPERIMENT.spec))
+  try:
+    config = _run(source) if source else TYPICAL
+  except ConfigError:
+    config = TYPICAL
+  return schema.dotted_keys(config, block)
 
 
 # The config file
@@ -180,6 +206,9 @@ def read_config(source: str | Mapping, overrides: Sequence[tuple[str, str | None
   if block == schema.EXPERIMENT and {"base", "arms"} <= set(config):
     return None, [f"--config={source}: an ablation's config, of several experiments; run it with `mmdiff ablate --config={source} "
                   "--workdir=DIR`, or show what it would do with --plan"]
+  if block != schema.EXPERIMENT and "objective" in config:
+    return None, [f"--config={source}: an experiment's config, not an ablation's, which has a base and arms; train it with `mmdiff train "
+                  f"--config={source} --workdir=DIR`"]
   config, wrong = override(config, overrides, block)
   touched = {path for path, _ in overrides} | {path.removesuffix(".name") for path, _ in overrides if path.endswith(".name")}
   file = source.partition(".py:")[0] + (".py" if ".py:" in source else "")
@@ -236,6 +265,9 @@ def _run(source: str) -> dict:
     except SyntaxError as error:
       raise ConfigError(f"{error.filename or name}:{error.lineno}: {error.msg}: {(error.text or '').strip()}") from None
     except Exception as error:
+      if type(error).__name__ == "WrongArgument":            # of configs.common, which need not be imported to know it
+        guess = nearest(error.name, error.known) if error.name else None
+        raise ConfigError(f"--config={source}: {error}" + (f"; did you mean {name}:{guess}?" if guess else "")) from None
       lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
       raise ConfigError(f"--config={source}: {name}:{lines[-1] if lines else 1}: {type(error).__name__}: {error}") from None
   config = _plain(config)
@@ -269,8 +301,8 @@ def override(config: Mapping, overrides: Sequence[tuple[str, str | None]], block
   new_blocks = {path.rpartition(".")[0] for path, _ in names}
   for path, text in sorted(names, key=lambda item: item[0].count(".")) + [item for item in overrides if item not in names]:
     message = _set(config, path.split("."), text, block, path, new_blocks)
-    if message == "unknown key":
-      problems.append(schema.Problem(path, message, nearest_path(path, schema.dotted_keys(config, block))))
+    if message == schema.UNKNOWN:
+      problems.append(schema.unknown(path, schema.dotted_keys(config, block)))
     elif message:
       problems.append(schema.Problem(path, message))
   return config, problems
@@ -285,13 +317,13 @@ def _set(node: dict, parts: list[str], text: str | None, block: schema.Block, pa
     field = schema.Field(block.values, schema.REQUIRED, block.module)
     done = path.split(".")[:path.count(".") + 1 - len(rest)]
     if schema.block_of(field) and ".".join(done) not in new_blocks:
-      return "unknown key"
+      return schema.UNKNOWN
   if field is None:
-    return "unknown key"
+    return schema.UNKNOWN
   inner = schema.block_of(field)
   if rest:
     if inner is None or index:
-      return "unknown key"
+      return schema.UNKNOWN
     child = node.get(key)
     child = dict(child) if isinstance(child, Mapping) else {}
     message = _set(child, rest, text, inner, path, new_blocks)
@@ -349,19 +381,3 @@ def _slip(key: str, known: Mapping) -> bool:
   letters = lambda word: word.rstrip("0123456789")
   close = lambda word: edits(key, word) <= 2 and 2 * edits(key, word) <= max(len(word), 3) and letters(key) != letters(word)
   return key not in known and any(map(close, known))
-
-
-def help_text(doc: str, flags: Mapping[str, Mapping]) -> str:
-  """A command's help: its docstring and its flags."""
-  lines = [doc.strip(), ""] + (["Flags:"] if flags else [])
-  for name, flag in flags.items():
-    kind, default = flag.get("type", "str"), flag.get("default")
-    value = "|".join(flag["choices"]) if "choices" in flag else "FILE.py[:args]" if name == "config" else kind.rstrip(",").upper()
-    form = f"--[no]{name}" if kind == "bool" else f"--{name}={value}" + (",…" if kind.endswith(",") else "")
-    said = " (required)" if flag.get("required") else f" [{default}]" if default not in (None, "", (), False) else ""
-    note = flag.get("help", "") + said
-    wrapped = textwrap.fill(note, 128, initial_indent=" " * 36, subsequent_indent=" " * 36)
-    lines.append(f"  {form:<34}" + (wrapped[36:] if len(form) < 34 else "\n" + wrapped))
-  if "config" in flags:
-    lines.append(f"  {'--config.KEY=VALUE':<34}replaces one value of the config; `mmdiff doctor --config=… --keys` lists them")
-  return "\n".join(lines) + "\n"

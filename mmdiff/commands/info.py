@@ -73,6 +73,7 @@ def about_picture(file: Path) -> dict[str, Any]:
 def said(value: Any) -> str:
   """A fact on one line."""
   if isinstance(value, Mapping):
+    value = {key: inner for key, inner in value.items() if inner is not None}          # what is left to the model's own code
     apart = "; " if any(isinstance(inner, Mapping) for inner in value.values()) else ", "
     return apart.join(f"{key} {said(inner)}" for key, inner in value.items()) or "none"
   if isinstance(value, (list, tuple)):

@@ -11,11 +11,13 @@ folder of them; every picture of the index is compared. --out gets results.json 
 every picture the label that is nearest, and its probability.
 """
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmdiff.convert import names
 from mmdiff.core import compilation
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.files import parse_json, read_object, write_atomically, write_json
@@ -24,7 +26,7 @@ from mmdiff.core.provenance import made_by
 from mmdiff.core.terminal import one_line
 
 FLAGS = {
-  "model": dict(type="model", help="build: run directory, or public checkpoint, of a model that embeds pictures"),
+  "model": dict(type="model", help="build: run or public checkpoint of a model that embeds pictures; else where that is now"),
   "data": dict(type="str", help="build: a source, as `mmdiff data` names it, or its keys: name=folder,path=pictures"),
   "index": dict(type="dir", help="query and classify: folder of an index"),
   "out": dict(type="dir", required=True, help="folder to write"),
@@ -39,10 +41,11 @@ FLAGS = {
 }
 TAKES = {
   "build": ("model", "data", "out", "limit", "batch_size", "params"),
-  "query": ("index", "texts", "images", "count", "out", "params"),
-  "classify": ("index", "labels", "template", "count", "out", "params"),
+  "query": ("index", "model", "texts", "images", "count", "out", "params"),
+  "classify": ("index", "model", "labels", "template", "count", "out", "params"),
 }
-REQUIRED = ("model", "data", "index", "labels")
+REQUIRED = {"build": ("model", "data"), "query": ("index",), "classify": ("index", "labels")}
+PATHS = ("path", "urls", "images", "annotations", "index_dir", "data_dir")           # keys of sources that name files
 PART = 4_096                   # records that are embedded before they are kept
 META, EMBEDDINGS, KEYS = "index.json", "embeddings.npy", "keys.json"
 
@@ -60,7 +63,7 @@ def main(argv: list[str]) -> int:
   from mmdiff.commands.caption import source_of, split
   action = flags.chosen(argv, TAKES)
   words, overrides = split(argv[1:])
-  given = flags.parse(words, {name: FLAGS[name] | (dict(required=True) if name in REQUIRED else {}) for name in TAKES[action]})
+  given = flags.parse(words, {name: FLAGS[name] | (dict(required=True) if name in REQUIRED[action] else {}) for name in TAKES[action]})
   problems = [f"--{name}: expected at least {least}, found {given[name]}" for name, least in (
     ("count", 1), ("limit", 0), ("batch_size", 1)) if given.get(name, least) < least]
   if action == "query" and bool(given["texts"]) == bool(given["images"]):
@@ -92,6 +95,20 @@ def open_model(path: str, params: str | None):
   return model
 
 
+def open_indexed(given: Mapping, index: "Index"):
+  """The model that an index was made with, from where it is now. Raises DataError for another one."""
+  from mmdiff.commands import results
+  try:
+    path = names.find(given["model"] or index.meta["model"])
+  except DataError as error:
+    raise DataError(f"the model of the index: {error}. If it was moved, say where it is: --model=PATH") from None
+  model = open_model(path, given["params"] or index.meta["params"])
+  made, found = index.meta["identity"]["checkpoint"], results.model_facts(model)["checkpoint"]
+  if made != found:
+    raise DataError(f"{path}: another model than the index was made with: its checkpoint is {found}, the index has {made}")
+  return model
+
+
 def build(given: Mapping, config: Mapping, *, argv: list[str]) -> None:
   """Embeds every picture of the source, `PART` at a time, and joins the parts."""
   from mmdiff.commands import results
@@ -105,7 +122,9 @@ def build(given: Mapping, config: Mapping, *, argv: list[str]) -> None:
   model = open_model(given["model"], given["params"])
   about = results.model_facts(model)
   identity = dict(source=source.fingerprint(), checkpoint=about["checkpoint"], step=about["step"], params=about["params"], total=total)
-  meta = dict(argv=argv, model=given["model"], params=given["params"], data=config, identity=identity, **made_by())
+  where = os.path.abspath(given["model"])          # of a run this step, which others follow
+  where += f"@{about['step']}" if model.origin is None and os.path.exists(where) else ""
+  meta = dict(argv=argv, model=where, params=given["params"], data=anywhere(config), identity=identity, **made_by())
   before = read_object(out / META) if (out / META).is_file() else None
   if before and before.get("identity") != identity:
     raise ConfigError(f"--out={out} holds an index of another model or of other data; choose another folder")
@@ -124,6 +143,12 @@ def build(given: Mapping, config: Mapping, *, argv: list[str]) -> None:
   print(f"{out}: {found['pictures']:,} pictures, bad records {found['bad'] or 'none'}")
   if offenders := found.get("offenders"):
     print(f"{worst(offenders)}\nall of them: `offenders` in {out / META}")
+
+
+def anywhere(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A source's config with its paths as they are found from any folder."""
+  absolute = lambda value: tuple(map(absolute, value)) if isinstance(value, (tuple, list)) else os.path.abspath(value)
+  return {key: absolute(value) if key in PATHS and value else value for key, value in config.items()}
 
 
 def embedded(model, source, places: Sequence[int], size: int, progress):
@@ -217,7 +242,7 @@ def nearest(queries, embeddings, count: int, rows: int = 65_536):
 def query(given: Mapping, *, argv: list[str]) -> None:
   from mmdiff.commands.edit import pictures
   index = read_index(given["index"])
-  model = open_model(index.meta["model"], given["params"] or index.meta["params"])
+  model = open_indexed(given, index)
   if given["texts"]:
     asked = lines_of(given["texts"])
     vectors = embed_texts(model, asked)
@@ -241,7 +266,7 @@ def classify(given: Mapping, *, argv: list[str]) -> None:
   labels = lines_of(given["labels"], ",")
   if twice := sorted({label for label in labels if labels.count(label) > 1}):
     raise ConfigError(f"--labels: {', '.join(map(repr, twice[:3]))} is in it twice, and no text can tell them apart; name each class once")
-  model = open_model(index.meta["model"], given["params"] or index.meta["params"])
+  model = open_indexed(given, index)
   scale = model.logit_scale if hasattr(model, "logit_scale") else 100.0
   logits = scale * (np.asarray(index.embeddings) @ embed_texts(model, [given["template"].replace("{}", label) for label in labels]).T)
   odds = np.exp(logits - logits.max(1, keepdims=True))

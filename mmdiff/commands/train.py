@@ -8,12 +8,12 @@ The run directory gets config.json, metrics.jsonl, TensorBoard events, checkpoin
 import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmdiff.convert import names
-from mmdiff.core import compilation, locks, schema
+from mmdiff.core import compilation, locks, schema, sizes
 from mmdiff.core.build import build, lookup
 from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.files import read_object
@@ -47,6 +47,17 @@ def flat(config: Mapping, prefix: str = "") -> dict[str, Any]:
   return found
 
 
+def drift(changed: Sequence[str], before: Mapping, now: Mapping) -> list[str]:
+  """A line for every changed key of two flat configs; for a block of another name one for all its keys."""
+  renamed = [key.removesuffix("name") for key in changed if key.endswith(".name")]
+  within = lambda key: next((block for block in renamed if key.startswith(block)), None)
+  named = lambda config, block: source_name({key.removeprefix(block): value for key, value in config.items() if key.startswith(block)})
+  said = lambda config, key: f"{config[key]!r}" if key in config else "nothing"
+  lines = {within(key) or key: f"--config.{key}: the run began with {said(before, key)}, now {said(now, key)}" for key in changed}
+  return [f"--config.{key[:-1]}: the run began with {named(before, key)}, now {named(now, key)}" if key in renamed else line
+          for key, line in lines.items()]
+
+
 def check_drift(config: Mapping, workdir: Path) -> Mapping:
   """The config to go on with: `config`, but for what a run took over at its start, which stays as it was, with a line. Raises ConfigError
   with the differences if the run in `workdir` began with a config that this one cannot continue."""
@@ -61,7 +72,7 @@ def check_drift(config: Mapping, workdir: Path) -> Mapping:
   may_change = lambda key: any(f"{key}.".startswith(f"{name}.") for name in MAY_CHANGE)
   changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key) and not may_change(key)]
   if changed:
-    lines = [f"--config.{key}: the run began with {before.get(key, 'nothing')!r}, now {now.get(key, 'nothing')!r}" for key in changed]
+    lines = drift(changed, before, now)
     raise ConfigError(f"{workdir} was begun with another config; undo the change or choose another --workdir\n" + "\n".join(lines))
   started = any((workdir / "checkpoints").glob("[0-9]*"))
   if started and kept.get("init") != json.loads(json.dumps(config.get("init"))):
@@ -163,7 +174,7 @@ def make_evaluators(config: Mapping, services, opened: dict[str, dict[str, str]]
 def source_name(source: Mapping) -> str:
   """scenes(tier=T32), folder(path=…): a source's name and what sets it apart."""
   shown = ", ".join(f"{key}={source[key]}" for key in ("tier", "path", "urls", "builder", "split") if source.get(key))
-  return f"{source['name']}({shown})" if shown else source["name"]
+  return f"{source['name']}({shown})" if shown else str(source.get("name", "none"))
 
 
 def elsewhere(config: Mapping) -> list[str]:
@@ -177,15 +188,17 @@ def elsewhere(config: Mapping) -> list[str]:
   return lines
 
 
-def check_vocabulary(params, tokenizer) -> None:
+def check_vocabulary(params, tokenizer, config: Mapping) -> None:
   """Raises ConfigError when the text tower's table has fewer rows than the tokenizer has tokens."""
   import jax
 
   from mmdiff.core import tree
+  tables = {path: block["vocab"] for path, block in sizes.blocks(config).items() if block.get("vocab")}
+  flags = [f"--config.{path}.vocab={tokenizer.vocab_size}" for path, rows in tables.items() if rows < tokenizer.vocab_size]
   for path, leaf in zip(tree.paths(params), jax.tree.leaves(params)):
     if path.startswith("text/") and path.endswith("embedding") and leaf.shape[0] < tokenizer.vocab_size:
       raise ConfigError(f"the tokenizer has {tokenizer.vocab_size} tokens and the text tower's table {path} has {leaf.shape[0]} rows; "
-                        f"set the text model's vocab to at least {tokenizer.vocab_size}")
+                        f"add {' '.join(flags) or 'a larger vocab of the text model'}")
 
 
 def run(config: Mapping, workdir: Path, *, argv: list[str]):
@@ -240,7 +253,7 @@ def run_held(config: Mapping, workdir: Path, argv: list[str], started: float):
   def begin(setup) -> None:
     """The last that may refuse the run; then it says what it is."""
     params = setup.state.full()
-    check_vocabulary(params, dataset.tokenizer)
+    check_vocabulary(params, dataset.tokenizer, config)
     precompute.check_encoders(dataset.features, params, config, objective=objective, dataset=dataset, mesh=setup.mesh)
     if jax.process_index() == 0:
       sums.write_json(workdir, "config.json", config)

@@ -172,9 +172,8 @@ def save(path: str | os.PathLike, *, format: str, module: nn.Module, config: Map
   if dtype not in DTYPES:
     raise ConfigError(f"dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
   if not isinstance(module, kind_of(target)):
-    fitting = [name for name, spec in FORMATS.items() if (other := resolve(spec)).write and type(module) is kind_of(other)]
     raise ConfigError(f"format {format!r} is {target.about}, which holds no {type(module).__name__}; that is written as "
-                      f"{' or '.join(fitting) or 'none of the formats here'}")
+                      f"{' or '.join(holding(module)) or 'none of the formats here'}")
   if format == "hf-clip-text" and getattr(module, "skip", 0):
     tell(f"{path}: {format} does not say which layer is read: this encoder's states are those {module.skip} before the last"
          f"{'' if module.norm else ', without the final norm'}, and readers of this folder alone take the last; a whole pipeline "
@@ -221,6 +220,11 @@ def exchanged(params: Mapping[str, Any], pair: tuple[int, int]) -> dict[str, Any
   table = np.array(params["text"]["embed"]["embedding"])
   table[list(pair)] = table[list(reversed(pair))]
   return {**params, "text": {**params["text"], "embed": {**params["text"]["embed"], "embedding": table}}}
+
+
+def holding(module: nn.Module) -> list[str]:
+  """The formats that such a module can be written in."""
+  return [name for name, spec in FORMATS.items() if (target := resolve(spec)).write and type(module) is kind_of(target)]
 
 
 def kind_of(target: Format) -> type[nn.Module]:

@@ -12,11 +12,11 @@ names for any of these defined in or imported into the module.
 import ast
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mmdiff.core.signatures import COMPUTED, REQUIRED, SCALARS, Field, Syntax, definition, fields, literal, table
-from mmdiff.core.spelling import nearest, nearest_path, shown
+from mmdiff.core.spelling import children, nearest, nearest_path, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Block(NamedTuple):
 
 MOST_ITEMS = 65_536          # of a tuple
 EXPERIMENT = Block(spec="mmdiff.core.experiment:Experiment")
+UNKNOWN = "unknown key"
 
 
 # Annotations
@@ -226,10 +227,17 @@ def check(config: Mapping, block: Block = EXPERIMENT) -> list[Problem]:
   """Everything that is wrong with `config` under `block`: unknown and missing keys, types, names, in one pass."""
   known = dotted_keys(config, block)
   problems = list(_check(config, block, ""))
-  meant = {p: nearest_path(p.path, known) for p in problems if p.message == "unknown key"}
+  told = {p: unknown(p.path, known) for p in problems if p.message == UNKNOWN}
+  meant = {p.meant for p in told.values()}
   # A misspelt required key is one mistake, not two.
-  return [dataclasses.replace(p, meant=meant[p]) if p in meant else p
-          for p in problems if not (p.message.startswith("missing") and p.path in meant.values())]
+  return [told.get(p, p) for p in problems if not (p.message.startswith("missing") and p.path in meant)]
+
+
+def unknown(path: str, known: Sequence[str]) -> Problem:
+  """The problem of a key that there is not, with the one of `known` that was probably meant, or those of its block."""
+  meant, block = nearest_path(path, known), path.rpartition(".")[0]
+  there = children(block, known) if block and not meant else []
+  return Problem(path, UNKNOWN + (f"; the keys of {block} are {', '.join(there)}" if there else ""), meant)
 
 
 def _check(config: Mapping, block: Block, path: str) -> Iterator[Problem]:
@@ -241,7 +249,7 @@ def _check(config: Mapping, block: Block, path: str) -> Iterator[Problem]:
   for key, value in config.items():
     if key not in known:
       if not unnamed:                        # without the name nobody knows the keys
-        yield Problem(dotted(key), "unknown key")
+        yield Problem(dotted(key), UNKNOWN)
       continue
     inner = block_of(known[key])
     if inner is None:

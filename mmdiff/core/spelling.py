@@ -67,11 +67,28 @@ def _path_rank(typed: Sequence[str], known: Sequence[str]) -> tuple[int, ...] | 
   return best if best[0] <= max(6, 2 * len(typed)) else None
 
 
+def children(block: str, known: Iterable[str]) -> list[str]:
+  """The keys of a block among known dotted paths, in their order; "" is the whole."""
+  return [path.rpartition(".")[2] for path in known if path.rpartition(".")[0] == block]
+
+
+def _inside(word: str, keys: Sequence[str]) -> str | None:
+  """The key of a block that a word means, whole or in a part between underscores: "widht" is meant as "image_width"."""
+  cost = lambda key: min(edits(word, key), *(1 + edits(word, part) for part in key.split("_")))
+  best = min(keys, key=lambda key: (cost(key), _rank(word, key)), default=None)
+  return best if best is not None and cost(best) <= max(2, len(word) // 2) else None
+
+
 def nearest_path(path: str, known: Iterable[str]) -> str | None:
   """The known dotted path that `path` most likely means: parts misspelt, a level forgotten ("lr" for
-  "optim.default.lr") or one too many."""
-  typed = path.split(".")
+  "optim.default.lr") or one too many. What begins with a block that is there is a key of it, and never the block itself."""
+  typed, known = path.split("."), list(known)
   if len(path) > LONGEST or len(typed) > LONGEST // 4:
     return None
+  block, _, last = path.rpartition(".")
+  if block and (keys := children(block, known)):
+    if guess := _inside(last, keys):
+      return f"{block}.{guess}"
+    known = [name for name in known if not f"{block}.".startswith(f"{name}.")]
   ranked = [(rank, name) for name in known if (rank := _path_rank(typed, name.split("."))) is not None]
   return min(ranked)[1] if ranked else None

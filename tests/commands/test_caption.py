@@ -162,7 +162,7 @@ def test_a_real_captioner(captioner, tmp_path, capsys):
 def test_a_model_that_writes_nothing(tmp_path, capsys):
   run = toy_runs.make(tmp_path / "clip", toy_runs.clip())
   assert main(command(run, tmp_path / "out")) == 64
-  assert "captioning needs the predict functions caption" in capsys.readouterr().err and not (tmp_path / "out").exists()
+  assert "no captioner: " in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 @pytest.mark.long

@@ -46,6 +46,8 @@ def test_a_run_is_exported_and_loads_as_it_was(tmp_path):
   (["--src=SRC", "--to=hf-clip", "--out=SRC"], 64, "may not replace its source"),
   (["--src=SRC", "--to=hf-clip", "--out=OUT", "--params=eval"], 64, "has one set of parameters"),
   (["--src=SRC", "--to=hf-clip", "--out=OUT", "--act=gelu"], 64, "takes no act"),
+  (["--src=SRC", "--to=diffusers", "--out=OUT"], 64, "hf_clip is transformers' CLIPModel (hf-clip), which goes to hf-clip, "
+   "hf-siglip, open_clip"),
   (["--src=OUT", "--to=hf-clip", "--out=OUT2"], 65, "no such file or folder")])
 def test_mistakes(tmp_path, capsys, arguments, code, message):
   place = lambda word: word.replace("SRC", str(FIXTURES / "hf_clip")).replace("OUT", str(tmp_path / "out"))

@@ -200,14 +200,6 @@ def test_a_saved_config_reads_back_as_itself(tmp_path, name):
     flags.saved_config(tmp_path / "config.json")
 
 
-def test_help_lists_forms_and_defaults():
-  text = flags.help_text("Does it.", FLAGS | {"config": dict(required=True, help="file")})
-  for part in ("Does it.", "--workdir=STR", "run directory (required)", "steps [20]", "--[no]grid", "--seeds=INT,…",
-               "--sampler=euler|heun", "--config.KEY=VALUE"):
-    assert part in text
-  assert max(map(len, text.splitlines())) <= 132
-
-
 @pytest.mark.parametrize("line,says", [
   ("bench --config=configs/clip.py:tiny --guidance=3", "--guidance: says nothing without --what=sample"),
   ("bench --config=configs/clip.py:tiny --what=data --sampling_steps=3", "--sampling_steps: says nothing without --what=sample"),
@@ -243,3 +235,28 @@ def test_numbers_beyond_any_use_are_refused(command):
       flags.parse(words, {name: {key: value for key, value in table[name].items() if key not in ("needs", "apart")} for name in numbers})
     said = str(error.value).splitlines()
     assert len(said) == len(numbers) and all(len(line) < 300 for line in said)
+
+
+@pytest.mark.parametrize("line, says", [
+  ("train --config=configs/clip.py:tiny --workdir=w --batch_size=16", "--batch_size: unknown flag; did you mean --config.batch_size?"),
+  ("train --config=configs/clip.py:tiny --workdir=w --steps=9", "--steps: unknown flag; did you mean --config.steps?"),
+  ("train --config=configs/clip.py:tiny --workdir=w --lr=1", "--lr: unknown flag; did you mean --config.optim.default.lr?"),
+  ("train --lr=1", "--lr: unknown flag; did you mean --config.optim.default.lr?"),
+  ("train --learning-rate=1", "--learning_rate: unknown flag; did you mean --config.optim.default.lr?"),
+  ("train --wrkdir=w", "--wrkdir: unknown flag; did you mean --workdir?"),
+  ("bench --config=configs/clip.py:tiny --batchsize=2", "did you mean --batch_size?"),
+  ("train --config=configs/clip.py:tny --workdir=w", "unknown config argument 'tny'; known: variant, tiny, emoji; did you mean "
+   "configs/clip.py:tiny?"),
+  ("train --config=configs/clip.py:tiny,emoji --workdir=w", "--config=configs/clip.py:tiny,emoji: config arguments tiny and emoji don't"),
+  ("ablate --config=configs/clip.py:tiny --workdir=w", "an experiment's config, not an ablation's, which has a base and arms; train it "
+   "with `mmdiff train --config=configs/clip.py:tiny --workdir=DIR`"),
+])
+def test_hints_at_what_was_meant(line, says, capsys):
+  assert main(line.split()) == 64
+  assert says in capsys.readouterr().err
+
+
+def test_a_slip_within_a_block_is_a_key_of_it():
+  assert lines([CLIP, "--config.objective.model.widht=3"])[0].endswith("did you mean --config.objective.model.text_width?")
+  assert lines([CLIP, "--config.checkpoint.qqqqqqqqq=3"]) == [
+    "--config.checkpoint.qqqqqqqqq: unknown key; the keys of checkpoint are every_steps, keep"]

@@ -1,5 +1,7 @@
 """`mmdiff search`: an index finds what it was built from, goes on where it stopped, and says what is wrong."""
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ import mmdiff
 from mmdiff.commands import search
 from mmdiff.core.errors import ConfigError, DataError
 from tests import toy_runs
+
+FIXTURES = Path(__file__).parent.parent / "convert" / "fixtures"
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +84,24 @@ def test_a_second_start_goes_on(clip, pictures, tmp_path, monkeypatch):
   assert build(clip, pictures, whole) == 0 and (whole / "index.json").read_bytes() == before            # finished, it is left as it is
   with pytest.raises(ConfigError, match="holds an index of another model or of other data"):
     build(clip, pictures, whole, "--limit=2")
+
+
+def test_an_index_serves_from_any_folder_and_says_where_its_model_was(clip, pictures, tmp_path, monkeypatch):
+  shutil.copytree(clip, tmp_path / "there" / "run")
+  monkeypatch.chdir(pictures.parent)
+  search.main(["build", "--model=there/run", "--data=name=folder,path=pictures", "--out=index"])
+  meta = json.loads((tmp_path / "index" / "index.json").read_text())
+  assert meta["model"].startswith(f"{tmp_path / 'there' / 'run'}@") and meta["data"]["path"] == str(pictures)
+  monkeypatch.chdir("/")
+  ask = ["query", f"--index={tmp_path / 'index'}", "--texts=a", "--count=2"]
+  search.main([*ask, f"--out={tmp_path / 'found'}"])
+  assert (tmp_path / "found" / "index.html").read_text().count("data:image/png;base64,") == 2
+  (tmp_path / "there").rename(tmp_path / "here")
+  with pytest.raises(DataError, match="the model of the index: .*no such file or folder.*If it was moved, say where it is: --model=PATH"):
+    search.main([*ask, f"--out={tmp_path / 'x'}"])
+  search.main([*ask, f"--out={tmp_path / 'again'}", f"--model={tmp_path / 'here' / 'run'}"])
+  with pytest.raises(DataError, match="another model than the index was made with"):
+    search.main([*ask, f"--out={tmp_path / 'x'}", f"--model={FIXTURES / 'hf_clip'}"])
 
 
 def test_classes(clip, pictures, tmp_path, capsys):

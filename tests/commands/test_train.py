@@ -57,8 +57,10 @@ def test_a_table_smaller_than_the_tokenizer_is_refused(tmp_path):
   class Tokenizer:
     vocab_size = 500
 
-  with pytest.raises(ConfigError, match="the tokenizer has 500 tokens .* text/embed/embedding has 320 rows"):
-    train.check_vocabulary({"text": {"embed": {"embedding": np.zeros((320, 4))}}}, Tokenizer)
+  config = schema.complete(toy_runs.clip())
+  with pytest.raises(ConfigError, match="the tokenizer has 500 tokens .* text/embed/embedding has 320 rows; add --config.objective.model."
+                                        "vocab=500$"):
+    train.check_vocabulary({"text": {"embed": {"embedding": np.zeros((320, 4))}}}, Tokenizer, config)
 
 
 def test_a_key_that_came_later_is_no_change(tmp_path):
@@ -69,6 +71,17 @@ def test_a_key_that_came_later_is_no_change(tmp_path):
   train.check_drift(config, tmp_path)
   with pytest.raises(ConfigError, match="objective.chunk: the run began with 0, now 8"):
     train.check_drift(config | dict(objective=config["objective"] | dict(chunk=8)), tmp_path)
+
+
+def test_another_source_is_one_difference(tmp_path):
+  config = schema.complete(toy_runs.clip())
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  other = dict(config, batch_size=16, data=config["data"] | dict(source=dict(name="folder", path="mine", table="")))
+  with pytest.raises(ConfigError) as error:
+    train.check_drift(other, tmp_path)
+  assert str(error.value).splitlines()[1:] == [
+    "--config.batch_size: the run began with 8, now 16",
+    "--config.data.source: the run began with scenes(tier=T16, split=train), now folder(path=mine)"]
 
 
 def test_what_may_change_between_two_starts(tmp_path):
