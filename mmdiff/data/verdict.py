@@ -47,7 +47,7 @@ def encoded(image: Any) -> tuple[bytes, str]:
       Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image).save(buffer, "PNG")
     except (TypeError, ValueError, OSError, SystemError) as error:
       raise BadRecord("bad_type", f"an array of {image.dtype} {list(image.shape)} is no picture: {error}") from None
-    return buffer.getvalue(), "png"
+    image = buffer.getvalue()
   if not isinstance(image, (bytes, bytearray, memoryview)):
     raise BadRecord("bad_type", f"expected bytes or an array, found {type(image).__name__}")
   data = bytes(image)
