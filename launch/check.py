@@ -21,7 +21,9 @@ def check(argv: Sequence[str]) -> None:
     if not rest or rest[0] not in command.TAKES:
       raise ConfigError(f"mmdiff {argv[0]}: unknown command {rest[0] if rest else ''!r} (known: {', '.join(command.TAKES)})")
     action = rest.pop(0)
-    known, words = {name: known[name] for name in command.TAKES[action]}, words[action] if words else ()
+    needed = getattr(command, "REQUIRED", {}).get(action, ())
+    known = {name: known[name] | (dict(required=True) if name in needed else {}) for name in command.TAKES[action]}
+    words = words[action] if words else ()
   # The keys of a source or a task depend on what it names: the command itself checks them, as early.
   flags.parse([arg for arg in rest if not arg.startswith(("--source.", "--task."))], known, positional=words)
 

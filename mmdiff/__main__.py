@@ -26,6 +26,7 @@ COMMANDS = {
   "ablate": "train the arms of an ablation and compare them",
   "convert": "turn weights into a public format",
   "info": "say what a checkpoint is",
+  "list": "list configs, models, samplers, evaluators, formats, …",
   "get": "fetch a model from the Hugging Face hub",
   "data": "build, inspect and validate data sets",
   "bench": "measure speed, memory and MFU",
@@ -64,7 +65,7 @@ def run(argv: Sequence[str]) -> int:
   if not argv or argv[0] in ("--help", "-h", "help") and len(argv) < 2:
     print(usage(), end="")
     return 0
-  if argv[0] == "--version":
+  if argv[0] in ("--version", "-V"):
     print(__version__)
     return 0
   command, *rest = argv[1:] if argv[0] == "help" else argv

@@ -25,8 +25,8 @@ def test_usage_names_every_command(argv, capsys):
 
 
 def test_version(capsys):
-  assert cli.main(["--version"]) == 0
-  assert capsys.readouterr().out == mmdiff.__version__ + "\n"
+  assert cli.main(["--version"]) == 0 and cli.main(["-V"]) == 0
+  assert capsys.readouterr().out == (mmdiff.__version__ + "\n") * 2
 
 
 @pytest.mark.parametrize("typed,meant", [("trian", "train"), ("doctr", "doctor"), ("evalute", "evaluate"), ("xxxxxxxxx", None)])

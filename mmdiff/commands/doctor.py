@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,18 +48,24 @@ def main(argv: list[str]) -> int:
   if given["keys"]:
     print(reference(given["config"]))
     return 0
+  found, code = tell_all(examine(given["config"], Path(given["workdir"]) if given["workdir"] else None, step=given["step"]))
+  if given["json"]:
+    write_json(Path(given["json"]), dict(argv=["doctor", *argv], **made_by(), config=given["config"],
+                                         checks=[one._asdict() | dict(ok=one.done and not one.code) for one in found]))
+  return code
+
+
+def tell_all(checks: Iterable[Found]) -> tuple[list[Found], int]:
+  """Prints findings as they come; (all of them, the exit code of the first problem)."""
   found = []
-  for one in examine(given["config"], Path(given["workdir"]) if given["workdir"] else None, step=given["step"]):
+  for one in checks:
     found.append(one)
     print(f"{'PROBLEM' if one.code else 'ok' if one.done else '-':<8}{one.check:<16} {printable(one.text)}", flush=True)
     if one.details:
       print("\n".join("        " + printable(line) for line in columns(one.details)), flush=True)
-  if given["json"]:
-    write_json(Path(given["json"]), dict(argv=["doctor", *argv], **made_by(), config=given["config"],
-                                         checks=[one._asdict() | dict(ok=one.done and not one.code) for one in found]))
   problems = [one for one in found if one.code]
   print(f"{len(problems)} of {len(found)} checks found a problem" if problems else f"all {len(found)} checks passed")
-  return problems[0].code if problems else 0
+  return found, problems[0].code if problems else 0
 
 
 def reference(config: Mapping) -> str:

@@ -10,6 +10,7 @@ A command declares its flags as a literal dict, so that help can be read without
   }
   given = parse(argv, FLAGS)       # given["workdir"], …; given["config"] is the checked config as nested dicts
 
+Required flags may come first without their names, in the order of the table: `mmdiff train CONFIG WORKDIR --config.steps=9`.
 Words that may come without `--` are named once, `POSITIONAL = ("path",)` beside FLAGS (a command of commands: {command: names}), for
 `parse` and for `launch.check`.
 
@@ -27,6 +28,7 @@ allowed, `key[1]=value` for one item of a tuple. Free mappings take new entries 
 or are replaced by a literal `{"long": 1.0}`. Setting a block's `name` drops the keys that only the old name knew.
 """
 import ast
+import itertools
 import re
 import sys
 import traceback
@@ -64,6 +66,11 @@ def parse(argv: Sequence[str], flags: Mapping[str, Mapping], *, positional: Sequ
   Raises ConfigError with one line for every mistake.
   """
   given, words, overrides, unknown = _split(argv, flags, positional)
+  if len(words) > len(positional):              # required flags without their names, in the table's order, before all that have one
+    leading = sum(1 for _ in itertools.takewhile(lambda word: not word.startswith("-"), argv))
+    left = [name for name, flag in flags.items() if flag.get("required") and name not in given]
+    taken = dict(zip(left, words[len(positional):leading]))
+    given, words = {**given, **taken}, [*words[:len(positional)], *words[len(positional) + len(taken):]]
   keys = _keys(given.get("config"), flags) if unknown else []
   problems = [f"--{name}: unknown flag" + _meant(name, flags, keys) for name in unknown]
   values: dict[str, Any] = dict.fromkeys(positional) | dict(zip(positional, words))
@@ -223,6 +230,12 @@ def read_config(source: str | Mapping, overrides: Sequence[tuple[str, str | None
   return (None, problems) if problems else (config, [])
 
 
+def config_files() -> list[str]:
+  """The config files under the working directory and under the project's root."""
+  return sorted({f"configs/{file.relative_to(base / 'configs').as_posix()}" for base in (Path.cwd(), ROOT)
+                 for file in (base / "configs").rglob("*.py") if "get_config" in file.read_text(encoding="utf-8")})
+
+
 def find_file(name: str) -> Path:
   """The config file of that name under the working directory, else under the project's root. Raises ConfigError with the nearest."""
   for base in (Path.cwd(), ROOT):
@@ -230,8 +243,7 @@ def find_file(name: str) -> Path:
       return base / name
   if (Path(name) / "config.json").is_file():
     return Path(name) / "config.json"
-  known = sorted({f"configs/{file.relative_to(base / 'configs').as_posix()}" for base in (Path.cwd(), ROOT)
-                  for file in (base / "configs").rglob("*.py") if "get_config" in file.read_text(encoding="utf-8")})
+  known = config_files()
   guess = nearest(name, known) or nearest(Path(name).stem, [Path(k).stem for k in known])
   guess = guess if guess in known else next((k for k in known if guess and Path(k).stem == guess), None)
   hint = f"; did you mean {guess}?" if guess else ""

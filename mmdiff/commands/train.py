@@ -24,6 +24,8 @@ from mmdiff.train import sums
 FLAGS = {
   "config": dict(type="str", required=True, help="a config file, with :arguments"),
   "workdir": dict(type="dir", required=True, help="the run directory; made if absent, resumed if not"),
+  "dry_run": dict(type="bool", default=False, help="only check config, data, model and run directory, as `mmdiff doctor` does"),
+  "resume": dict(type="bool", help="every start goes on where the last one stopped; with this, a run must be there, with --noresume none"),
 }
 
 # What may differ between the config that a run began with and the one that goes on with it.
@@ -34,6 +36,13 @@ MAY_CHANGE = ("init", "steps", "log_every_steps", "max_bad_steps", "checkpoint",
 def main(argv: list[str]) -> int:
   from mmdiff.commands import flags
   given = flags.parse(argv, FLAGS)
+  there = (Path(given["workdir"]) / "config.json").exists()
+  if given["resume"] is not None and given["resume"] != there:
+    raise ConfigError(f"--resume: {given['workdir']} holds no run to go on with; the same command without it begins one" if given["resume"]
+                      else f"--noresume: {given['workdir']} holds a run, which the same command goes on with; choose another --workdir")
+  if given["dry_run"]:
+    from mmdiff.commands import doctor
+    return doctor.tell_all(doctor.examine(given["config"], Path(given["workdir"]), step=False))[1]
   check_start(given["config"], Path(given["workdir"]))
   run(given["config"], Path(given["workdir"]), argv=["train", *argv])
   return 0

@@ -42,6 +42,16 @@ def _comments(module: str) -> dict[int, str]:
   return {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
 
 
+def about(module: str) -> str:
+  """The docstring of a module."""
+  return ast.get_docstring(_module_tree(module)) or ""
+
+
+def beside(node: ast.AST, module: str) -> str:
+  """The comment on the line where a piece of a module's source ends."""
+  return _comments(module).get(getattr(node, "end_lineno", 0), "")
+
+
 @functools.cache
 def definition(name: str, module: str) -> tuple[Any, str] | None:
   """(class, function or assigned expression, module) that a name stands for at module level, through imports of this project."""

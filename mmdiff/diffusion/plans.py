@@ -60,16 +60,16 @@ class _Sampler(NamedTuple):
 
 
 SAMPLERS: dict[str, _Sampler] = {
-  "ddpm": _Sampler(linear, eta=1.0),
-  "ddim": _Sampler(linear),
-  "euler": _Sampler(linear),
-  "euler_ancestral": _Sampler(linear, eta=1.0),
-  "heun": _Sampler(heun),
-  "dpm++2m": _Sampler(dpmpp_2m),
-  "dpm++2m_karras": _Sampler(dpmpp_2m, spacing="karras"),
-  "plms": _Sampler(plms),
-  "lms": _Sampler(lms),
-  "unipc": _Sampler(unipc),
+  "ddpm": _Sampler(linear, eta=1.0),                        # ancestral, the chain that diffusion models are trained as
+  "ddim": _Sampler(linear),                                 # deterministic, exact where the picture's estimate does not change
+  "euler": _Sampler(linear),                                # the probability flow in straight steps, as k-diffusion takes them
+  "euler_ancestral": _Sampler(linear, eta=1.0),             # the same with fresh noise at every step
+  "heun": _Sampler(heun),                                   # second order, two evaluations a step
+  "dpm++2m": _Sampler(dpmpp_2m),                            # second order from the step before, one evaluation: good at 20 to 30 steps
+  "dpm++2m_karras": _Sampler(dpmpp_2m, spacing="karras"),   # the same at Karras' levels
+  "plms": _Sampler(plms),                                   # pseudo linear multistep of order four, Stable Diffusion's first default
+  "lms": _Sampler(lms),                                     # linear multistep of order four
+  "unipc": _Sampler(unipc),                                 # predictor and corrector of order two: good at 10 to 20 steps
 }
 
 # Of `convert.schedulers` alone, whose steps list the parts that its first ones are taken in.

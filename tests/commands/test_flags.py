@@ -44,6 +44,15 @@ def test_words_without_dashes():
   assert lines(["build", "--workdir=x"], FLAGS) == ["'build': unexpected; flags are --name=value"]
 
 
+def test_required_flags_come_first_without_names():
+  table = FLAGS | {"config": dict(required=True)}
+  given = flags.parse(["run", "configs/clip.py:tiny", "--steps=3", "--config.steps=9"], table)
+  assert given["workdir"] == "run" and given["config"]["steps"] == 9 and given["steps"] == 3
+  assert lines(["a", "b", "c", "--steps=3"], FLAGS) == [f"{word!r}: unexpected; flags are --name=value" for word in "bc"]
+  # Behind a flag they are what the shell made of a text without quotes.
+  assert lines(["--sampler=heun", "red", "circle"], FLAGS)[0] == "'red': unexpected; flags are --name=value"
+
+
 def test_wrong_flags_are_all_named():
   assert lines(["--wrkdir=x", "--steps=1.5", "--sampler=huen", "--grid=perhaps", "--seeds=1,b", "--guidance"], FLAGS) == [
     "--wrkdir: unknown flag; did you mean --workdir?",
@@ -224,7 +233,7 @@ def test_a_flag_that_would_change_nothing_is_refused(line, says, capsys):
   assert says in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"train", "demo", "doctor", "get"}))          # which take no number
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"train", "demo", "doctor", "get", "list"}))          # which take no number
 def test_numbers_beyond_any_use_are_refused(command):
   """Every number of every command: a line for each, at once, before anything is read."""
   table = importlib.import_module(f"mmdiff.commands.{command}").FLAGS

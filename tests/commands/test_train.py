@@ -4,7 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from mmdiff.commands import train
+from mmdiff.__main__ import main
+from mmdiff.commands import doctor, train
 from mmdiff.core import schema
 from mmdiff.core.errors import ConfigError, DataError
 from tests import toy_runs
@@ -71,6 +72,23 @@ def test_a_key_that_came_later_is_no_change(tmp_path):
   train.check_drift(config, tmp_path)
   with pytest.raises(ConfigError, match="objective.chunk: the run began with 0, now 8"):
     train.check_drift(config | dict(objective=config["objective"] | dict(chunk=8)), tmp_path)
+
+
+def test_what_a_run_that_is_there_decides(tmp_path, capsys):
+  line = ["train", "configs/clip.py:tiny", str(tmp_path / "run")]
+  assert main([*line, "--resume"]) == 64 and "holds no run to go on with" in capsys.readouterr().err
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run" / "config.json").write_text("{}")
+  assert main([*line, "--noresume"]) == 64 and "choose another --workdir" in capsys.readouterr().err
+
+
+def test_a_dry_run_is_the_doctor_and_writes_nothing(tmp_path, monkeypatch, capsys):
+  seen = []
+  monkeypatch.setattr(doctor, "examine", lambda config, workdir, step: seen.append((config["steps"], workdir, step)) or [
+    doctor.Found("model", "too large", 70)])
+  assert main(["train", "configs/clip.py:tiny", str(tmp_path / "run"), "--dry-run", "--config.steps=7"]) == 70
+  assert seen == [(7, tmp_path / "run", False)] and "1 of 1 checks found a problem" in capsys.readouterr().out
+  assert not (tmp_path / "run").exists()
 
 
 def test_another_source_is_one_difference(tmp_path):
