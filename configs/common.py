@@ -58,7 +58,7 @@ def base(*, steps: int, batch_size: int, seed: int = 0, log_every_steps: int = 5
     checkpoint=dict(every_steps=save_every_steps, keep=3),
     mesh=dict(data=-1, fsdp=1, tensor=1),
     sharding="auto",
-    init=dict(path="", params="", map={}, parts={}),
+    init=dict(path="", params="", map={}, parts={}), profile=dict(start=0, steps=5),
     freeze=(), ema={}, evals={},
   ), type_safe=False)
 

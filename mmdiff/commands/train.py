@@ -29,8 +29,8 @@ FLAGS = {
 }
 
 # What may differ between the config that a run began with and the one that goes on with it.
-MAY_CHANGE = ("init", "steps", "log_every_steps", "max_bad_steps", "checkpoint", "evals", "mesh", "sharding", "accumulate",
-              "data.threads", "data.workers", "data.max_bad_fraction")
+MAY_CHANGE = ("init", "steps", "log_every_steps", "trackers", "profile", "max_bad_steps", "checkpoint", "evals", "mesh", "sharding",
+              "accumulate", "data.threads", "data.workers", "data.max_bad_fraction")
 
 
 def main(argv: list[str]) -> int:

@@ -44,6 +44,11 @@ class Data:
   workers: int = 0                      # reading processes per process
 
 
+class Profile:
+  start: int = 0                        # first step of a trace for TensorBoard's or Perfetto's viewers, in profile/; 0 = none
+  steps: int = 5                        # traced
+
+
 class Init:
   path: str = ""                        # run directory, DIR or DIR@STEP, or a public checkpoint; its tokenizer is used, too; "" = none
   params: str = ""                      # raw, or an average; "" = eval where there is one, else raw
@@ -72,3 +77,5 @@ class Experiment:
   ema: Mapping[str, float] = {}         # name -> decay, e.g. dict(eval=0.999)
   ema_warmup: bool = True               # an average's decay after t updates is at most (1 + t) / (10 + t); False: the decay from the start
   evals: Mapping[str, Built["mmdiff.evaluators:EVALUATORS"]] = {}
+  trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ("tensorboard",)   # see `train.trackers`
+  profile: Profile | None = None        # None: no trace

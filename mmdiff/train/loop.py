@@ -19,9 +19,12 @@ from mmdiff.core.terminal import one_line
 from mmdiff.train.checkpoint import Checkpoints
 from mmdiff.train.feed import ahead
 from mmdiff.train.headlines import headline
+from mmdiff.train.profiling import Trace
 from mmdiff.train.progress import Clock, say, status_line
 from mmdiff.train.setup import Setup, set_up
 from mmdiff.train.state import TrainState, read_counts
+from mmdiff.train.trackers import OWN, Trackers, captions
+from mmdiff.train.trackers import check as check_trackers
 from mmdiff.train.writer import Writer
 
 OFFENDERS_SAID = 3          # bad records between two lines of the log
@@ -78,6 +81,8 @@ def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: M
   """
   chief, evaluators = jax.process_index() == 0, evaluators or {}
   total, every = config["steps"], config["log_every_steps"]
+  trace = Trace(config["profile"], workdir, total=total, say=lambda line: say(line, active=chief))
+  check_trackers(config["trackers"])
   example, *others = dataset.variants()
   started = time.perf_counter() if started is None else started
   setup = set_up(config, objective, example, others=others, devices=devices)
@@ -100,7 +105,9 @@ def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: M
         f"{dict(setup.mesh.shape)}; ready in {time.perf_counter() - started:.1f} s", active=chief)
   if on_start:
     on_start(setup._replace(state=state))
-  writer = Writer(workdir, resume_step=first, vouched=restored[1].get("metrics") if restored else None, active=chief)
+  trackers = Trackers(config["trackers"], workdir, config, active=chief)
+  writer = Writer(workdir, resume_step=first, vouched=restored[1].get("metrics") if restored else None, active=chief, trackers=trackers,
+                  events=OWN in config["trackers"])
 
   def save(state: TrainState, *, wait: bool = False) -> None:
     counts = read_counts(parallel.fetch(state.counts), dataset.count_names)
@@ -139,7 +146,7 @@ def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: M
     for name in names:
       result = evaluators[name].run(state.full(evaluators[name].params), step, extra=state.extra_of(evaluators[name].params))
       writer.write_scalars(step, {f"{name}/{key}": value for key, value in result.scalars.items()})
-      writer.write_images(step, {f"{name}_{key}" if key else name: image for key, image in result.images.items()})
+      writer.write_images(step, {f"{name}_{key}" if key else name: image for key, image in result.images.items()}, captions(result.tables))
       if save_result and chief:
         save_result(name, step, result)
       score = headline(config["evals"].get(name, {}).get("name", name), result.scalars)
@@ -159,8 +166,10 @@ def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: M
       evaluate(first, state, missed(first))
       for step in range(first + 1, total + 1):
         batch = clock.timed_next(batches)
+        trace.before(step)
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
           state, metrics = setup.step(state, batch)
+        trace.after(step, lambda: jax.block_until_ready(metrics))     # noqa: B023 - called at once
         if late:                                # metrics are read one step late, so that dispatch never waits for the device
           report(*late)
           late = None
@@ -178,6 +187,7 @@ def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: M
         if stopping and step < total:
           raise Interrupted(f"stopped at step {step}, saved; the same command goes on from there")
     finally:
+      trace.close()
       batches.close()
       checkpoints.close()
       writer.close()

@@ -27,6 +27,7 @@ from mmdiff.core.errors import CannotWrite
 from mmdiff.core.files import parse_json
 from mmdiff.core.terminal import tell
 from mmdiff.train import sums
+from mmdiff.train.trackers import Trackers
 
 
 @contextlib.contextmanager
@@ -81,9 +82,11 @@ def changed(metrics: Path, vouched: Mapping[str, Any] | None) -> str:
 class Writer:
   """Writes in `workdir`; `active=False` (every process but the first) writes nothing. Raises CannotWrite when the disk refuses."""
 
-  def __init__(self, workdir: Path | str, *, resume_step: int = 0, vouched: Mapping[str, Any] | None = None, active: bool = True):
-    """vouched: what `vouch` said at the step that the run resumes at; a line on stderr says when the file no longer begins so."""
-    self.workdir, self.active = Path(workdir), active
+  def __init__(self, workdir: Path | str, *, resume_step: int = 0, vouched: Mapping[str, Any] | None = None, active: bool = True,
+               trackers: Trackers | None = None, events: bool = True):
+    """vouched: what `vouch` said at the step that the run resumes at; a line on stderr says when the file no longer begins so. trackers:
+    are told the same. events: whether TensorBoard's are written."""
+    self.workdir, self.active, self.trackers = Path(workdir), active, trackers
     self.file: Any = None
     self.events: Any = None
     if not active:
@@ -100,9 +103,10 @@ class Writer:
           tell(f"{self.workdir}: a log and no checkpoint: the run begins again at step 0, and {dropped:,} lines of metrics.jsonl go")
       self.file = open(self.metrics, "ab", buffering=0)
       self.seen, self.size = hashlib.sha256(self.metrics.read_bytes()), self.metrics.stat().st_size
-      from tensorboard.summary.writer.event_file_writer import EventFileWriter
-      self.events = EventFileWriter(str(self.workdir), flush_secs=30)
-    if resumed:
+      if events:
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        self.events = EventFileWriter(str(self.workdir), flush_secs=30)
+    if resumed and events:
       from tensorboard.compat.proto.event_pb2 import Event, SessionLog
       self._event(Event(step=resume_step + 1, session_log=SessionLog(status=SessionLog.START)))
 
@@ -147,9 +151,11 @@ class Writer:
       self.size += len(data)
     numbers = {name: float(value) for name, value in line.items() if name != "step" and not _is_text(value)}
     self._summary(step, [dict(tag=name, simple_value=value) for name, value in numbers.items()])
+    if self.trackers:
+      self.trackers.scalars(step, numbers)
 
-  def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-    """uint8 [H W 3] (or [N H W 3], laid side by side) as `samples/NAME_STEP.png` and in TensorBoard."""
+  def write_images(self, step: int, images: Mapping[str, np.ndarray], caption: str = "") -> None:
+    """uint8 [H W 3] (or [N H W 3], laid side by side) as `samples/NAME_STEP.png` and in TensorBoard; `caption` goes to the trackers."""
     if not self.active or not images:
       return
     from PIL import Image
@@ -164,6 +170,8 @@ class Writer:
       sums.write(self.workdir, f"samples/{name.replace('/', '_')}_{step:08}.png", buffer.getvalue())
       picture = dict(height=image.shape[0], width=image.shape[1], colorspace=image.shape[-1], encoded_image_string=buffer.getvalue())
       values.append(dict(tag=name, image=picture))
+      if self.trackers:
+        self.trackers.picture(step, name, image, caption)
     self._summary(step, values)
 
   def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
@@ -187,16 +195,20 @@ class Writer:
     if self.active and self.file and not self.file.closed:
       with _naming(self.workdir):
         os.fsync(self.file.fileno())
-        self.events.flush()
+        if self.events:
+          self.events.flush()
 
   def close(self) -> None:
     if self.active and self.file and not self.file.closed:
       with _naming(self.workdir):
         try:
           os.fsync(self.file.fileno())
-          self.events.close()
+          if self.events:
+            self.events.close()
         finally:
           self.file.close()
+      if self.trackers:
+        self.trackers.close()
 
   def __enter__(self):
     return self
@@ -205,7 +217,7 @@ class Writer:
     self.close()
 
   def _summary(self, step: int, values: list[dict]) -> None:
-    if values:
+    if values and self.events:
       from tensorboard.compat.proto.event_pb2 import Event
       from tensorboard.compat.proto.summary_pb2 import Summary
       self._event(Event(step=int(step), summary=Summary(value=[_value(v) for v in values])))

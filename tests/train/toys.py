@@ -77,5 +77,6 @@ def config(**changes) -> dict:
   """Every key of a config that the loop reads; one of the eight devices unless `mesh` says otherwise."""
   base = dict(seed=0, steps=6, batch_size=16, accumulate=1, log_every_steps=2, max_bad_steps=3, checkpoint=dict(every_steps=3, keep=3),
               mesh=dict(data=1, fsdp=1, tensor=1), sharding="auto", freeze=(), ema=dict(eval=0.9), ema_warmup=True,
-              optim=dict(default=dict(name="adamw", lr=1e-2, warmup_steps=2, clip=1.0, weight_decay=0.01)), evals={})
+              optim=dict(default=dict(name="adamw", lr=1e-2, warmup_steps=2, clip=1.0, weight_decay=0.01)), evals={},
+              trackers=("tensorboard",), profile=dict(start=0, steps=5))
   return base | changes
