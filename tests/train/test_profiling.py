@@ -20,7 +20,8 @@ def traced(monkeypatch, tmp_path, profile, steps, first=1):
 
 
 @pytest.mark.parametrize("profile, first, expected", [
-  (dict(start=0, steps=5), 1, []), (dict(start=3, steps=2), 1, [("start", 3), ("stop", 4)]), (dict(start=9, steps=5), 1, [("start", 9), ("stop", 10)]),
+  (dict(start=0, steps=5), 1, []), (dict(start=3, steps=2), 1, [("start", 3), ("stop", 4)]),
+  (dict(start=9, steps=5), 1, [("start", 9), ("stop", 10)]),
   (dict(start=3, steps=2), 5, [])])
 def test_the_steps_asked_for(monkeypatch, tmp_path, profile, first, expected):
   assert traced(monkeypatch, tmp_path, profile, 10, first) == expected
