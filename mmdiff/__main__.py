@@ -23,6 +23,7 @@ COMMANDS = {
   "edit": "make pictures from pictures and prompts",
   "caption": "caption a data set, in units that any number of processes share",
   "search": "find pictures by words or pictures, and sort them into classes",
+  "report": "put runs on a page: scores, curves, where they differ",
   "ablate": "train the arms of an ablation and compare them",
   "convert": "turn weights into a public format",
   "info": "say what a checkpoint is",

@@ -56,7 +56,7 @@ PYTHON = ("README.md", "docs/weights.md", "mmdiff/model.py")          # those wi
 # Of the lines of `mmdiff train` those of these configs train two steps; the others go up to their first step, which takes up to a minute to
 # compile.
 TRAINED = {f"--config=configs/{name}" for name in ("clip.py:tiny", "clip.py:variant=ViT-B/32", "coca_long.py:tiny", "coca_clip.py:tiny")}
-CHEAP = ("info", "convert", "data")           # commands whose lines take a second or two, but for those that need a large toy
+CHEAP = ("info", "convert", "data", "report")           # commands whose lines take a second or two, but for those that need a large toy
 LINES = [line for line in documents.every_line() if line.text not in ELSEWHERE]
 
 

@@ -16,6 +16,7 @@ FLOORS = {
   "mmdiff.models": 2,
   "mmdiff.models.clip": 3, "mmdiff.models.coca": 3, "mmdiff.models.flops": 3,
   "mmdiff.objectives": 4, "mmdiff.convert": 4, "mmdiff.evaluators": 4, "mmdiff.train": 4,
+  "mmdiff.report": 4,
   "mmdiff.commands": 5, "mmdiff.model": 5, "mmdiff.abilities": 5, "mmdiff.prompted": 5, "mmdiff.asked": 5, "mmdiff.__main__": 5,
   "mmdiff.runs": 5,
 }
@@ -24,6 +25,8 @@ NEIGHBOURS = {
   ("mmdiff.models.flops", "mmdiff.models.clip"): "counts the FLOPs of the composite",
   ("mmdiff.models.flops", "mmdiff.models.coca"): "counts the FLOPs of the composite",
   ("mmdiff.train", "mmdiff.convert"): "a run may start from a public checkpoint",
+  ("mmdiff.report", "mmdiff.train"): "a page reads what a run wrote, with the words of its log",
+  ("mmdiff.report", "mmdiff.evaluators"): "and says which results are not alike",
   ("mmdiff.model", "mmdiff.abilities"): "what a loaded model can be asked",
   ("mmdiff.model", "mmdiff.prompted"): "what a loaded model that draws can be asked",
   ("mmdiff.model", "mmdiff.asked"): "what a call was given",
@@ -193,8 +196,8 @@ TESTED_ELSEWHERE = {
   "mmdiff/data/scenes/render.py": "tests/data/scenes/test_world.py",
   "mmdiff/data/scenes/tiers.py": "tests/data/scenes/test_world.py",
   "mmdiff/data/scenes/tfds_builder/mmdiff_scenes.py": "tests/data/scenes/test_tfds_builder.py",
-  "mmdiff/train/charts.py": "tests/train/test_report.py",
-  "mmdiff/train/page.py": "tests/train/test_report.py",
+  "mmdiff/report/reading.py": "tests/report/test_run.py",
+  "mmdiff/report/style.py": "tests/report/test_html.py",
   "mmdiff/train/setup.py": "tests/train/test_step.py",
   "mmdiff/train/state.py": "tests/train/test_step.py",
 }

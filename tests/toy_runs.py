@@ -7,9 +7,9 @@ from mmdiff.core import schema, tree
 from mmdiff.core.build import build
 from mmdiff.data import SOURCES, TOKENIZERS, loader
 from mmdiff.objectives import OBJECTIVES
+from mmdiff.report.run import write_report
 from mmdiff.train import sums
 from mmdiff.train.checkpoint import Checkpoints
-from mmdiff.train.report import write_report
 from mmdiff.train.state import TrainState
 from mmdiff.train.writer import Writer
 

@@ -211,10 +211,11 @@ def check_sidecar(config: Mapping) -> None:
 
 def report(config: Mapping, runs: Sequence[Run], workdir: Path, argv: Sequence[str], *, unlike: Sequence[str] = ()) -> list[str]:
   """Writes report.json and report.html from the runs that have results; the report in a few lines."""
-  from mmdiff.commands import comparison, comparison_page
+  from mmdiff.commands import comparison
+  from mmdiff.report import ablation
   found = comparison.compare(config, runs, workdir, unlike=unlike)
   if found is None:
     return [f"ablate: no run in {workdir} has results yet"]
   write_json(workdir / "report.json", found | dict(argv=list(argv), config=config, **made_by()))
-  comparison_page.write(found, config, runs, workdir, argv)
+  ablation.write(found, config, runs, workdir, argv)
   return [*comparison.lines(found), f"report: {workdir / 'report.html'}"]

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmdiff.core.ablation import AREA, END, HALF
 from mmdiff.core.errors import DataError
 from mmdiff.core.files import read_object
 from mmdiff.train import sums
-
-AREA, HALF, END = "area", "half-way", "end"
 
 
 class Curve(NamedTuple):

@@ -37,9 +37,11 @@ def main(argv: list[str]) -> int:
                "--arm=" + ",".join(ARMS)])
   found = summary({part: workdir / part for part in PARTS}, read(workdir / ABLATION / "report.json"), seconds=seconds())
   write_json(workdir / "summary.json", found)
-  from mmdiff.train.report import write_report
+  from mmdiff.report.comparison import write_story
   captioner = workdir / ABLATION / "prepare" / "captioner_long"
-  write_report(workdir, runs={**{part: workdir / part for part in PARTS}, "captioner": captioner}, title="mmdiff demo", summary=found)
+  pages = (*PARTS, "captioner", f"{ABLATION}/report.html", "")
+  write_story(workdir, "mmdiff demo", [(*line, page) for line, page in zip(story(found), pages, strict=True)],
+              {**{part: workdir / part for part in PARTS}, "captioner": captioner})
   print("\n".join(lines(found)))
   print(f"reports: {workdir / 'report.html'}, {workdir / ABLATION / 'report.html'}")
   return 0
@@ -74,15 +76,20 @@ def summary(runs: Mapping[str, Path], ablation: Mapping[str, Any], *, seconds: f
 
 def lines(found: Mapping[str, Any]) -> list[str]:
   """The summary as text."""
+  return [f"{title}: {sentence}" for title, sentence in story(found)]
+
+
+def story(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+  """(what, what was found) in the order in which it was made."""
   negatives = ", ".join(f"{kind} {value:.2f}" for kind, value in found["clip"]["hard_negatives"].items())
   arms = ", ".join(f"{arm} {about['all_facts']:.3f} ({about['area']:.3f})" for arm, about in found["caption_mix"].items())
   captioner = found["captioner"]
   return [
-    f"CLIP: retrieval R@1 on held-out scenes {found['clip']['recall_at_1']:.3f}; hard negatives by kind of fact: {negatives}",
-    f"text-to-image: every fact right in {found['t2i']['all_facts']:.3f} of the long prompts, "
-    f"{found['t2i']['all_facts_held_out']:.3f} with shape-colour pairs never trained on",
-    f"captioner: {captioner['fact_precision']:.3f} of the facts that it says are true, "
-    f"and it says {captioner['fact_recall']:.3f} of those there are",
-    f"caption mixtures, every fact right at the end (and over the learning curve): {arms}",
-    f"{found['seconds']:.0f} s",
+    ("CLIP", f"retrieval R@1 on held-out scenes {found['clip']['recall_at_1']:.3f}; hard negatives by kind of fact: {negatives}"),
+    ("text-to-image", f"every fact right in {found['t2i']['all_facts']:.3f} of the long prompts, "
+    f"{found['t2i']['all_facts_held_out']:.3f} with shape-colour pairs never trained on"),
+    ("captioner", f"{captioner['fact_precision']:.3f} of the facts that it says are true, "
+    f"and it says {captioner['fact_recall']:.3f} of those there are"),
+    ("caption mixtures", f"every fact right at the end (and over the learning curve): {arms}"),
+    ("time", f"{found['seconds']:.0f} s"),
   ]

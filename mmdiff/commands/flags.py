@@ -12,7 +12,7 @@ A command declares its flags as a literal dict, so that help can be read without
 
 Required flags may come first without their names, in the order of the table: `mmdiff train CONFIG WORKDIR --config.steps=9`.
 Words that may come without `--` are named once, `POSITIONAL = ("path",)` beside FLAGS (a command of commands: {command: names}), for
-`parse` and for `launch.check`.
+`parse` and for `launch.check`; a last name with a comma behind it, as in ("runs,",), takes all that are left, as a tuple.
 
 `needs=dict(what=("sample",))` says that a flag means something only beside those values of another (True: any, ("",): not given), and
 `apart=("plan",)` that it means nothing beside others: given all the same it is an error, never ignored.
@@ -74,7 +74,11 @@ def parse(argv: Sequence[str], flags: Mapping[str, Mapping], *, positional: Sequ
   keys = _keys(given.get("config"), flags) if unknown else []
   problems = [f"--{name}: unknown flag" + _meant(name, flags, keys) for name in unknown]
   values: dict[str, Any] = dict.fromkeys(positional) | dict(zip(positional, words))
-  problems += [f"{word!r}: unexpected; flags are --name=value" for word in words[len(positional):]]
+  if positional and positional[-1].endswith(","):
+    del values[positional[-1]]
+    values[positional[-1].rstrip(",")] = tuple(words[len(positional) - 1:])
+  else:
+    problems += [f"{word!r}: unexpected; flags are --name=value" for word in words[len(positional):]]
   for name, flag in flags.items():
     values[name] = flag.get("default")
     if name not in given:

@@ -314,7 +314,8 @@ def write_pages(out: Path, jobs: Sequence[Job], scores: Mapping[str, float], *, 
 
   from mmdiff.commands import results
   from mmdiff.evaluators.base import grid
-  from mmdiff.train.page import data_url, page, text
+  from mmdiff.report.html import page, text
+  from mmdiff.report.pictures import data_url
   groups = [sorted(jobs[i:i + per_prompt], key=lambda job: -scores.get(job.file, 0.0)) for i in range(0, len(jobs), per_prompt)]
   ordered = [job for group in groups for job in group]
   shown, cards = ordered[:SHOWN], []

@@ -301,7 +301,7 @@ def embed_texts(model, texts: Sequence[str]):
 
 def finish(out: Path, facts: Mapping, index: Index, shown: Sequence[tuple[str, Sequence[tuple[int, str]]]]) -> None:
   """results.json, and index.html with the pictures of (heading, [(row of the source, caption)])."""
-  from mmdiff.train.page import page, text
+  from mmdiff.report.html import page, text
   write_json(out / "results.json", facts)
   sections = [f"<h2>{text(heading)}</h2><div class=\"cards\">{''.join(cards(index, items))}</div>" for heading, items in shown]
   body = f"<h1>{text(out.name)}</h1>{''.join(sections)}"
@@ -314,7 +314,8 @@ def cards(index: Index, items: Sequence[tuple[int, str]]) -> Iterator[str]:
   from mmdiff.core.build import build as built
   from mmdiff.data import SOURCES, decode
   from mmdiff.data.quarantine import BadRecord
-  from mmdiff.train.page import data_url, text
+  from mmdiff.report.html import text
+  from mmdiff.report.pictures import data_url
   source = built(SOURCES, index.meta["data"])
   for row, caption in items:
     try:

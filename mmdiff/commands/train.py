@@ -19,6 +19,8 @@ from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.files import read_object
 from mmdiff.core.provenance import made_by
 from mmdiff.core.terminal import tell
+from mmdiff.report import words
+from mmdiff.report.numbers import flat
 from mmdiff.train import sums
 
 FLAGS = {
@@ -48,19 +50,12 @@ def main(argv: list[str]) -> int:
   return 0
 
 
-def flat(config: Mapping, prefix: str = "") -> dict[str, Any]:
-  """{"optim.default.lr": 1e-3, …}."""
-  found: dict[str, Any] = {}
-  for key, value in config.items():
-    found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
-  return found
-
-
 def drift(changed: Sequence[str], before: Mapping, now: Mapping) -> list[str]:
   """A line for every changed key of two flat configs; for a block of another name one for all its keys."""
   renamed = [key.removesuffix("name") for key in changed if key.endswith(".name")]
   within = lambda key: next((block for block in renamed if key.startswith(block)), None)
-  named = lambda config, block: source_name({key.removeprefix(block): value for key, value in config.items() if key.startswith(block)})
+  inside = lambda config, block: {key.removeprefix(block): value for key, value in config.items() if key.startswith(block)}
+  named = lambda config, block: words.source_name(inside(config, block))
   said = lambda config, key: f"{config[key]!r}" if key in config else "nothing"
   lines = {within(key) or key: f"--config.{key}: the run began with {said(before, key)}, now {said(now, key)}" for key in changed}
   return [f"--config.{key[:-1]}: the run began with {named(before, key)}, now {named(now, key)}" if key in renamed else line
@@ -180,20 +175,14 @@ def make_evaluators(config: Mapping, services, opened: dict[str, dict[str, str]]
   return made
 
 
-def source_name(source: Mapping) -> str:
-  """scenes(tier=T32), folder(path=…): a source's name and what sets it apart."""
-  shown = ", ".join(f"{key}={source[key]}" for key in ("tier", "path", "urls", "builder", "split") if source.get(key))
-  return f"{source['name']}({shown})" if shown else str(source.get("name", "none"))
-
-
 def elsewhere(config: Mapping) -> list[str]:
   """A line for each evaluator whose scores are of other data than those that are trained on."""
   own, lines = config["data"]["source"], []
   for name, options in config["evals"].items():
-    source = options.get("source") or (dict(name="scenes", tier=options["tier"]) if "tier" in options else None)
-    if source and source["name"] != own["name"]:
+    if words.elsewhere(config, options):
       flag = f"--config.evals.{name}.source.name={own['name']} …" if options.get("source") else f"another evaluator than {options['name']}"
-      lines.append(f"note: {name} is scored on {source_name(source)}, training reads {source_name(own)}; for scores of those: {flag}")
+      lines.append(f"note: {name} is scored on {words.source_name(words.source_of(options) or {})}, training reads "
+                   f"{words.source_name(own)}; for scores of those: {flag}")
   return lines
 
 
@@ -235,11 +224,10 @@ def run_held(config: Mapping, workdir: Path, argv: list[str], started: float):
   from mmdiff.objectives import OBJECTIVES
   from mmdiff.train import checkpoint, init, loop, starts
   from mmdiff.train.progress import say
-  from mmdiff.train.report import write_report
 
   objective = objective_of(OBJECTIVES, config)
   dataset = make_dataset(config, workdir)
-  say(f"{len(dataset):,} records in {source_name(config['data']['source'])}", active=jax.process_index() == 0)
+  say(f"{len(dataset):,} records in {words.source_name(config['data']['source'])}", active=jax.process_index() == 0)
   for line in elsewhere(config):
     say(line, active=jax.process_index() == 0)
   for name, rule in config["optim"].items():
@@ -270,14 +258,24 @@ def run_held(config: Mapping, workdir: Path, argv: list[str], started: float):
         dataset.tokenizer.save(workdir / "tokenizer.json")
       sums.vouch(workdir, "tokenizer.json")
       starts.begin(workdir, dict(argv=argv, devices=[str(d) for d in jax.devices()[:8]], device_count=jax.device_count(),
-                                 data=dataset.fingerprint()))
+                                 data=dataset.fingerprint(), records=len(dataset), step=int(setup.state.step)))
 
   start = None if checkpoint.available_steps(workdir) else start_of(config, objective, dataset)
   try:
     return loop.train(config, workdir, objective=objective, dataset=dataset, evaluators=evaluators, save_result=save_result,
                       initialise=(lambda state: init.initialised(state, start)) if start else None,
-                      has_result=has_result, on_start=begin, started=started)
+                      has_result=has_result, on_start=begin, on_evaluated=lambda step: write_page(workdir), started=started)
   finally:
     if jax.process_index() == 0 and (workdir / "metrics.jsonl").exists():
       starts.end(workdir, time.perf_counter() - started)
-      write_report(workdir)
+      write_page(workdir)
+
+
+def write_page(workdir: Path) -> None:
+  """`report.html` as the run stands. Training does not end because a page could not be written: a line says so."""
+  from mmdiff.report.run import write_report
+  try:
+    write_report(workdir)
+  except Exception as error:
+    tell(f"{workdir / 'report.html'}: not written: {type(error).__name__}: {error}; the run is not touched by that, and "
+         f"`mmdiff report {workdir}` writes the page at any time")

@@ -3,6 +3,8 @@ from collections.abc import Mapping
 
 from mmdiff.core.experiment import Experiment
 
+AREA, HALF, END = "area", "half-way", "end"     # where two arms are compared: over the learning curve, and at two steps
+
 
 class Ablation:
   base: Experiment

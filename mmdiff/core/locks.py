@@ -59,3 +59,15 @@ def _taken(path: Path, busy: str, wait: bool) -> IO[str]:
         if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
           stack.pop_all()
           return file
+
+
+def busy(folder: Path) -> bool:
+  """Whether a process holds the folder; nothing is made or taken."""
+  try:
+    with open(folder / LOCK) as file:
+      fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return True
+  except OSError:
+    return False
+  return False

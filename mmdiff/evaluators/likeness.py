@@ -6,9 +6,10 @@ protocol. `unlike` names what differs between two of them; steps, averages and w
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mmdiff.evaluators.base import Services
+if TYPE_CHECKING:                              # a report reads results without JAX
+  from mmdiff.evaluators.base import Services
 
 MODEL = ("name", "every_steps", "params", "step")          # of options and protocols: the model's, not the question's
 PREPARED = ("image_size", "resize", "interpolation")       # of config.data: the pictures that a model sees or draws
@@ -16,7 +17,7 @@ COUNTS = ("records", "images", "texts", "classes")         # scalars
 ABSENT = "not recorded"
 
 
-def recording(services: Services) -> tuple[Services, dict[str, str], dict[str, str]]:
+def recording(services: "Services") -> tuple["Services", dict[str, str], dict[str, str]]:
   """(services that note what is opened through them, {source: fingerprint of its data set}, {source: its records, of any tokenizer})."""
   data: dict[str, str] = {}
   records: dict[str, str] = {}

@@ -10,8 +10,15 @@ NAMES: dict[str, tuple[str, ...]] = {
   "captions": ("fact_precision",),
 }
 CHOICES = {"retrieval": "images", "zeroshot": "classes"}
-SHARES = ("recall_at_", "top_", "all_facts", "accuracy", "fact_", "benchmark/")       # from 0 to 1, said in per cent
+# Beginnings of the parts of names whose values go from 0 to 1 and are said in per cent.
+SHARES = ("recall", "top_", "all_facts", "accuracy", "fact_", "benchmark", "right", "unparseable", "hallucination", "perfect", "distinct_",
+          "duplicates", "truncated", "r_precision", "share", "mfu", "data_wait")
 LOWER_IS_BETTER = ("loss", "collapse")
+
+
+def is_share(name: str) -> bool:
+  """Whether a scalar of this name is a share."""
+  return any(part.startswith(SHARES) for part in name.split("/"))
 
 
 class Headline(NamedTuple):
@@ -24,8 +31,7 @@ class Headline(NamedTuple):
 
   def said(self) -> str:
     """recall at 1 53.5 % (chance 0.5 %)."""
-    share = self.name.startswith(SHARES)
-    write = (lambda value: f"{100 * value:.1f} %") if share else (lambda value: f"{value:.4g}")
+    write = (lambda value: f"{100 * value:.1f} %") if is_share(self.name) else (lambda value: f"{value:.4g}")
     parts = [f"{write(self.low)} to {write(self.high)}"] if self.low is not None and self.high is not None else []
     parts += [f"chance {write(self.chance)}"] if self.chance is not None else []
     return f"{self.name.replace('_', ' ')} {write(self.value)}" + (f" ({', '.join(parts)})" if parts else "")

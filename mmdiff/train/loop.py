@@ -67,14 +67,14 @@ class Stop:
 def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: Mapping[str, Any] | None = None,
           save_result: Callable | None = None, has_result: Callable[[str, int], bool] | None = None,
           on_start: Callable[[Setup], None] | None = None, initialise: Callable[[TrainState], TrainState] | None = None,
-          started: float | None = None, devices=None) -> TrainState:
+          on_evaluated: Callable[[int], None] | None = None, started: float | None = None, devices=None) -> TrainState:
   """Trains until `config.steps`, from the newest checkpoint in `workdir` if there is one. Returns the final state.
 
   config: a mapping of the keys of `core.experiment.Experiment`. evaluators: name -> `evaluators.base.Evaluator`. save_result(name, step,
   result) keeps what an evaluator found, and has_result(name, step) says whether it was kept: a run that was killed between a save and its
   evaluation makes up for it. on_start sees the set-up before the first step and before anything is logged, and may refuse it; initialise
-  changes the state of a run that has no checkpoint yet. started: when the command began, of `time.perf_counter`. devices: all of them by
-  default.
+  changes the state of a run that has no checkpoint yet; on_evaluated(step) is called when all that was due at a step is kept. started: when
+  the command began, of `time.perf_counter`. devices: all of them by default.
 
   Raises Interrupted after a signal (the state is saved), DataError when too many records are bad, GaveUp when `max_bad_steps` updates in
   a row were not finite.
@@ -151,6 +151,8 @@ def train(config, workdir: Path, *, objective: Objective, dataset, evaluators: M
         save_result(name, step, result)
       score = headline(config["evals"].get(name, {}).get("name", name), result.scalars)
       say(f"  {name}: {score.said() if score else 'no scores'}", active=chief)
+    if names and on_evaluated and chief:
+      on_evaluated(step)
     clock.pause(time.perf_counter() - paused)
 
   def missed(step: int) -> list[str]:

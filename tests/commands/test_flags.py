@@ -41,6 +41,8 @@ def test_flags_in_every_form():
 def test_words_without_dashes():
   assert flags.parse(["build", "emoji", "--workdir=x"], FLAGS, positional=("action", "what"))["what"] == "emoji"
   assert flags.parse(["build", "--workdir=x"], FLAGS, positional=("action", "what"))["what"] is None
+  for words in ((), ("a",), ("a", "b", "c")):
+    assert flags.parse([*words, "--workdir=x"], FLAGS, positional=("runs,",))["runs"] == words
   assert lines(["build", "--workdir=x"], FLAGS) == ["'build': unexpected; flags are --name=value"]
 
 
@@ -233,7 +235,7 @@ def test_a_flag_that_would_change_nothing_is_refused(line, says, capsys):
   assert says in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"train", "demo", "doctor", "get", "list"}))          # which take no number
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"train", "demo", "doctor", "get", "list", "report"}))          # which take no number
 def test_numbers_beyond_any_use_are_refused(command):
   """Every number of every command: a line for each, at once, before anything is read."""
   table = importlib.import_module(f"mmdiff.commands.{command}").FLAGS

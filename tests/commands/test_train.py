@@ -13,7 +13,9 @@ from tests import toy_runs
 EVALS = dict(loss=dict(name="loss", source=toy_runs.SCENES, every_steps=2, limit=8))
 
 
-def test_a_run_leaves_what_it_promises_and_goes_on(tmp_path, capsys):
+def test_a_run_leaves_what_it_promises_and_goes_on(tmp_path, capsys, monkeypatch):
+  written, write = [], train.write_page
+  monkeypatch.setattr(train, "write_page", lambda workdir: (write(workdir), written.append((workdir / "report.html").read_text())))
   config = toy_runs.clip() | dict(steps=2, mesh=dict(data=-1, fsdp=1, tensor=1))
   train.run(config, tmp_path, argv=["train", "--config=…"])
   for name in ("config.json", "run.json", "metrics.jsonl", "tokenizer.json", "report.html", "checkpoints/2/manifest.json"):
@@ -28,6 +30,11 @@ def test_a_run_leaves_what_it_promises_and_goes_on(tmp_path, capsys):
   result = json.loads((tmp_path / "eval" / "loss_00000003.json").read_text())
   assert result["step"] == 3 and 0.5 < result["scalars"]["loss"] < 20 and result["config"]["steps"] == 3 and result["versions"]["jax"]
   assert all(next(iter(row)) == "step" for row in rows)
+  # The page: at the end of the first start, after each evaluation (the first makes up for step 2), and at the end.
+  assert len(written) == 4 and ["step 3 of 3" in page for page in written] == [False, False, True, True]
+  assert ["loss · loss" in page for page in written] == [False, True, True, True] and "running, step 2 of 3" in written[1]
+  starts = json.loads((tmp_path / "run.json").read_text())["starts"]
+  assert [start["step"] for start in starts] == [0, 2] and starts[0]["records"] == 40
 
   again = train.check_drift(config | dict(init=dict(path="elsewhere")), tmp_path)            # a run that goes on takes nothing over
   assert again.get("init") is None and "choose another --workdir to start from there" in capsys.readouterr().err
@@ -35,6 +42,12 @@ def test_a_run_leaves_what_it_promises_and_goes_on(tmp_path, capsys):
     train.run(config | dict(batch_size=16), tmp_path, argv=["train"])
   with pytest.raises((ConfigError, DataError)):
     train.run(config | dict(data=config["data"] | dict(source=toy_runs.SCENES | dict(size=41))), tmp_path, argv=["train"])
+
+
+def test_training_goes_on_without_its_page(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr("mmdiff.report.run.write_report", lambda workdir: 1 / 0)
+  train.write_page(tmp_path)
+  assert "report.html: not written: ZeroDivisionError" in capsys.readouterr().err
 
 
 def test_a_run_that_is_refused_leaves_nothing(tmp_path, monkeypatch):

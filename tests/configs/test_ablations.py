@@ -5,6 +5,7 @@ import pytest
 
 from mmdiff.commands import ablate, flags, train
 from mmdiff.commands import demo as demo_command
+from mmdiff.report.numbers import flat
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def test_arms_differ_in_their_captions_only(demo):
   runs = ablate.runs_of(config, workdir)
   assert [run.arm for run in runs if run.seed == 0] == ["original", "long65", "long80", "long95"]
   assert {run.seed for run in runs} == {0, 1, 2}
-  plain = [train.flat(run.config) for run in runs]
+  plain = [flat(run.config) for run in runs]
   keys = set.union(*map(set, plain))
   differing = {key for key in keys if len({repr(one.get(key)) for one in plain}) > 1}
   assert differing == {"seed", "data.captions.long", "data.captions.original"}
