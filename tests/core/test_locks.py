@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from mmdiff.core.errors import CannotWrite
-from mmdiff.core.locks import LOCK, held
+from mmdiff.core.locks import LOCK, busy, held
 
 
 def test_a_folder_is_held_by_one(tmp_path):
@@ -67,3 +67,10 @@ def test_a_place_that_cannot_be_written(tmp_path):
   for place in (tmp_path / "file", tmp_path / "file" / "below"):
     with pytest.raises(CannotWrite, match="cannot write in"), held(place, busy=""):
       pass
+
+
+def test_a_folder_says_whether_it_is_held(tmp_path):
+  assert not busy(tmp_path) and not list(tmp_path.iterdir())
+  with held(tmp_path, busy=""):
+    assert busy(tmp_path)
+  assert not busy(tmp_path)
