@@ -10,7 +10,7 @@ several is comparison.html in the folder that holds them all.
 import os
 from pathlib import Path
 
-from mmdiff.core.errors import ConfigError
+from mmdiff.core.errors import ConfigError, DataError
 
 FLAGS = {
   "out": dict(type="str", default="", help="the page; by default RUN/report.html, or comparison.html beside several runs"),
@@ -28,6 +28,8 @@ def main(argv: list[str]) -> int:
     raise ConfigError("which run? Give one run directory or several: mmdiff report runs/clip")
   folders = []
   for path in given["runs"]:
+    if "@" not in path and not Path(path).is_dir():
+      raise DataError(f"{path}: no such folder; expected a run directory, the --workdir of `mmdiff train`")
     folder, step = run_directory.locate(path)
     if step is not None:
       raise ConfigError(f"{path}: a report is of a whole run; leave @{step} out")

@@ -154,7 +154,7 @@ def side_by_side(drawn: Mapping[str, Image.Image], prompts: Sequence[str]) -> st
     cards = "".join(under(f'<div class="strip">{strip}</div>', prompt) for strip, prompt in strips)
     return f'<div class="charts">{cards}</div>'
   listed = "".join(f"<li>{text(prompt)}</li>" for prompt in prompts)
-  cards = "".join(under(image(enlarged(sheet), SHEET), arm) for arm, sheet in drawn.items())
+  cards = "".join(under(image(enlarged(sheet), SHEET, pixels=SHEET // 2), arm) for arm, sheet in drawn.items())
   return f'<div class="charts">{cards}</div><ol class="soft">{listed}</ol>'
 
 

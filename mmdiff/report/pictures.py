@@ -14,15 +14,15 @@ CELL, SHEET = 256, 1_024     # the largest side of a picture, and of a sheet, in
 PIXELS = 128                 # up to this side a picture is enlarged with its pixels sharp, and kept exact
 
 
-def image(picture: Image.Image, largest: int = CELL, alt: str = "") -> str:
-  """An <img> that holds the picture, at most `largest` pixels a side: a small one exactly, as PNG; a large one as JPEG."""
-  small = max(picture.size) <= PIXELS
-  return f'<img{" class=pixels" if small else ""} src="{data_url(picture, largest)}" alt="{text(alt)}">'
+def image(picture: Image.Image, largest: int = CELL, alt: str = "", *, pixels: int = PIXELS) -> str:
+  """An <img> that holds the picture, at most `largest` pixels a side: up to `pixels` exactly, as PNG; a larger one as JPEG."""
+  small = max(picture.size) <= pixels
+  return f'<img{" class=pixels" if small else ""} src="{data_url(picture, largest, pixels=pixels)}" alt="{text(alt)}">'
 
 
-def data_url(picture: Image.Image, largest: int) -> str:
+def data_url(picture: Image.Image, largest: int, *, pixels: int = PIXELS) -> str:
   """The picture as a `data:` address, at most `largest` pixels a side."""
-  exact = max(picture.size) <= PIXELS
+  exact = max(picture.size) <= pixels
   if max(picture.size) > largest:
     picture = picture.copy()
     picture.thumbnail((largest, largest))
@@ -57,7 +57,7 @@ def pictures(file: Path, rows: Sequence[Mapping] = ()) -> str:
     return f'<p class="soft">{text(file.name)} is missing</p>'
   cells = cut(np.asarray(sheet)) if rows else []
   if not cells:
-    return f'<figure class="sheet">{image(enlarged(sheet), SHEET, file.name)}</figure>'
+    return f'<figure class="sheet">{image(enlarged(sheet), SHEET, file.name, pixels=SHEET // 2)}</figure>'
   cards = []
   for picture, row in list(zip(cells, rows))[:CARDS]:
     mark = cell(row["right"]) + " " if isinstance(row.get("right"), bool) else ""

@@ -20,7 +20,7 @@ def test_one_run_and_several(tmp_path, capsys):
   assert report.main([f"--out={out}", str(b), "--csv"]) == 0                  # its own files are written anew
 
 
-@pytest.mark.parametrize("words,said", [([], "which run"), (["nowhere"], "no run directory"), (["a@400"], "whole run"),
+@pytest.mark.parametrize("words,said", [([], "which run"), (["nowhere"], "no such folder; expected a run"), (["a@400"], "whole run"),
                                         (["a", "--out=a"], "is a folder"), (["a", "--out=notes"], "no page that mmdiff wrote"),
                                         (["a", "--out=x.html", "--csv"], "no table that this command wrote"),
                                         (["a", "--cvs"], "did you mean --csv")])

@@ -128,7 +128,7 @@ def test_every_text_is_escaped(tmp_path):
 
 def check_escaped(text):
   page = Page(text)
-  assert page.tags.count("script") == text.count("<script") == 1 and "alert('caption')</script>" not in text and not page.open
+  assert page.tags.count("script") == text.count("<script") <= 1 and "alert('caption')</script>" not in text and not page.open
   assert all(link.startswith(("data:", "#", "run/", "other/", html.escape(EVIL), EVIL)) for link in page.links)
   assert "default-src &#x27;none&#x27;" in text
 
