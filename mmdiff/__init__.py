@@ -10,11 +10,12 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from mmdiff import train as _train
+import mmdiff.train as _train
 
 if TYPE_CHECKING:
   from mmdiff.model import Model, load, save
   from mmdiff.runs.run import Run
+  from mmdiff.runs.start import train
 
 __version__ = "0.1.0"
 __all__ = ["Model", "Run", "load", "save", "train"]

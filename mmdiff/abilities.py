@@ -10,7 +10,7 @@ import contextlib
 import inspect
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
@@ -50,12 +50,13 @@ class Model:
     self.sizes: dict[tuple, dict[int, float]] = {}         # program -> {rows that it was compiled for: seconds of a batch, 0 if unknown}
     self.origin: Any = None               # where a public checkpoint's spellings are kept, for saving: `public.Loaded` or `Pipeline`
 
-  def __getattr__(self, name: str):
-    if name.startswith("_") or "report" not in self.__dict__:
-      raise AttributeError(name)
-    if name in self.METHODS or asked.meant_method(name, self.methods()):
-      raise AttributeError(self.without(name))
-    raise AttributeError(f"a {self.report['objective']} model has no {name}: it has {', '.join(self.methods()) or 'no methods'}")
+  if not TYPE_CHECKING:                   # a checker knows the methods, and tells of others itself
+    def __getattr__(self, name: str):
+      if name.startswith("_") or "report" not in self.__dict__:
+        raise AttributeError(name)
+      if name in self.METHODS or asked.meant_method(name, self.methods()):
+        raise AttributeError(self.without(name))
+      raise AttributeError(f"a {self.report['objective']} model has no {name}: it has {', '.join(self.methods()) or 'no methods'}")
 
   def __dir__(self) -> list[str]:
     return [*PUBLIC, *self.methods()]

@@ -49,7 +49,7 @@ def test_a_frame_is_of_pandas(monkeypatch):
 
 
 def test_what_is_no_run(tmp_path, workdir):
-  with pytest.raises(DataError, match="no run directory"):
+  with pytest.raises(DataError, match="expected a run directory of"):
     mmdiff.Run(tmp_path)
   (tmp_path / "eval").mkdir()
   (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
