@@ -20,6 +20,7 @@ FLAGS = {
 }
 PARTS = ("clip", "t2i")
 ABLATION, ARMS = "caption_mix", ("original", "long65", "long95")
+PAGES = (*PARTS, "captioner", f"{ABLATION}/report.html", "")         # which say more of what `story` tells: runs, a page, nothing
 
 
 def main(argv: list[str]) -> int:
@@ -39,8 +40,7 @@ def main(argv: list[str]) -> int:
   write_json(workdir / "summary.json", found)
   from mmdiff.report.comparison import write_story
   captioner = workdir / ABLATION / "prepare" / "captioner_long"
-  pages = (*PARTS, "captioner", f"{ABLATION}/report.html", "")
-  write_story(workdir, "mmdiff demo", [(*line, page) for line, page in zip(story(found), pages, strict=True)],
+  write_story(workdir, "mmdiff demo", [(*line, page) for line, page in zip(story(found), PAGES, strict=True)],
               {**{part: workdir / part for part in PARTS}, "captioner": captioner})
   print("\n".join(lines(found)))
   print(f"reports: {workdir / 'report.html'}, {workdir / ABLATION / 'report.html'}")

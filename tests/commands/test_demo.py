@@ -26,6 +26,7 @@ def test_the_summary_takes_the_last_result_of_each(tmp_path):
                    "caption_mix": {"original": {"all_facts": 0.01, "area": 0.005}, "long95": {"all_facts": 0.94, "area": 0.47}},
                    "seconds": 61.2}
   assert "0.800" in demo.lines(found)[0] and "color 0.90, count 1.00" in demo.lines(found)[0] and "0.900" in demo.lines(found)[1]
+  assert len(demo.story(found)) == len(demo.PAGES) and "captioner" in demo.PAGES[2] and "caption_mix/report.html" in demo.PAGES[3]
   assert "0.970" in demo.lines(found)[2] and "long95 0.940 (0.470)" in demo.lines(found)[3]
 
 
