@@ -5,7 +5,7 @@ Of a picture that was drawn, how, and the command that draws it again.
   mmdiff info CLIP-ViT-B-32
   mmdiff info v1-5.safetensors --part=vae
   mmdiff info runs/t2i --json=info.json
-  mmdiff info runs/drawn/00000_00.png
+  mmdiff info drawn/00000_00.png
 """
 from collections.abc import Mapping, Sequence
 from pathlib import Path
