@@ -62,7 +62,7 @@ class Prompted(Model):
     rows = {name: np.asarray(value, np.float32) if name in NOISES else np.asarray(value) for name, value in rows.items()}
     function = base.drawing_function(rows)
     shapes = (tokens.shape[1], negative is None, *sorted((name, value.shape[1:]) for name, value in rows.items()), *sorted(static.items()))
-    with self._running(function, "pictures", len(prompts), shapes, what=f"drawing, {taken} steps", work=taken,
+    with self._running(function, "pictures", len(prompts), shapes, what=f"{function}, {taken} steps", work=taken,
                        batch_size=batch_size, most=own["rows"], progress=progress) as (services, size):
       made = base.draw(services, self.params, tokens, mask, seeds, sampler=sampler, steps=taken,
                        guidance=own["guidance"] if guidance is None else float(guidance), negative=negative, rows=rows, extra=self.extra,

@@ -88,6 +88,8 @@ def smaller(words: Sequence[str], config: Mapping | None) -> list[str]:
     made["data.source.size"] = 8
   if base["data"]["tokenizer"]["name"] == "bpe":
     made["data.tokenizer.sample"] = 50
+  if any(word.startswith("--data=") for word in words):                  # then the sources are others than the config's
+    made = {path: value for path, value in made.items() if "source" not in path.split(".")}
   side = base["data"]["image_size"]
   if side >= 256 and objective["name"] in ("diffusion", "autoencoder"):
     made |= {"data.image_size": 64}

@@ -5,14 +5,13 @@
   mmdiff caption --model=runs/coca_long --data=name=folder,path=pictures --out=captions/long
 
 Start the same command as often as you like, at once or later, on one host or on several that share --out: each process takes a unit (a
-tar, or --per_unit records of another source), and what a killed one had begun is taken again. --data names a source as `mmdiff data`
-does, or lists its keys, or is a config whose data.source it is; --data.KEY=VALUE changes one. Every caption depends on its picture, its
+tar, or --per_unit records of another source), and what a killed one had begun is taken again. --data names a source as everywhere
+(docs/data.md), or is a config whose data.source it is; --data.KEY=VALUE changes a key. Every caption depends on its picture, its
 key, --seed and the settings alone. The folder is a side-car: train on it with --config.data.sidecar=OUT and a share for the kind in
 config.data.captions. Each unit has a manifest with bad records and signs of degeneration; manifest.json sums them up.
 """
 import collections
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ from mmdiff.core.progress import Progress
 
 FLAGS = {
   "model": dict(type="model", required=True, help="run directory of a captioner; DIR@STEP for one of its steps"),
-  "data": dict(type="str", required=True, help="a source, as `mmdiff data` names it, or its keys: name=scenes,tier=T32,split=train"),
+  "data": dict(type="source", required=True, help="folder, table, tars, parquet, … as in docs/data.md; name=scenes,tier=T32 lists keys"),
   "out": dict(type="dir", required=True, help="folder of the job, shared by all that work on it"),
   "kind": dict(type="str", default="long", help="the kind of caption that these are, for config.data.captions"),
   "method": dict(choices=("greedy", "sample", "beam"), help="greedy unless said otherwise"),
@@ -58,41 +57,16 @@ class Captioner(NamedTuple):
 
 
 def main(argv: list[str]) -> int:
-  from mmdiff.commands import flags
-  words, overrides = split(argv)
-  given = flags.parse(words, FLAGS)
+  from mmdiff.commands import flags, sources
+  given = flags.parse(argv, FLAGS)
   problems = [f"--{name}: expected at least {least}, found {given[name]}" for name, least in
               (("seed", 0), ("batch_size", 1), ("per_unit", 1), ("limit", 0), ("threads", 1), ("fsdp", 1)) if given[name] < least]
   if given["kind"] in RESERVED or not given["kind"].isidentifier():
     problems.append(f"--kind: expected a name such as long or short, found {given['kind']!r}")
-  config, wrong = source_of(given["data"], overrides)
-  if problems + wrong:
-    raise ConfigError("\n".join(problems + wrong))
-  run(flags.located(given, FLAGS), config, argv=["caption", *argv])
+  if problems:
+    raise ConfigError("\n".join(problems))
+  run(flags.located(given, FLAGS), sources.pictures_of(given["data"]), argv=["caption", *argv])
   return 0
-
-
-def split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str | None]]]:
-  """(flags, [(key, text)] of the `--data.KEY=VALUE` among them)."""
-  words, overrides = [], []
-  for word in argv:
-    if word.startswith("--data."):
-      name, equals, text = word.removeprefix("--data.").partition("=")
-      overrides.append((name, text if equals else None))
-    else:
-      words.append(word)
-  return words, overrides
-
-
-def source_of(text: str, overrides: Sequence[tuple[str, str | None]]) -> tuple[dict[str, Any], list[str]]:
-  """(the checked config of the source that --data names, what is wrong)."""
-  from mmdiff.commands import data, flags
-  if text.startswith("name="):
-    name, *pairs = [part.partition("=")[::2] for part in text.split(",")]
-    return data.checked(dict(name=name[1]), [*pairs, *overrides], "--data.")
-  if ".py" in text and os.path.splitext(text.partition(":")[0])[1] == ".py":
-    return data.checked(flags.load_config([f"--config={text}"])["data"]["source"], overrides, "--data.")
-  return data.checked(data.shorthand(text), overrides, "--data.")
 
 
 def run(given: Mapping, config: Mapping, *, argv: list[str]) -> None:

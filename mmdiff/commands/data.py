@@ -11,13 +11,15 @@
   mmdiff data precompute --config=FILE --out=DIR        latents and text states of a config's frozen encoders; --config.data.features=DIR
                                                         trains on them. Any number of processes, as for `mmdiff caption`
 
-SOURCE is a path (tar glob '/data/{00000..00041}.tar', folder of tars or pictures, prepared TFDS folder[:split], table of captions),
-`scenes:TIER[:split]`, or the name of a source whose keys follow as --source.KEY=VALUE. Or give --config, to take its data.source.
+SOURCE, or --data=SOURCE, is a folder of pictures, a table of captions, a pattern or folder of tars ('/data/{00000..00041}.tar'), parquet
+files, a folder of Hugging Face's datasets or of TFDS [:split], COCO's JSON, tfds:NAME[:split], scenes:TIER[:split], or the name of a
+source; --data.KEY=VALUE sets its keys. Or give --config, to take its data.source.
 Every command that writes results writes argv, resolved source, versions and fingerprints as JSON beside them.
 """
 import json
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -34,7 +36,7 @@ from mmdiff.core.spelling import nearest
 from mmdiff.core.terminal import escaped, one_line, printable, tell
 
 FLAGS = {
-  "source": dict(help="a SOURCE as above, or the name of one with --source.KEY=VALUE (all but build)"),
+  "data": dict(type="source", help="a SOURCE as above, or the name of one with --data.KEY=VALUE (all but build)"),
   "config": dict(help="take data.source of this config instead (all but build)"),
   "out": dict(help="where results go: a folder, or a file for validate and tokenizer"),
   "format": dict(type="str,", help="webdataset, array_record or both; by default both of emoji, else webdataset (build, shard)"),
@@ -62,14 +64,14 @@ FLAGS = {
 }
 TAKES = {
   "build": ("out", "format", "per_shard", "dataset_name", "splits", "tier", "count", "size", "font", "table"),
-  "inspect": ("source", "config", "out", "examples"),
-  "validate": ("source", "config", "out", "limit", "threads", "max_bad_fraction", "max_pixels", "max_decode_bytes"),
-  "shard": ("source", "config", "out", "format", "per_shard", "dataset_name", "threads", "max_pixels", "max_decode_bytes"),
-  "index": ("source", "config"),
-  "tokenizer": ("source", "config", "out", "vocab", "sample"),
-  "precompute": ("config", "out", "parts", "dtype", "batch_size", "per_unit", "threads"),
+  "inspect": ("data", "config", "out", "examples"),
+  "validate": ("data", "config", "out", "limit", "threads", "max_bad_fraction", "max_pixels", "max_decode_bytes"),
+  "shard": ("data", "config", "out", "format", "per_shard", "dataset_name", "threads", "max_pixels", "max_decode_bytes"),
+  "index": ("data", "config"),
+  "tokenizer": ("data", "config", "out", "vocab", "sample"),
+  "precompute": ("config", "data", "out", "parts", "dtype", "batch_size", "per_unit", "threads"),
 }
-POSITIONAL = {"build": ("what",), "precompute": ()} | dict.fromkeys(("inspect", "validate", "shard", "index", "tokenizer"), ("path",))
+POSITIONAL = {"build": ("what",), "precompute": ()} | dict.fromkeys(("inspect", "validate", "shard", "index", "tokenizer"), ("data",))
 BAD = "bad_records.jsonl"                                                  # beside shards: the records that are not in them
 FILES = ("validate", "tokenizer")                                          # whose --out is a file
 NEEDS_OUT = ("build", "shard", "tokenizer", "precompute")
@@ -81,50 +83,35 @@ BLOCK = schema.Block(table="mmdiff.data:SOURCES")
 def main(argv: list[str]) -> int:
   logging.basicConfig(level=logging.WARNING, format="%(message)s")
   command, rest = flags.chosen(argv, TAKES), list(argv[1:])
-  overrides = _source_flags(rest)
+  rest = rest if command in ("build", "precompute") else _as_data(rest)
   table = {name: FLAGS[name] | (dict(required=True) if name == "out" and command in NEEDS_OUT else {}) for name in TAKES[command]}
   if command == "build":
     given = flags.parse(rest, table, positional=POSITIONAL[command])
-    return _build(given, argv, overrides)
+    return _build(given, argv)
   if command == "precompute":
-    return _precompute(flags.parse(rest, table | {"config": dict(required=True)}), argv, overrides)
-  try:
-    given = flags.parse(rest, table, positional=POSITIONAL[command])
-  except ConfigError as error:
-    raise ConfigError("\n".join([str(error), *_source_problems(rest, overrides)])) from None
-  problems = _bad_numbers(given) + _bad_formats(given)
+    table["data"] = table["data"] | dict(sets="data.source")
+    return _precompute(flags.parse(rest, table | {"config": dict(required=True)}), argv)
+  given = flags.parse(rest, table, positional=POSITIONAL[command], also=lambda given: _bad_numbers(given) + _bad_formats(given))
+  problems = []
   if command in FILES and given["out"] and os.path.isdir(given["out"]):
     problems.append(f"--out: {given['out']} is a folder; give a file, such as {os.path.join(given['out'], command)}.json")
-  word = given["path"] or given["source"]
-  if command == "validate" and word and os.path.isfile(os.path.join(os.path.expanduser(word), "job.json")):
-    return _validate_job(os.path.expanduser(word), given, problems, {"argv": ["data", *argv], "versions": versions()})
-  config, wrong = source_config(given, overrides)
-  if problems + wrong:
-    raise ConfigError("\n".join(problems + wrong))
+  if (given["data"] is None) == (given["config"] is None):
+    problems.append("give the source once: a path or another word for it, --data=…, or --config=…"
+                    + ("; found --data and --config" if given["data"] else ""))
+  config = given["data"] or (given["config"] or {}).get("data", {}).get("source", {})
+  if command == "validate" and os.path.isfile(os.path.join(os.path.expanduser(folder := str(config.get("path", ""))), "job.json")):
+    return _validate_job(os.path.expanduser(folder), given, problems, {"argv": ["data", *argv], "versions": versions()})
+  if problems:
+    raise ConfigError("\n".join(problems))
   source = build(resolve("mmdiff.data:SOURCES"), config)
   return RUN[command](source, given, {"argv": ["data", *argv], "source": config, "versions": versions()})
 
 
-def _source_flags(rest: list[str]) -> list[tuple[str, str | None]]:
-  """Takes `--source.KEY=VALUE` (or `--source.KEY VALUE`) out of `rest`: [(KEY, VALUE)]."""
-  found: list[tuple[str, str | None]] = []
-  for at in reversed(range(len(rest))):
-    if rest[at].startswith("--source."):
-      name, equals, value = rest.pop(at).removeprefix("--source.").partition("=")
-      spaced = not equals and at < len(rest) and not rest[at].startswith("--")
-      found.insert(0, (name, value if equals else rest.pop(at) if spaced else None))
-  return found
-
-
-def _source_problems(rest: Sequence[str], overrides: Sequence[tuple[str, str | None]]) -> list[str]:
-  """What is wrong with `--source.…` when the other flags are wrong too, so that all mistakes are named at once."""
-  word = next((arg.removeprefix("--source=") for arg in rest if arg.startswith("--source=") or not arg.startswith("-")), None)
-  if not overrides or word is None:
-    return []
-  try:
-    return source_config({"path": word}, overrides)[1]
-  except DataError:
-    return []
+def _as_data(words: Sequence[str]) -> list[str]:
+  """The words with the source as --data, also as it was once called, --source; of a --config it is a part."""
+  words = [re.sub(r"^--source(?=[.=]|$)", "--data", word) for word in words]
+  of_config = any(word.startswith("--config=") or word == "--config" for word in words)
+  return [re.sub(r"^--data\.", "--config.data.source.", word) for word in words] if of_config else words
 
 
 def _bad_numbers(given: Mapping[str, Any]) -> list[str]:
@@ -145,49 +132,9 @@ def _bad_formats(given: Mapping[str, Any]) -> list[str]:
                   if name not in FORMATS]
 
 
-def source_config(given: Mapping[str, Any], overrides: Sequence[tuple[str, str | None]]) -> tuple[dict[str, Any], list[str]]:
-  """(the checked config of the source that the flags name, with defaults; what is wrong)."""
-  named = [name for name in ("path", "source", "config") if given.get(name) is not None]
-  if len(named) != 1:
-    return {}, ["give the source once: a path or shorthand, --source=…, or --config=…" + (f"; found {', '.join(named)}" if named else "")]
-  return checked(given["config"]["data"]["source"] if named == ["config"] else shorthand(given[named[0]]), overrides, "--source.")
-
-
-def checked(base: Mapping[str, Any], overrides: Sequence[tuple[str, str | None]], flag: str) -> tuple[dict[str, Any], list[str]]:
-  """(the config of a source with its overrides and defaults, what is wrong, each named by `flag` and its key)."""
-  config, problems = flags.override(base, overrides, BLOCK)
-  wrong = {problem.path for problem in problems}
-  problems += [problem for problem in schema.check(config, BLOCK) if problem.path not in wrong]
-  return ({}, [problem.text(flag) for problem in problems]) if problems else (schema.complete(config, BLOCK), [])
-
-
-def shorthand(text: str) -> dict[str, Any]:
-  """The source that a word on the command line means: see the top of this file."""
-  known = resolve("mmdiff.data:SOURCES")
-  head, *rest = text.split(":")
-  path = os.path.expanduser(text)
-  if head in known and (not os.path.exists(path) or "/" not in text):
-    return {"name": head} | (dict(zip(("tier", "split"), rest)) if head == "scenes" else {})
-  if ".tar" in text or "{" in text:
-    return {"name": "webdataset", "urls": text}
-  folder, _, split = text.partition(":")
-  if os.path.isfile(os.path.join(os.path.expanduser(folder), "dataset_info.json")):
-    return {"name": "tfds", "dataset": folder, "split": split or "train"}
-  if os.path.isdir(path):
-    tars = any(name.endswith(".tar") for name in os.listdir(path))
-    return {"name": "webdataset", "urls": text} if tars else {"name": "folder", "path": text}
-  if os.path.splitext(text)[1] in (".csv", ".tsv", ".jsonl", ".json"):
-    return {"name": "folder", "path": os.path.dirname(text) or ".", "table": os.path.basename(text)}
-  if os.sep not in text and "." not in text:
-    return {"name": head}
-  found = "no source of data" if os.path.exists(path) else "no such file or folder"
-  raise DataError(f"{text}: {found}; expected tar shards, a folder of pictures, a table, a TFDS folder, scenes:TIER, or the name of a "
-                  f"source ({', '.join(known)})")
-
-
-def _build(given: dict[str, Any], argv: list[str], overrides: Sequence) -> int:
+def _build(given: dict[str, Any], argv: list[str]) -> int:
   what = given["what"]
-  problems = _bad_numbers(given) + _bad_formats(given) + [f"--source.{name}: build takes no source" for name, _ in overrides]
+  problems = _bad_numbers(given) + _bad_formats(given)
   if what not in BUILDS:
     guess = nearest(what or "", BUILDS)
     problems.append(f"build {what or ''}: expected {' or '.join(BUILDS)}" + (f"; did you mean {guess}?" if what and guess else ""))
@@ -331,7 +278,7 @@ def _validate_job(folder: str, given: Mapping[str, Any], problems: list[str], ab
   """What there is to validate of the folder of a finished job: its files."""
   from mmdiff.data import outputs
   problems += [f"--{name}: says nothing of {folder}, the folder of a job, whose files are compared with their manifests"
-               for name in TAKES["validate"] if name not in ("source", "out") and given[name] != FLAGS[name].get("default")]
+               for name in TAKES["validate"] if name not in ("data", "out") and given[name] != FLAGS[name].get("default")]
   if problems:
     raise ConfigError("\n".join(problems))
   found = outputs.verify(folder)
@@ -362,9 +309,8 @@ def _tokenizer(source: Any, given: dict[str, Any], about: dict[str, Any]) -> int
   return 0
 
 
-def _precompute(given: dict[str, Any], argv: list[str], overrides: Sequence) -> int:
-  problems = _bad_numbers(given) + [f"--source.{name}: precompute takes --config.data.source.{name}" for name, _ in overrides]
-  if problems:
+def _precompute(given: dict[str, Any], argv: list[str]) -> int:
+  if problems := _bad_numbers(given):
     raise ConfigError("\n".join(problems))
   from mmdiff.commands import precompute
   made = precompute.run(given["config"], given, {"argv": ["data", *argv]})

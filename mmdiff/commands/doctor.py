@@ -25,6 +25,7 @@ from mmdiff.core.terminal import printable
 
 FLAGS = {
   "config": dict(help="config file, configs/NAME.py[:args]"),
+  "data": dict(type="source", sets="data.source", help="one's own pictures, as for train"),
   "workdir": dict(type="dir", apart=("keys",), help="run directory that the run would use"),
   "keys": dict(type="bool", default=False, needs=dict(config=True), help="list every key of the config instead"),
   "step": dict(type="bool", default=True, needs=dict(config=True), apart=("keys",), help="compile and run one small train step"),

@@ -3,13 +3,13 @@
   mmdiff evaluate --workdir=runs/clip --task=retrieval --task.source.name=scenes --task.source.split=val_iid --task.caption=long
   mmdiff evaluate --model=runs/t2i@1600 --task=judge --task.prompts=64 --out=judge.json     the config's own entry, changed
   mmdiff evaluate --scorer=runs/clip --task=clipscore --images=out                           what `mmdiff sample --out=out` drew
-  mmdiff evaluate --model=CLIP-ViT-B-32 --task=retrieval --task.source.name=folder --task.source.path=pictures
+  mmdiff evaluate --model=CLIP-ViT-B-32 --task=retrieval --data=pictures                     public weights on one's own pictures
   mmdiff evaluate --compare=a.json,b.json                                                    an exact test on their prompts
 
 A task is an evaluator (loss, retrieval, zeroshot, clipscore, samples, scenes_judge, hard_negatives) or the name of an entry of the run's
 `config.evals`. Its options come from that entry, or from the run's first entry of that evaluator, and --task.KEY=VALUE replaces them.
 --model also takes public weights: a CLIP, SigLIP or CoCa, or a Stable Diffusion, whole or an autoencoder. They have no config, so that all
-options of a task are given, --task.source.KEY=VALUE or --images among them.
+options of a task are given, --data among them. Of data that a run was trained on, --data scores the share that was held out.
 
 The scores are printed, and written with the options, versions and fingerprints to --out, by default eval/evaluate_TASK_STEP.json in the
 run directory, of public weights evaluate_TASK_NAME.json here; pictures go beside it.
@@ -37,6 +37,7 @@ FLAGS = {
   "model": dict(type="model", apart=("compare",), help="the same as --workdir, or public weights"),
   "scorer": dict(type="model", apart=("compare",), help="the same as --workdir, of a clipscore"),
   "task": dict(type="str", apart=("compare",), help="evaluator, or entry of the run's config.evals; --task.KEY=VALUE sets its options"),
+  "data": dict(type="source", apart=("compare",), help="the task's source: pictures with captions, tars, parquet, … as in docs/data.md"),
   "images": dict(type="dir", apart=("compare",), help="folder of pictures with captions, as the task's source"),
   "params": dict(type="str", apart=("compare",),
                  help="raw, or an average of config.ema; by default the entry's own, else eval where there is one"),
@@ -78,7 +79,9 @@ def main(argv: list[str]) -> int:
       raise ConfigError("\n".join(f"--{name}: {paths[0]} is a run, which has its own; leave it out" for name in told))
     workdir, step = run_directory.locate(paths[0])
     config, told = run_directory.read_config(workdir), dict(step=step)
-  options = task_options(given["task"], config, overrides, images=given["images"], params=given["params"])
+  if given["images"] and given["data"]:
+    raise ConfigError("--images: says nothing beside --data; leave one of them out")
+  options = task_options(given["task"], config, overrides, images=given["images"], params=given["params"], data=given["data"])
   run(workdir, given, options, told, argv=["evaluate", *argv])
   return 0
 
@@ -98,9 +101,9 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str | None]]]
 
 
 def task_options(task: str, config: Mapping, overrides: Sequence[tuple[str, str | None]], *, images: str | None = None,
-                 params: str | None = None) -> dict[str, Any]:
+                 params: str | None = None, data: Mapping | None = None) -> dict[str, Any]:
   """The checked options of a task, `name` among them. Raises ConfigError with every mistake."""
-  from mmdiff.commands import flags
+  from mmdiff.commands import flags, own_data
   from mmdiff.train import run_directory
   evals, known = config["evals"], schema.table(BLOCK.table)
   entry = evals.get(task) or next((options for options in evals.values() if options["name"] == task), None)
@@ -111,6 +114,8 @@ def task_options(task: str, config: Mapping, overrides: Sequence[tuple[str, str 
   options = dict(entry or dict(name=task, params=run_directory.average(config, None))) | dict(every_steps=1)
   if images:
     options["source"] = dict(name="folder", path=images)
+  if data:
+    options |= own_data.asked_of(data, options, config, said=[key for key, _ in overrides])
   if params is not None:
     options["params"] = run_directory.average(config, params)
   options, problems = flags.override(options, overrides, BLOCK)

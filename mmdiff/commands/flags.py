@@ -17,6 +17,9 @@ Words that may come without `--` are named once, `POSITIONAL = ("path",)` beside
 `needs=dict(what=("sample",))` says that a flag means something only beside those values of another (True: any, ("",): not given), and
 `apart=("plan",)` that it means nothing beside others: given all the same it is an error, never ignored.
 
+A flag of type "source" names data as `mmdiff.data.named` reads it, and --NAME.KEY=VALUE changes a key: its value is the checked config of
+that source. With `sets="data.source"` it is the same as --config.data.source=… of the config instead, and its value stays None.
+
 A flag `config` with a `schema` ("module:class") reads a config of those keys instead of an experiment's.
 
 Forms: `--name=value`, `--name value`, `--flag`, `--noflag`. A flag given twice takes the last value. A flag without a default is None when
@@ -29,15 +32,15 @@ or are replaced by a literal `{"long": 1.0}`. Setting a block's `name` drops the
 """
 import ast
 import itertools
-import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmdiff.commands.overrides import override, plain
 from mmdiff.core import consistency, ranges, schema
-from mmdiff.core.errors import ConfigError
+from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.core.files import parse_json
 from mmdiff.core.spelling import edits, nearest
 
@@ -60,12 +63,14 @@ def chosen(argv: Sequence[str], takes: Mapping[str, Sequence[str]]) -> str:
                     + f" (known: {', '.join(takes)})")
 
 
-def parse(argv: Sequence[str], flags: Mapping[str, Mapping], *, positional: Sequence[str] = ()) -> dict[str, Any]:
-  """{flag: value} for every flag of the table. positional: names of the words that may come without `--`; None when not given.
+def parse(argv: Sequence[str], flags: Mapping[str, Mapping], *, positional: Sequence[str] = (),
+          also: Callable[[Mapping[str, Any]], list[str]] = lambda values: []) -> dict[str, Any]:
+  """{flag: value} for every flag of the table. positional: names of the words that may come without `--`, of flags or not; None when not
+  given. also: what else is wrong with the values that could be read.
 
-  Raises ConfigError with one line for every mistake.
+  Raises ConfigError with one line for every mistake, and DataError for a source that is not there when all else is well.
   """
-  given, words, overrides, unknown = _split(argv, flags, positional)
+  given, words, overrides, nested, unknown = _split(argv, flags, positional)
   if len(words) > len(positional):              # required flags without their names, in the table's order, before all that have one
     leading = sum(1 for _ in itertools.takewhile(lambda word: not word.startswith("-"), argv))
     left = [name for name, flag in flags.items() if flag.get("required") and name not in given]
@@ -74,6 +79,9 @@ def parse(argv: Sequence[str], flags: Mapping[str, Mapping], *, positional: Sequ
   keys = _keys(given.get("config"), flags) if unknown else []
   problems = [f"--{name}: unknown flag" + _meant(name, flags, keys) for name in unknown]
   values: dict[str, Any] = dict.fromkeys(positional) | dict(zip(positional, words))
+  placed = {name: word for name, word in zip(positional, words) if name in flags}
+  problems += [f"--{name}: given twice, {word!r} and {given[name]!r}; leave one out" for name, word in placed.items() if name in given]
+  given, absent = given | placed, None
   if positional and positional[-1].endswith(","):
     del values[positional[-1]]
     values[positional[-1].rstrip(",")] = tuple(words[len(positional) - 1:])
@@ -86,6 +94,13 @@ def parse(argv: Sequence[str], flags: Mapping[str, Mapping], *, positional: Sequ
         problems.append(f"--{name}: required" + (f"; {flag['help']}" if flag.get("help") else ""))
     elif given[name] is None:
       problems.append(f"--{name}: needs a value")
+    elif flag.get("type") == "source":
+      from mmdiff.commands import sources
+      try:
+        values[name], found = sources.read(given[name], nested[name], f"--{name}.")
+        problems += found
+      except DataError as error:
+        absent = error
     elif name == "config":
       values[name], found = read_config(given[name], overrides, schema.Block(spec=flag.get("schema", schema.EXPERIMENT.spec)))
       problems += found
@@ -96,12 +111,16 @@ def parse(argv: Sequence[str], flags: Mapping[str, Mapping], *, positional: Sequ
           raise ValueError(wrong)
       except ValueError as error:
         problems.append(f"--{name}: {error}")
+  problems += [f"--{name}.{key}: needs --{name}=SOURCE" for name, pairs in nested.items() if name not in given for key, _ in pairs]
   problems += [problem for name in given if name in flags for problem in _idle(name, flags[name], values, given)]
   if overrides and "config" not in given:
     why = "needs --config=FILE" if "config" in flags else "this command takes no --config"
     problems += [f"--config.{path}: {why}" for path, _ in overrides]
+  problems += also(values)
   if problems:
     raise ConfigError("\n".join(problems))
+  if absent:
+    raise absent
   return values
 
 
@@ -145,8 +164,10 @@ def _field(flag: Mapping) -> schema.Field:
 
 
 def _split(argv: Sequence[str], flags: Mapping[str, Mapping], positional: Sequence[str]):
-  """({flag: text, or None where a value is missing}, bare words, [(config path, text or None)], names that are no flags)."""
+  """({flag: text, or None where a value is missing}, bare words, [(config path, text or None)], {flag: [(key of its source, text)]},
+  names that are no flags)."""
   given: dict[str, str | None] = {}
+  nested: dict[str, list[tuple[str, str | None]]] = {name: [] for name, flag in flags.items() if flag.get("type") == "source"}
   words, overrides, unknown, rest = [], [], [], list(argv)
   is_bool = lambda name: flags.get(name, {}).get("type") == "bool"
   take = lambda: rest.pop(0) if rest and not rest[0].startswith("--") else None
@@ -157,7 +178,16 @@ def _split(argv: Sequence[str], flags: Mapping[str, Mapping], positional: Sequen
       continue
     name, equals, text = arg.lstrip("-").partition("=")
     name = name if "." in name or name in flags else name.replace("-", "_")
-    if name.startswith("config."):
+    head, _, key = name.partition(".")
+    if head in nested:
+      value = text if equals else take()
+      if path := flags[head].get("sets"):
+        overrides.append((f"{path}.{key}" if key else path, value))
+      elif key:
+        nested[head].append((key, value))
+      else:
+        given[head] = value
+    elif name.startswith("config."):
       overrides.append((name.removeprefix("config."), text if equals else take()))
     elif name.startswith("noconfig."):
       overrides.append((name.removeprefix("noconfig."), "false"))
@@ -171,7 +201,7 @@ def _split(argv: Sequence[str], flags: Mapping[str, Mapping], positional: Sequen
       if not equals and not positional:
         take()
       unknown.append(name)
-  return given, words, overrides, unknown
+  return given, words, overrides, nested, unknown
 
 
 def _meant(name: str, flags: Mapping, keys: Sequence[str]) -> str:
@@ -209,7 +239,7 @@ def read_config(source: str | Mapping, overrides: Sequence[tuple[str, str | None
   """(config with every default filled in, or None; what is wrong) for `FILE.py[:args]` or `config.json`, or what such a file says,
   and `(dotted path, text)` pairs."""
   try:
-    config, source = (_run(source), source) if isinstance(source, str) else (_plain(source), "<of Python>")
+    config, source = (_run(source), source) if isinstance(source, str) else (plain(source), "<of Python>")
   except ConfigError as error:
     return None, [str(error)]
   except RecursionError:
@@ -221,10 +251,14 @@ def read_config(source: str | Mapping, overrides: Sequence[tuple[str, str | None
     return None, [f"--config={source}: an experiment's config, not an ablation's, which has a base and arms; train it with `mmdiff train "
                   f"--config={source} --workdir=DIR`"]
   config, wrong = override(config, overrides, block)
-  touched = {path for path, _ in overrides} | {path.removesuffix(".name") for path, _ in overrides if path.endswith(".name")}
   file = source.partition(".py:")[0] + (".py" if ".py:" in source else "")
   from_flag = lambda path: any(path == t or path.startswith(t + ".") for t in touched)
+  touched = {path for path, _ in overrides} | {path.removesuffix(".name") for path, _ in overrides if path.endswith(".name")}
   problems = [p.text("--config.") for p in wrong]
+  if block == schema.EXPERIMENT and not wrong and any(path == "data.source" and text for path, text in overrides) and \
+      not schema.check(config["data"]["source"], schema.Block(table="mmdiff.data:SOURCES")):
+    from mmdiff.commands import own_data
+    config = own_data.follow(config, touched)
   found = [p for p in schema.check(config, block) if not any(p.path == w.path for w in wrong)]
   if not found:
     config = schema.complete(config, block)
@@ -286,114 +320,7 @@ def _run(source: str) -> dict:
         raise ConfigError(f"--config={source}: {error}" + (f"; did you mean {name}:{guess}?" if guess else "")) from None
       lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
       raise ConfigError(f"--config={source}: {name}:{lines[-1] if lines else 1}: {type(error).__name__}: {error}") from None
-  config = _plain(config)
+  config = plain(config)
   if not isinstance(config, dict):
     raise ConfigError(f"--config={name}: expected a config (a mapping), found {type(config).__name__}")
   return config
-
-
-def _plain(value: Any) -> Any:
-  """ConfigDicts and references as plain dicts and values. A required placeholder that has no value is left out, hence missing."""
-  if isinstance(value, Mapping) or hasattr(value, "to_dict") and hasattr(value, "keys"):
-    made = {}
-    for key in value.keys():
-      try:
-        made[str(key)] = _plain(value[key])
-      except Exception as error:          # ml_collections need not be imported to know its exception
-        if type(error).__name__ != "RequiredValueError":
-          raise
-    return made
-  return tuple(map(_plain, value)) if isinstance(value, (tuple, list)) else value
-
-
-# Overrides
-
-def override(config: Mapping, overrides: Sequence[tuple[str, str | None]], block: schema.Block = schema.EXPERIMENT) -> tuple[dict, list]:
-  """(a copy of `config` with the overrides applied, schema problems). Names first, since they decide which keys there are."""
-  config, problems = _plain(config), []
-  if block == schema.EXPERIMENT and any(path == "init.path" and text for path, text in overrides) and isinstance(config.get("init"), dict):
-    config["init"] = config["init"] | dict(parts={})       # what the line names takes the place of what the file starts its parts from
-  names = [item for item in overrides if item[0].split(".")[-1] == "name"]
-  new_blocks = {path.rpartition(".")[0] for path, _ in names}
-  for path, text in sorted(names, key=lambda item: item[0].count(".")) + [item for item in overrides if item not in names]:
-    message = _set(config, path.split("."), text, block, path, new_blocks)
-    if message == schema.UNKNOWN:
-      problems.append(schema.unknown(path, schema.dotted_keys(config, block)))
-    elif message:
-      problems.append(schema.Problem(path, message))
-  return config, problems
-
-
-def _set(node: dict, parts: list[str], text: str | None, block: schema.Block, path: str, new_blocks: set[str]) -> str | None:
-  """Sets one value in place; what is wrong, or None."""
-  key, *rest = parts
-  key, index = (re.fullmatch(r"(.*?)(?:\[(\d+)\])?", key).groups())
-  field = schema.keys_of(block, node).get(key)
-  if field is None and block.values is not None and not _slip(key, node):
-    field = schema.Field(block.values, schema.REQUIRED, block.module)
-    done = path.split(".")[:path.count(".") + 1 - len(rest)]
-    if schema.block_of(field) and ".".join(done) not in new_blocks:
-      return schema.UNKNOWN
-  if field is None:
-    return schema.UNKNOWN
-  inner = schema.block_of(field)
-  if rest:
-    if inner is None or index:
-      return schema.UNKNOWN
-    child = node.get(key)
-    child = dict(child) if isinstance(child, Mapping) else {}
-    message = _set(child, rest, text, inner, path, new_blocks)
-    if message is None:
-      node[key] = child
-    return message
-  if text is not None and text.lower() == "none" and block.values is not None:
-    node.pop(key, None)
-    return None
-  if inner is not None:
-    return _set_block(node, key, text, field, inner, path)
-  if text is None and schema.describe(field.annotation, field.module) != "bool":
-    return f"needs a value; expected {schema.describe(field.annotation, field.module)}"
-  try:
-    value = schema.parse_text(field if not index else _item(field), "true" if text is None else text)
-  except ValueError as error:
-    return str(error)
-  if index:
-    old = node.get(key, field.default)
-    if not isinstance(old, (tuple, list)) or int(index) >= len(old):
-      return f"no item {index} in {old!r}"
-    value = (*old[:int(index)], value, *old[int(index) + 1:])
-  if key == "name" and block.table and value != node.get("name"):
-    gone = schema.keys_of(block, node).keys() - schema.keys_of(block, {"name": value}).keys()
-    for name in gone & node.keys():
-      del node[name]
-  node[key] = value
-  return None
-
-
-def _set_block(node: dict, key: str, text: str | None, field: schema.Field, inner: schema.Block, path: str) -> str | None:
-  if text is not None and text.lower() == "none" and schema.optional(field):
-    node[key] = None
-    return None
-  try:
-    value = ast.literal_eval(text or "")
-  except (ValueError, SyntaxError):
-    value = None
-  if inner.values is not None and isinstance(value, Mapping):
-    node[key] = dict(value)
-    return None
-  current = node.get(key)
-  known = list(schema.keys_of(inner, current if isinstance(current, Mapping) else {}))
-  return f"a block of keys, found {text!r}; set " + (", ".join(f"--config.{path}.{k}" for k in known[:6]) or f"--config.{path}.NAME")
-
-
-def _item(field: schema.Field) -> schema.Field:
-  """The field of one item of a tuple."""
-  annotation = field.annotation
-  return field._replace(annotation=annotation.slice.elts[0]) if isinstance(getattr(annotation, "slice", None), ast.Tuple) else field
-
-
-def _slip(key: str, known: Mapping) -> bool:
-  """Whether a new entry of a free mapping looks like a misspelt one; names that differ by a number are meant."""
-  letters = lambda word: word.rstrip("0123456789")
-  close = lambda word: edits(key, word) <= 2 and 2 * edits(key, word) <= max(len(word), 3) and letters(key) != letters(word)
-  return key not in known and any(map(close, known))

@@ -5,7 +5,7 @@
   mmdiff search query --index=index --images=photo.jpg --out=found
   mmdiff search classify --index=index --labels="a cat,a dog" --template="a photo of {}." --out=classes
 
-build: --data names a source as `mmdiff data` and `mmdiff caption` do, a folder of pictures or tars for instance; stopped half-way, the same
+build: --data names a source as everywhere (docs/data.md), a folder of pictures or tars for instance; stopped half-way, the same
 command goes on. Bad pictures are counted and left out. query: --texts is one text or a .txt with one on each line, --images a picture or a
 folder of them; every picture of the index is compared. --out gets results.json and index.html with the pictures found. classify gives
 every picture the label that is nearest, and its probability.
@@ -27,7 +27,7 @@ from mmdiff.core.terminal import one_line
 
 FLAGS = {
   "model": dict(type="model", help="build: run or public checkpoint of a model that embeds pictures; else where that is now"),
-  "data": dict(type="str", help="build: a source, as `mmdiff data` names it, or its keys: name=folder,path=pictures"),
+  "data": dict(type="source", help="build: folder of pictures, tars, parquet, … as in docs/data.md; name=folder,path=pictures lists keys"),
   "index": dict(type="dir", help="query and classify: folder of an index"),
   "out": dict(type="dir", required=True, help="folder to write"),
   "texts": dict(type="str", help="query: a text, or a .txt file of them"),
@@ -59,25 +59,18 @@ class Index(NamedTuple):
 
 
 def main(argv: list[str]) -> int:
-  from mmdiff.commands import flags
-  from mmdiff.commands.caption import source_of, split
+  from mmdiff.commands import flags, sources
   action = flags.chosen(argv, TAKES)
-  words, overrides = split(argv[1:])
-  given = flags.parse(words, {name: FLAGS[name] | (dict(required=True) if name in REQUIRED[action] else {}) for name in TAKES[action]})
+  given = flags.parse(argv[1:], {name: FLAGS[name] | (dict(required=True) if name in REQUIRED[action] else {}) for name in TAKES[action]})
   problems = [f"--{name}: expected at least {least}, found {given[name]}" for name, least in (
     ("count", 1), ("limit", 0), ("batch_size", 1)) if given.get(name, least) < least]
   if action == "query" and bool(given["texts"]) == bool(given["images"]):
     problems.append("--texts or --images: expected one of the two")
-  config: dict[str, Any] = {}
-  if action == "build":
-    config, wrong = source_of(given["data"], overrides)
-    problems += wrong
-    config |= dict(captionless=True) if config.get("name") == "folder" else {}       # pictures are all that is read
   if problems:
     raise ConfigError("\n".join(problems))
   given = flags.located(given, FLAGS)
   if action == "build":
-    build(given, config, argv=["search", *argv])
+    build(given, sources.pictures_of(given["data"]), argv=["search", *argv])
   elif action == "query":
     query(given, argv=["search", *argv])
   else:

@@ -1,7 +1,11 @@
 """Train what a config describes; the same command goes on after a stop.
 
   mmdiff train --config=configs/clip.py:tiny --workdir=runs/clip
+  mmdiff train --config=configs/clip.py:tiny --data=pictures --workdir=runs/mine
   mmdiff train --config=configs/t2i_pixels.py --workdir=runs/t2i --config.batch_size=128 --config.optim.default.lr=1e-3
+
+--data names other data than the config's (docs/data.md says how): the kinds of caption follow what they have, a share of them is held out
+of training, and the evaluators score that share. --data.KEY=VALUE and --config.KEY=VALUE change what follows.
 
 The run directory gets config.json, metrics.jsonl, TensorBoard events, checkpoints/, samples/, eval/, tokenizer.json and report.html.
 """
@@ -25,6 +29,7 @@ from mmdiff.train import sums
 
 FLAGS = {
   "config": dict(type="str", required=True, help="a config file, with :arguments"),
+  "data": dict(type="source", sets="data.source", help="one's own pictures, in place of the config's data: a folder, tars, parquet, …"),
   "workdir": dict(type="dir", required=True, help="the run directory; made if absent, resumed if not"),
   "dry_run": dict(type="bool", default=False, help="only check config, data, model and run directory, as `mmdiff doctor` does"),
   "resume": dict(type="bool", help="every start goes on where the last one stopped; with this, a run must be there, with --noresume none"),
@@ -227,7 +232,8 @@ def run_held(config: Mapping, workdir: Path, argv: list[str], started: float):
 
   objective = objective_of(OBJECTIVES, config)
   dataset = make_dataset(config, workdir)
-  say(f"{len(dataset):,} records in {words.source_name(config['data']['source'])}", active=jax.process_index() == 0)
+  held = f", without the {share:.3g} held out" if (share := config["data"]["held_out"]) else ""
+  say(f"{len(dataset):,} records in {words.source_name(config['data']['source'])}{held}", active=jax.process_index() == 0)
   for line in elsewhere(config):
     say(line, active=jax.process_index() == 0)
   for name, rule in config["optim"].items():

@@ -60,6 +60,10 @@ def _related(config: Mapping) -> Iterator[Problem]:
     yield Problem("data.augment.crop", f"expected (min area, max area) with 0 < min <= max <= 1, or () for none, found {tuple(crop)}")
 
   for name, options in config["evals"].items():
+    rest = options.get("source") or {}
+    if rest.get("name") == "held_out" and rest["of"] == data["source"] and rest["share"] > data["held_out"] + 1e-9:
+      yield Problem(f"evals.{name}.source.share", f"training leaves out {data['held_out']:g} (data.held_out), found {rest['share']:g}: it "
+                    "would be scored on records that it was trained on")
     average = options.get("params", "")
     if average and average not in config["ema"]:
       guess = nearest(average, config["ema"])

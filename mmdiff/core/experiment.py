@@ -34,6 +34,7 @@ class Data:
   resize: Literal["crop", "squash", "pad"] = "crop"    # shorter side then centre crop, both sides, or longer side then pad
   interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
   augment: Augment | None = None
+  held_out: float = 0.0                 # share of the records, by key, that training leaves to evaluators: their source `held_out`
   sidecar: str = ""                     # captions joined by record key: a file of {"key", kind: caption, …} lines, or a folder of
                                         # `mmdiff caption`; several with commas between
   features: str = ""                    # folder of `mmdiff data precompute`: latents and text states in place of pictures

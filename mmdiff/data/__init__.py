@@ -5,7 +5,9 @@ SOURCES = {
   "folder": "mmdiff.data.files:folder",
   "coco": "mmdiff.data.files:coco",
   "tfds": "mmdiff.data.tfds:tfds",
+  "parquet": "mmdiff.data.parquet:parquet",
   "emoji": "mmdiff.data.emoji:emoji",
+  "held_out": "mmdiff.data.held_out:held_out",
 }
 TOKENIZERS = {
   "file": "mmdiff.data.tokenizers:file",

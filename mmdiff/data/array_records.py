@@ -30,13 +30,12 @@ def write(splits: Mapping[str, Any], out: str, *, name: str, description: str = 
   Bad records, as `verdict` finds them, are left out and counted. Returns {"count", "splits": {name: n}, "bad": {kind: n}, "offenders":
   {split: [{key, kind, detail}]}, "path", "kept", "fingerprint"}.
   Raises DataError when something else is there, or what was written is gone or changed, and when a split has no good record; ConfigError
-  for names that `wrong_name` refuses.
+  for a name that `wrong_name` refuses.
   """
   import tensorflow_datasets
 
-  for what, text in (("name", name), *(("split", split) for split in splits)):
-    if wrong := wrong_name(text):
-      raise ConfigError(f"{what}: {wrong}")
+  if wrong := wrong_name(name):
+    raise ConfigError(f"name: {wrong}")
   target = Path(out) / name / version
   identity = records.fingerprint(*[item for split, source in splits.items() for item in (split, source.fingerprint())], *limits)
   note = target / NOTE
@@ -108,7 +107,7 @@ def write(splits: Mapping[str, Any], out: str, *, name: str, description: str = 
 
 
 def wrong_name(name: str) -> str | None:
-  """Why a set or a split can't be called so, or None: its name is in those of a folder and of files."""
+  """Why a set can't be called so, or None: its name is that of a folder and of files."""
   return None if re.fullmatch(NAME, name) else f"expected letters, digits and underscores, a letter first, found {shown(name)}"
 
 

@@ -6,19 +6,17 @@ import collections
 import hashlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from mmdiff.core.errors import DataError
 from mmdiff.core.ranges import wrong_text
-from mmdiff.data import records, tables
+from mmdiff.data import records, sight, tables
 from mmdiff.data.quarantine import BadRecord
 
 LOG = logging.getLogger(__name__)
 TABLES = ("metadata.jsonl", "metadata.csv", "captions.jsonl", "captions.csv", "captions.json", "metadata.json")
-IMAGE_COLUMNS = ("file_name", "image", "filepath", "path", "filename")
-KEY_COLUMNS = ("key", "id")
 
 
 class Folder:
@@ -29,7 +27,7 @@ class Folder:
                skipped: Mapping[str, int] = {}, captionless: bool = False):               # noqa: B006
     self.root, self._rows, self._identity, self.labels, self.skipped = os.path.realpath(root), rows, identity, labels, dict(skipped)
     self.captionless = captionless
-    if not any(isinstance(row, Mapping) and _inside(self.root, row["file"]) for row in rows):
+    if not any(isinstance(row, Mapping) and records.is_here(self.root, row["file"]) for row in rows):
       first = next((f"{row.kind}: {row.detail}" if isinstance(row, BadRecord) else repr(row["file"]) for row in rows), "no rows")
       raise DataError(f"{root}: none of {len(rows)} records has its picture in this folder (first: {first}); picture paths must be "
                       "relative to it, or absolute and inside it")
@@ -59,13 +57,6 @@ class Folder:
     return record | {name: value for name, value in row.items() if name not in ("key", "file", "captions", "texts")}
 
 
-def _inside(root: str, name: str) -> bool:
-  try:
-    return os.path.isfile(records.confined(root, name))
-  except BadRecord:
-    return False
-
-
 def _text_bytes(root: str, name: str) -> bytes:
   try:
     with open(records.confined(root, name), "rb") as file:
@@ -89,11 +80,8 @@ def _from_table(root: str, table: str, image_column: str, columns: Mapping[str, 
   if bad and not good:
     raise DataError(f"{table}: none of its {len(rows)} rows can be read; the first: {bad.detail}; correct the table")
   names = list(dict.fromkeys(name for row in good[:100] for name in row))
-  image = image_column or next((name for name in IMAGE_COLUMNS if name in names), "")
-  wanted = [image, *columns.values()]
-  if not image or any(name not in names for name in wanted):
-    missing = [name for name in wanted if name and name not in names] or [f"a picture column ({', '.join(IMAGE_COLUMNS)})"]
-    raise DataError(f"{table}: no column {', '.join(missing)}; found columns {names}; set image_column= and captions.KIND= to their names")
+  image, columns = sight.columns(root, table, names, good, image_column, columns)
+  place, keyed = sight.place_of(root, table, good, image), _keys(table, good, image)
   kinds = {column: kind for kind, column in columns.items()} or {name: kind for name in names if (kind := records.kind_of(name))}
   empty, merged = 0, dict[str, dict[str, Any]]()
   out: list[dict[str, Any] | BadRecord] = []
@@ -104,10 +92,11 @@ def _from_table(root: str, table: str, image_column: str, columns: Mapping[str, 
       file = row.get(image)
       if not isinstance(file, str) or not file:
         raise BadRecord("missing_key", f"{table} row {number}: no {image!r}")
+      file = os.path.join(place, file)
       captions = ({kind: records.caption(row[column], what=column) for kind, column in columns.items() if row.get(column) is not None}
                   if columns else records.captions_of(row))
       empty += len({kinds[name] for name, cell in row.items() if cell is None and name in kinds} - captions.keys())
-      key = next((str(row[name]) for name in KEY_COLUMNS if row.get(name) is not None), _stem(file))
+      key = keyed(row)
       if wrong := wrong_text(key):
         raise BadRecord("unreadable", f"{table} row {number}: key: {wrong}, which no result could name")
     except BadRecord as fault:
@@ -127,10 +116,27 @@ def _from_table(root: str, table: str, image_column: str, columns: Mapping[str, 
       raise DataError(f"{table} row {number}: key {key!r} is used for {merged[key]['file']!r} and for {file!r}; "
                       "give the table a `key` column with a different key per picture")
   if not captionless and not any(isinstance(row, dict) and row["captions"] for row in out):
-    raise DataError(f"{table}: no captions in columns {names}; expected `caption`, `text`, `title` or caption_KIND, or set "
-                    "captions.KIND=COLUMN, or captionless=True for pictures alone")
+    others = [name for name in names if name != image] or names
+    raise DataError(f"{table}: no captions in columns {names}; expected `caption`, `text`, `title` or caption_KIND, or say which: "
+                    f"{sight.flag('captions.original', others[-1])}, or for pictures alone captionless=True (--data.captionless)")
   return Folder(root, out, identity=f"{digest} {image} {sorted(columns.items())}", skipped=dict(empty_caption=empty) if empty else {},
                 captionless=captionless)
+
+
+def _keys(table: str, rows: Sequence[Mapping[str, Any]], image: str) -> Callable[[Mapping[str, Any]], str]:
+  """What the key of a row is: `key`, `id` where it tells pictures apart, else the picture's path, without its suffix where that does."""
+  named = [row for row in rows if isinstance(row.get(image), str)]
+  apart = lambda key: len({(key(row), row[image]) for row in named}) == len({key(row) for row in named})
+  stem = lambda row: _stem(row[image])
+  own = lambda row: next((str(row[name]) for name in sight.KEY_COLUMNS if row.get(name) is not None), "")
+  chosen = lambda row: own(row) or stem(row)
+  if apart(chosen) or any(row.get("key") is not None for row in named):
+    return chosen                                                     # two pictures of one `key` are refused where they are met
+  if any(own(row) for row in named) and apart(stem):
+    sight.say(f"{table}: several pictures have the same `id`, so that the keys of its records are the pictures' names")
+    return stem
+  sight.say(f"{table}: several pictures have the same name but for their suffix, so that the keys of its records are their whole names")
+  return lambda row: row[image]
 
 
 def _join(a: str | list[str] | None, b: str | list[str] | None) -> str | list[str]:
@@ -212,6 +218,17 @@ def _from_pictures(root: str, layout: str, captionless: bool) -> Folder:
   return Folder(root, rows, identity=repr(keys), labels=tuple(name.replace("_", " ") for name in classes), skipped=+skipped)
 
 
+def _odd_tables(root: str) -> list[str]:
+  """The one table of another name in a folder that names its pictures, where no text lies beside these. Raises DataError for several."""
+  names = [name for name in sorted(os.listdir(root)) if name.endswith(tables.SUFFIXES) and not name.startswith(".")]
+  found = [name for name in names if sight.names_pictures(root, os.path.join(root, name))]
+  if not found or any(_beside(*_walk(root)[:2])[::2]):
+    return []
+  if len(found) > 1:
+    raise DataError(f"{root}: {', '.join(found)} could each be the table of its captions; say which: {sight.flag('table', found[0])}")
+  return [os.path.join(root, found[0])]
+
+
 def _directory(path: str, what: str) -> str:
   found = os.path.expanduser(path)
   if not os.path.isdir(found):
@@ -226,10 +243,13 @@ def folder(*, path: str, table: str = "", image_column: str = "", captions: Mapp
 
   Args:
     path: the folder. No record reaches outside it.
-    table: CSV, TSV, JSONL or JSON list; "" looks for metadata.jsonl, captions.csv and the like in the folder. Rows that name the same
-      picture are one record with several captions. Keys are a column `key` or `id`, otherwise the picture's path without suffix.
-    image_column: column with the picture's path; "" takes the first of file_name, image, filepath, path, filename.
-    captions: caption kind -> column; {} takes `caption`/`text`/`title` as original, `caption_KIND` and `captions: {KIND: text}`.
+    table: CSV, TSV, JSONL, parquet or JSON list; "" looks for metadata.jsonl, captions.csv and the like in the folder, then for one of
+      another name that names pictures here. Rows that name the same picture are one record with several captions. Keys are a column
+      `key`, or `id` where it tells pictures apart, otherwise the picture's path without suffix.
+    image_column: column with the picture's path; "" takes the first of file_name, image, filepath, path, filename, then the one whose
+      values are files here (see `sight`).
+    captions: caption kind -> column; {} takes `caption`/`text`/`title` as original, `caption_KIND` and `captions: {KIND: text}`, then
+      columns whose names or contents say so.
     layout: "text" reads STEM.txt (original) and STEM.KIND.txt beside each picture, or both after its whole name (k.jpg.txt); "classes"
       takes the sub-folder as `label` (an index into the source's `labels`) and as original caption; "auto" takes the first of table, text
       and classes that is there.
@@ -243,6 +263,8 @@ def folder(*, path: str, table: str = "", image_column: str = "", captions: Mapp
     found = next((place for place in places if os.path.isfile(place)), None)
     if found:
       return _from_table(root, found, image_column, dict(captions), captionless)
+    if not table and layout == "auto" and (odd := _odd_tables(root)):
+      return _from_table(root, odd[0], image_column, dict(captions), captionless)
     if table or layout == "table":
       raise DataError(f"{path}: no table {table or ' or '.join(TABLES)}; found {sorted(os.listdir(root))[:5]}; correct `table`")
   return _from_pictures(root, layout, captionless)

@@ -186,7 +186,7 @@ class Job:
     return entry is not None and self._fits(entry)
 
   def _fits(self, entry: Mapping[str, Any]) -> bool:
-    return not wrong_sizes(self.out, entry) and all(
+    return not list(wrong_sizes(self.out, entry)) and all(
       self._digests.known(file) in (None, facts["sha256"]) for file, facts in files_of(entry).items())
 
   def close(self) -> None:
@@ -250,18 +250,15 @@ def files_of(entry: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
   return {f"{entry['unit']}.{suffix}": facts for suffix, facts in entry.get("files", {}).items()}
 
 
-def wrong_sizes(folder: Path, entry: Mapping[str, Any]) -> dict[str, str]:
-  """What is wrong with the files of a unit that are gone or of another size than its manifest says, by their names."""
-  wrong = {}
+def wrong_sizes(folder: Path, entry: Mapping[str, Any]) -> Iterator[str]:
   for name, facts in files_of(entry).items():
     try:
       size = (folder / name).stat().st_size
     except OSError:
-      size = None
-    if size != facts["bytes"]:
-      found = "no file" if size is None else f"{size:,} bytes"
-      wrong[name] = f"{folder / name}: {facts['bytes']:,} bytes in its manifest, found {found}; {REDO}"
-  return wrong
+      yield f"{folder / name}: {facts['bytes']:,} bytes in its manifest, found no file; {REDO}"
+    else:
+      if size != facts["bytes"]:
+        yield f"{folder / name}: {facts['bytes']:,} bytes in its manifest, found {size:,} bytes; {REDO}"
 
 
 def manifest_of(folder: Path) -> dict[str, Any]:
@@ -297,13 +294,12 @@ def finished_units(folder: str | os.PathLike) -> list[dict[str, Any]]:
 
 def damage(folder: Path, entries: Sequence[Mapping[str, Any]], *, again: bool = False) -> Iterator[str]:
   """What is wrong with the files of a job, a line for each. Their digests are those of `digests`; `again` reads every file."""
-  wrong = {name: line for entry in entries for name, line in wrong_sizes(folder, entry).items()}
-  yield from wrong.values()
-  files = {name: facts for entry in entries for name, facts in files_of(entry).items() if name not in wrong}
+  for entry in entries:
+    yield from wrong_sizes(folder, entry)
+  files = {name: facts for entry in entries for name, facts in files_of(entry).items()}
   for name, found in Digests(folder).of(list(files), again=again).items():
-    if found != files[name]["sha256"]:
-      yield (f"{folder / name}: its bytes are not those of its manifest (sha256 {found or 'of no file':.12}…, expected "
-             f"{files[name]['sha256']:.12}…); {REDO}")
+    if found not in (None, files[name]["sha256"]):
+      yield f"{folder / name}: its bytes are not those of its manifest (sha256 {found:.12}…, expected {files[name]['sha256']:.12}…); {REDO}"
 
 
 def prepared(source: Any, rows: range, prepare: Callable[[Any], Any], *, threads: int, ahead: int,

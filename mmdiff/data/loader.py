@@ -18,6 +18,7 @@ from mmdiff.core.errors import ConfigError, DataError
 from mmdiff.data import buckets as aspects
 from mmdiff.data import captions as caption_mixing
 from mmdiff.data import decode, draws, latents, pipelines, quarantine, records, sidecar, tokenizers, transforms
+from mmdiff.data import held_out as held
 from mmdiff.data import sizes as header_sizes
 from mmdiff.data.quarantine import BadRecord, Offence
 
@@ -31,7 +32,7 @@ def dataset(source, tokenizer, *, captions: Mapping[str, float], image_size: int
             resize: str = "crop", interpolation: str = "bicubic", augment: Mapping | None = None, sidecar: str = "",
             buckets: Sequence[str] = (), features: str = "", max_pixels: int = decode.MAX_PIXELS,
             max_decode_bytes: int = decode.MAX_BYTES, max_bad_fraction: float = 0.1, threads: int = 2, workers: int = 0, seed: int = 0,
-            sizes: bool = False) -> "Dataset":
+            held_out: float = 0.0, sizes: bool = False) -> "Dataset":
   """The data of a run; the keys are those of `config.data`. sizes: rows say how their pictures were scaled and cropped, see
   `transforms.cover`; in buckets they always do.
 
@@ -54,7 +55,7 @@ def dataset(source, tokenizer, *, captions: Mapping[str, float], image_size: int
   mix = caption_mixing.mix(captions, on_missing=on_missing)
   if len(source) == 0:
     raise DataError(f"data.source: {type(source).__name__} holds no records")
-  source = join(source, sidecar)
+  source = join(held.training(source, held_out), sidecar)
   stored = latents.Features(features) if features else None
   if stored and augment.get("sentences"):
     raise ConfigError("data.augment.sentences: precomputed features are of the captions as they stand; leave one of the two out")

@@ -124,6 +124,14 @@ def confined(root: str, name: str) -> str:
   return path
 
 
+def is_here(root: str, name: str) -> bool:
+  """Whether a name is a file's inside `root`."""
+  try:
+    return os.path.isfile(confined(root, name))
+  except BadRecord:
+    return False
+
+
 def picture_bytes(root: str, name: str) -> bytes:
   """The bytes of a picture file inside `root`. BadRecord: unreadable, missing_key (no such file), oversized."""
   path = confined(root, name)

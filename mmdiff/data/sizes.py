@@ -35,12 +35,9 @@ def sizes(source: Any, *, threads: int = 4, cache: str = CACHE) -> np.ndarray:
   """int32 [N 2]: height and width of every picture, (0, 0) where there is none. Kept in `cache` for large sources."""
   kept = Path(os.path.expanduser(cache)) / f"{source.fingerprint()}.npy"
   if len(source) >= WORTH_KEEPING and kept.exists():
-    try:
-      found = np.load(kept, mmap_mode="r", allow_pickle=False)            # allocates nothing by a damaged header's word
-      if (found.shape, found.dtype) == ((len(source), 2), np.int32):
-        return np.array(found)
-    except (OSError, ValueError, EOFError, SyntaxError) as error:
-      LOG.warning("%s is damaged and made anew: %s", kept, error)
+    found = np.load(kept, allow_pickle=False)
+    if found.shape == (len(source), 2):
+      return found
   made = _survey(source, threads)
   if len(source) >= WORTH_KEEPING:
     try:

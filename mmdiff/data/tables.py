@@ -20,7 +20,7 @@ from mmdiff.data import records
 from mmdiff.data.quarantine import BadRecord
 
 BOUND = threading.Lock()
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 LINE_END = re.compile(r"\r\n|\n|\r")
 QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 
@@ -32,6 +32,9 @@ def read(path: str) -> tuple[list[dict[str, Any] | BadRecord], str]:
   field that holds them is faulty. Empty cells of CSV and TSV are None.
   """
   data = Path(path).read_bytes()
+  if Path(path).suffix.lower() == ".parquet":
+    from mmdiff.data import parquet
+    return parquet.rows(path), hashlib.blake2b(data, digest_size=16).hexdigest()
   content, digest = data.decode("utf-8-sig", "surrogateescape"), hashlib.blake2b(data, digest_size=16).hexdigest()
   suffix = Path(path).suffix.lower()
   if suffix not in SUFFIXES:

@@ -57,7 +57,7 @@ def serve(predict: Mapping[str, Callable], config: Mapping, *, mesh: jax.shardin
   sharding = parallel.batch_sharding(mesh)
   devices = mesh.shape["data"] * mesh.shape["fsdp"]
   options = {key: value for key, value in config["data"].items() if key not in ("source", "tokenizer")}
-  options |= dict(augment=None, sidecar="", buckets=(), features="", max_bad_fraction=1.0, seed=config["seed"],
+  options |= dict(augment=None, sidecar="", held_out=0.0, buckets=(), features="", max_bad_fraction=1.0, seed=config["seed"],
                   sizes=reads_sizes(config))
 
   def put(batch):

@@ -11,6 +11,8 @@ COUNTS = ("images", "records", "texts", "prompts")         # scalars that count 
 
 def source_name(source: Mapping) -> str:
   """scenes(tier=T32), folder(path=…): a source's name and what sets it apart."""
+  if source.get("name") == "held_out":
+    return f"{source['share']:.3g} of {source_name(source['of'])}, held out"
   shown = ", ".join(f"{key}={source[key]}" for key in ("tier", "path", "urls", "dataset", "builder", "split") if source.get(key))
   return f"{source['name']}({shown})" if shown else str(source.get("name", "none"))
 
@@ -77,4 +79,4 @@ def read_from(result: Mapping[str, Any]) -> tuple[list[Mapping], int]:
 def elsewhere(config: Mapping, options: Mapping) -> bool:
   """Whether an evaluator scores other data than those that are trained on."""
   own, source = (config.get("data") or {}).get("source"), source_of(options)
-  return bool(own and source and source["name"] != own["name"])
+  return bool(own and source and source.get("of", source)["name"] != own["name"])

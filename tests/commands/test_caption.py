@@ -106,14 +106,6 @@ def test_a_unit_without_a_caption_counts_for_nothing():
   assert caption.summary(entries) == dict(captions=3, bad={"undecodable": 2}, degeneration=dict(words=6.0))
 
 
-def test_how_a_source_is_named():
-  expected = caption.source_of("scenes:T16:val_comp", [])
-  assert expected[0]["tier"] == "T16" and not expected[1]
-  assert caption.source_of("name=scenes,tier=T16,split=val_comp", []) == expected
-  assert caption.source_of("scenes:T32:val_comp", [("tier", "T16")]) == expected
-  assert caption.source_of("configs/clip.py:tiny", [("size", "7")])[0]["size"] == 7
-
-
 @pytest.mark.parametrize("argv, said", [
   (["--data=scenes"], "(?s)--model: required.*--out: required"), (["--data=name=scnes"], "did you mean 'scenes'"),
   (["--data=name=scenes,tir=T16"], "did you mean --data.tier"), (["--data=scenes", "--data.size=many"], "--data.size: expected int"),

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mmdiff.__main__ import main
 from mmdiff.commands import data
-from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.core.errors import ConfigError
 from mmdiff.data import emoji, webdataset
 from tests.data import toy_job
 from tests.data.fixtures import picture, shard, write_tar
@@ -145,25 +145,6 @@ def test_build_emoji_without_the_font_is_exit_65(tmp_path, capsys):
   assert "apt-get install fonts-noto-color-emoji unicode-data" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text, config", [
-  ("scenes:T16", {"name": "scenes", "tier": "T16"}), ("scenes:T16:val_comp", {"name": "scenes", "tier": "T16", "split": "val_comp"}),
-  ("scenes", {"name": "scenes"}), ("/d/{00000..00041}.tar", {"name": "webdataset", "urls": "/d/{00000..00041}.tar"}),
-  ("/d/*.tar", {"name": "webdataset", "urls": "/d/*.tar"}), ("/d/pairs.csv", {"name": "folder", "path": "/d", "table": "pairs.csv"}),
-  ("coco", {"name": "coco"})])
-def test_shorthands(text, config):
-  assert data.shorthand(text) == config
-
-
-def test_shorthands_of_folders(shards, tmp_path):
-  assert data.shorthand(str(shards)) == {"name": "webdataset", "urls": str(shards)}
-  assert data.shorthand(str(tmp_path)) == {"name": "folder", "path": str(tmp_path)}
-  with pytest.raises(DataError, match="no such file or folder"):
-    data.shorthand("/nope/nothing")
-  (tmp_path / "x.npy").write_bytes(b"")
-  with pytest.raises(DataError, match="x.npy: no source of data"):
-    data.shorthand(str(tmp_path / "x.npy"))
-
-
 def test_a_config_names_the_source(capsys):
   assert run("inspect", "--config=configs/clip.py:tiny", "--source.size=7") == 0
   assert "scenes: 7 records" in capsys.readouterr().out
@@ -171,16 +152,16 @@ def test_a_config_names_the_source(capsys):
 
 @pytest.mark.parametrize("argv, said", [
   ([], "which command"), (["inspct"], "did you mean inspect"), (["inspect"], "give the source once"),
-  (["inspect", "scenes:T16", "--source=coco"], "found path, source"),
+  (["inspect", "scenes:T16", "--source=coco"], "--data: given twice, 'scenes:T16' and 'coco'"),
   (["inspect", "--source=webdatset"], "did you mean 'webdataset'"),
-  (["inspect", "webdataset", "--source.url=x"], "did you mean --source.urls"),
+  (["inspect", "webdataset", "--source.url=x"], "did you mean --data.urls"),
   (["inspect", "scenes:T17"], "T16"), (["inspect", "scenes", "--source.size=many"], "expected int"),
   (["shard", "scenes"], "--out: required"), (["shard", "scenes", "--out=x", "--formt=y"], "did you mean --format"),
   (["shard", "scenes", "--out=x", "--format=webdatast"], "did you mean webdataset"),
   (["shard", "scenes", "--out=x", "--per_shard=0"], "--per_shard: expected at least 1"),
   (["build", "emojis", "--out=x"], "did you mean emoji"), (["build", "--out=x"], "scenes or emoji"),
   (["build", "scenes", "--out=x", "--tier=T1"], "tier"), (["build", "emoji", "--out=x", "--splits=vall"], "unknown split 'vall'"),
-  (["build", "scenes", "--out=x", "--source.size=3"], "build takes no source"), (["validate", "scenes", "--vocab=3"], "unknown flag"),
+  (["build", "scenes", "--out=x", "--source.size=3"], "--source.size: unknown flag"), (["validate", "scenes", "--vocab=3"], "unknown flag"),
 ])
 def test_bad_flags_are_named_with_the_nearest(argv, said, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
@@ -195,7 +176,7 @@ def test_every_mistake_at_once():
   assert len(str(caught.value).splitlines()) >= 3
   with pytest.raises(ConfigError) as caught:
     data.main(["inspect", "webdataset", "--source.url=x", "--exmples=3"])
-  assert all(part in str(caught.value) for part in ("--source.urls", "--examples"))
+  assert all(part in str(caught.value) for part in ("--data.urls", "--examples"))
 
 
 @pytest.mark.parametrize("source", ["/nope/{00000..00003}.tar", "/nope/folder", "/nope/x.csv"])

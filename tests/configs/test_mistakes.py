@@ -100,13 +100,13 @@ def test_the_same_mistakes_in_a_file_are_found(campaign):
   loaded = {name: load(name) for name in CONFIGS}
   misses = []
   for name, typed, meant, value in campaign[0][::5]:
-    config = flags._plain(loaded[name])
+    config = flags.plain(loaded[name])
     node, parts = config, typed.split(".")
     source, true = loaded[name], meant.split(".")
     for part, right in zip(parts[:-1], true[:-1]):
       source = source[right] if isinstance(source, dict) and source.get(right) is not None else {}
       if part != right:
-        node[part] = flags._plain(source)
+        node[part] = flags.plain(source)
       node = node.setdefault(part, {}) if node.get(part) is not None else node.__setitem__(part, {}) or node[part]
     node[parts[-1]] = 0 if value is schema.REQUIRED else value
     problems = schema.check(config)

@@ -178,8 +178,9 @@ def test_wrong_folders(pictures, options, said):
 
 
 @pytest.mark.parametrize("name, content, said", [
-  ("metadata.jsonl", '{"pic": "a.png", "caption": "x"}', "no column a picture column"),
-  ("metadata.jsonl", '{"image": "a.png", "alt": "x"}', r"no captions in columns \['image', 'alt'\]"),
+  ("metadata.jsonl", '{"pic": "a.tiff", "caption": "x"}', r"no column can be told to be the pictures'; found columns \['pic', 'caption'\]; "
+   "say which, for instance --data.image_column=pic"),
+  ("metadata.jsonl", '{"image": "a.png", "size": "3"}', r"no captions in columns \['image', 'size'\].* --data.captions.original=size"),
   ("metadata.jsonl", '{"image": "z.png", "caption": "x"}', "none of 1 records has its picture"),
   ("metadata.csv", "image,caption\na.png,x,y\nb.png\n", "none of its 2 rows can be read; .* line 2: 3 cells, the header has 2"),
   ("metadata.jsonl", "[1]\n[2]\n[3]", "none of its 3 rows can be read; .* item 1: not an object"),

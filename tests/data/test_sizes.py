@@ -33,12 +33,3 @@ def test_those_of_a_large_source_are_kept(tmp_path, monkeypatch):
   first = sizes.sizes(World(6), cache=str(tmp_path))
   monkeypatch.setattr(sizes, "_survey", None)
   assert np.array_equal(sizes.sizes(World(6), cache=str(tmp_path)), first) and len(list(tmp_path.iterdir())) == 1
-
-
-def test_damaged_ones_are_made_anew(tmp_path, monkeypatch, caplog):
-  monkeypatch.setattr(sizes, "WORTH_KEEPING", 5)
-  first = sizes.sizes(World(6), cache=str(tmp_path))
-  kept = next(tmp_path.iterdir())
-  for content in (b"", b"x" * 100, kept.read_bytes()[:-1], kept.read_bytes().replace(b"(6, 2)", b"(6, 9)")):
-    kept.write_bytes(content)
-    assert np.array_equal(sizes.sizes(World(6), cache=str(tmp_path)), first)
