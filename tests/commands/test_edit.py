@@ -76,7 +76,7 @@ def test_upscaling(tmp_path, pictures):
 
 def test_what_does_not_fit_is_said_first(sd, pictures):
   out = pictures / "out"
-  masked = lambda: run("inpaint", "nowhere", pictures, f"--masks={pictures / 'mask.png'}", "--prompts=a cat")
+  masked = lambda: run("inpaint", sd, pictures, f"--masks={pictures / 'mask.png'}", "--prompts=a cat")
   for mask, said in ((np.full((24, 16), 255, np.uint8), "mask.png: 16x24 pixels, its picture has 24x16"),
                      (np.zeros((16, 24), np.uint8), "mask.png: nothing in it is to be drawn"),
                      (np.full((16, 24, 4), (255, 255, 255, 0), np.uint8), "mask.png: nothing in it is to be drawn")):
