@@ -27,6 +27,7 @@ COMMANDS = {
   "ablate": "train the arms of an ablation and compare them",
   "convert": "turn weights into a public format",
   "info": "say what a checkpoint is",
+  "runs": "the runs below a folder: state, step, score, differences",
   "list": "list configs, models, samplers, evaluators, formats, …",
   "get": "fetch a model from the Hugging Face hub",
   "data": "build, inspect and validate data sets",

@@ -1,13 +1,15 @@
 """Score a trained model, or compare two results.
 
+  mmdiff evaluate --workdir=runs/clip                                                        all that its config.evals says
   mmdiff evaluate --workdir=runs/clip --task=retrieval --task.source.name=scenes --task.source.split=val_iid --task.caption=long
   mmdiff evaluate --model=runs/t2i@1600 --task=judge --task.prompts=64 --out=judge.json     the config's own entry, changed
   mmdiff evaluate --scorer=runs/clip --task=clipscore --images=out                           what `mmdiff sample --out=out` drew
   mmdiff evaluate --model=CLIP-ViT-B-32 --task=retrieval --data=pictures                     public weights on one's own pictures
   mmdiff evaluate --compare=a.json,b.json                                                    an exact test on their prompts
 
-A task is an evaluator (loss, retrieval, zeroshot, clipscore, samples, scenes_judge, hard_negatives) or the name of an entry of the run's
-`config.evals`. Its options come from that entry, or from the run's first entry of that evaluator, and --task.KEY=VALUE replaces them.
+A task is an evaluator (loss, retrieval, collapse, zeroshot, clipscore, alignment, samples, reconstruction, scenes_judge, hard_negatives,
+captions; `mmdiff list evaluators` says what each is) or the name of an entry of the run's `config.evals`. Its options come
+from that entry, or from the run's first entry of that evaluator, and --task.KEY=VALUE replaces them.
 --model also takes public weights: a CLIP, SigLIP or CoCa, or a Stable Diffusion, whole or an autoencoder. They have no config, so that all
 options of a task are given, --data among them. Of data that a run was trained on, --data scores the share that was held out.
 
@@ -65,8 +67,12 @@ def main(argv: list[str]) -> int:
     return compare(given, argv)
   given = flags.located(given, FLAGS)
   paths = [given[name] for name in ("workdir", "model", "scorer") if given[name]]
-  if len(paths) != 1 or not given["task"]:
-    raise ConfigError("give one of --workdir, --model, --scorer, and --task; or --compare=A.json,B.json")
+  if len(paths) != 1:
+    raise ConfigError("give one of --workdir, --model, --scorer; or --compare=A.json,B.json")
+  if not given["task"]:
+    unread = [name for name in ("images", "out") if given[name]] + [f"task.{key}" for key, _ in overrides]
+    if unread:
+      raise ConfigError("\n".join(f"--{name}: says nothing without --task, of which it is an option" for name in unread))
   from mmdiff.convert import public
   from mmdiff.train import run_directory
   told = {name: given[name] for name in ("variant", "tokenizer") if given[name]}
@@ -81,9 +87,29 @@ def main(argv: list[str]) -> int:
     config, told = run_directory.read_config(workdir), dict(step=step)
   if given["images"] and given["data"]:
     raise ConfigError("--images: says nothing beside --data; leave one of them out")
-  options = task_options(given["task"], config, overrides, images=given["images"], params=given["params"], data=given["data"])
-  run(workdir, given, options, told, argv=["evaluate", *argv])
+  tasks = [given["task"]] if given["task"] else list(config["evals"])
+  if not tasks:
+    raise ConfigError(f"--task: {without_entries(workdir, config, told)}")
+  of = lambda task: task_options(task, config, overrides, images=given["images"], params=given["params"], data=given["data"])
+  for task, options in [(task, of(task)) for task in tasks]:
+    run(workdir, {**given, "task": task}, options, told, argv=["evaluate", *argv])
   return 0
+
+
+def without_entries(workdir: Path, config: Mapping, told: Mapping) -> str:
+  """What a model without entries of its own can be scored by."""
+  if "objective" in config:
+    return f"{workdir} has no entries in config.evals to run; name an evaluator: {', '.join(schema.table(BLOCK.table))}"
+  import mmdiff.model
+  compilation.prepare()
+  able = ", ".join(served(mmdiff.model.load(workdir, **told))) or "no evaluator"
+  return f"{workdir} is public weights, which can be scored by {able}; name one, and its data with --data=PATH"
+
+
+def served(model) -> list[str]:
+  """The evaluators that a loaded model serves."""
+  from mmdiff.evaluators import NEEDS
+  return [task for task, needs in NEEDS.items() if all(need in model.services.predict for need in needs)]
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str | None]]]:
@@ -182,10 +208,9 @@ def check_served(model, name: str) -> None:
   from mmdiff.evaluators import NEEDS
   lacking = [need for need in NEEDS[name] if need not in model.services.predict]
   if lacking:
-    served = [task for task, needs in NEEDS.items() if all(need in model.services.predict for need in needs)]
     hint = f"; {model.report['hint']}" if model.report.get("hint") else ""
     raise ConfigError(f"--task={name}: {model.report['path']} is public weights of kind {model.report['objective']}, whose tasks are "
-                      f"{', '.join(served) or 'none'}{hint}")
+                      f"{', '.join(served(model)) or 'none'}{hint}")
   if model.tokenizer is None and name != "reconstruction":
     raise DataError(f"{model.report['path']}: there is no tokenizer beside the weights: put tokenizer.json, or vocab.json and merges.txt, "
                     "there, or give --tokenizer=FOLDER")

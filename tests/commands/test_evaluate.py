@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -79,6 +80,27 @@ def test_samples_come_with_their_picture(t2i_run, tmp_path):
                  "--task.columns=3", "--task.steps=2", f"--out={out}"])
   assert json.loads(out.read_text())["images"] == ["s.png"]
   assert np.asarray(Image.open(tmp_path / "s.png")).shape == (16, 3 * 18 - 2, 3)
+
+
+def test_without_a_task_a_run_is_scored_by_its_own_entries(clip_run, capsys):
+  config = json.loads((clip_run / "config.json").read_text())
+  done = []
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(evaluate, "run", lambda workdir, given, options, told, argv: done.append((given["task"], options["name"])))
+    assert evaluate.main([f"--workdir={clip_run}"]) == 0
+  assert done == [(name, entry["name"]) for name, entry in config["evals"].items()] and done
+  with pytest.raises(ConfigError, match="--out: says nothing without --task.*\n--task.limit: says nothing without --task"):
+    evaluate.main([f"--workdir={clip_run}", "--out=x.json", "--task.limit=3"])
+
+
+def test_without_a_task_public_weights_say_what_scores_them():
+  with pytest.raises(ConfigError, match="can be scored by loss, retrieval, collapse, zeroshot, clipscore, hard_negatives; name one"):
+    evaluate.main([f"--model={FIXTURES / 'hf_clip'}"])
+
+
+def test_help_names_every_evaluator():
+  from mmdiff.evaluators import EVALUATORS
+  assert set(EVALUATORS) <= set(re.findall(r"\w+", evaluate.__doc__))
 
 
 def test_every_mistake_is_named_before_the_model_is_read(clip_run):
