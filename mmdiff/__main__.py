@@ -46,12 +46,18 @@ def usage() -> str:
          "`mmdiff COMMAND --help` lists a command's flags.\n"
 
 
-def help_of(command: str) -> str:
-  """A command's docstring and flags, read without importing it."""
+def help_of(command: str, rest: Sequence[str] = ()) -> str:
+  """A command's docstring and flags, read without importing it; of a command of commands, with the word for one, only the flags of that."""
   from mmdiff.commands import help
   module = ast.parse((Path(__file__).parent / "commands" / f"{command}.py").read_text(encoding="utf-8"))
   table = next((node.value for node in module.body if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "FLAGS"), None)
-  return help.text(ast.get_docstring(module) or COMMANDS[command], _literal(table) if table else {})
+  known = _literal(table) if table else {}
+  takes = next((node.value for node in module.body if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "TAKES"), None)
+  try:
+    mine = next((names for word in rest if (names := ast.literal_eval(takes).get(word))), None) if takes else None
+  except ValueError:                      # a table that is computed
+    mine = None
+  return help.text(ast.get_docstring(module) or COMMANDS[command], {name: known[name] for name in mine if name in known} if mine else known)
 
 
 def _literal(node: ast.expr):
@@ -75,7 +81,7 @@ def run(argv: Sequence[str]) -> int:
     guess = nearest(command, COMMANDS)
     raise ConfigError(f"unknown command {command!r}" + (f"; did you mean {guess}?" if guess else "") + f" (known: {', '.join(COMMANDS)})")
   if argv[0] == "help" or "--help" in rest or "-h" in rest:
-    print(help_of(command), end="")
+    print(help_of(command, rest), end="")
     return 0
   return importlib.import_module(f"mmdiff.commands.{command}").main(rest) or 0
 

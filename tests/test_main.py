@@ -91,3 +91,10 @@ def test_no_command_imports_jax_before_its_flags_are_checked():
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=flags.ROOT)
   assert done.returncode == 0, done.stderr
   assert "Traceback" not in done.stderr
+
+
+def test_help_of_one_of_a_commands_commands_lists_its_own_flags(capsys):
+  assert cli.main(["data", "index", "--help"]) == 0
+  out = capsys.readouterr().out
+  assert "--config" in out and "--vocab" not in out.partition("Flags:")[2] and "--per_shard" not in out
+  assert cli.main(["data", "--help"]) == 0 and "--vocab" in capsys.readouterr().out
