@@ -90,7 +90,7 @@ def main(argv: list[str]) -> int:
     return _build(given, argv)
   if command == "precompute":
     table["data"] = table["data"] | dict(sets="data.source")
-    return _precompute(flags.parse(rest, table | {"config": dict(required=True)}), argv)
+    return _precompute(flags.parse(rest, table | {"config": dict(required=True)}, also=_bad_numbers), argv)
   given = flags.parse(rest, table, positional=POSITIONAL[command], also=lambda given: _bad_numbers(given) + _bad_formats(given))
   problems = []
   if command in FILES and given["out"] and os.path.isdir(given["out"]):
@@ -310,8 +310,6 @@ def _tokenizer(source: Any, given: dict[str, Any], about: dict[str, Any]) -> int
 
 
 def _precompute(given: dict[str, Any], argv: list[str]) -> int:
-  if problems := _bad_numbers(given):
-    raise ConfigError("\n".join(problems))
   from mmdiff.commands import precompute
   made = precompute.run(given["config"], given, {"argv": ["data", *argv]})
   print(f"{given['out']}: {made['latents']:,} latents, {made['texts']:,} texts, {made['bytes']:,} bytes, "
