@@ -2,13 +2,15 @@
 
   mmdiff doctor                                                      the machine alone
   mmdiff doctor --config=configs/clip.py:tiny --workdir=runs/clip    and all that this run needs, down to one train step
-  mmdiff doctor --config=configs/clip.py:tiny --keys                 every key that can be set: type, value, default, meaning
+  mmdiff doctor --config=configs/clip.py:tiny --keys                 every key that can be set: value, type, default, meaning
+  mmdiff doctor --config=configs/clip.py:tiny --keys --match=optim   those with a word in their name
 
 Nothing is written but the file of --json. Exit codes: 0 all well, 64 the config, 65 the data, 70 the machine, 73 the run directory.
 """
 import os
 import shutil
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +30,7 @@ FLAGS = {
   "data": dict(type="source", sets="data.source", help="one's own pictures, as for train"),
   "workdir": dict(type="dir", apart=("keys",), help="run directory that the run would use"),
   "keys": dict(type="bool", default=False, needs=dict(config=True), help="list every key of the config instead"),
+  "match": dict(type="str", default="", needs=dict(keys=True), help="only the keys with this in their name"),
   "step": dict(type="bool", default=True, needs=dict(config=True), apart=("keys",), help="compile and run one small train step"),
   "json": dict(type="file", apart=("keys",), help="also write the findings to this file"),
 }
@@ -47,7 +50,7 @@ def main(argv: list[str]) -> int:
   from mmdiff.commands import flags
   given = flags.parse(argv, FLAGS)
   if given["keys"]:
-    print(reference(given["config"]))
+    print(reference(given["config"], given["match"], shutil.get_terminal_size((140, 24)).columns))
     return 0
   found, code = tell_all(examine(given["config"], Path(given["workdir"]) if given["workdir"] else None, step=given["step"]))
   if given["json"]:
@@ -69,16 +72,20 @@ def tell_all(checks: Iterable[Found]) -> tuple[list[Found], int]:
   return found, problems[0].code if problems else 0
 
 
-def reference(config: Mapping) -> str:
-  """A line for every key that can be set: name, type, value, default where it differs, and the comment beside it in the source."""
-  rows = []
+def reference(config: Mapping, match: str = "", width: int = 140) -> str:
+  """Of every key that can be set, or those with a word in them: its name and value; below, its type, default where it differs, and the
+  comment beside it in the source, within a width."""
+  lines = []
   for path, field, value in schema.walk(config):
-    if schema.block_of(field) is None:
+    if schema.block_of(field) is None and match.lower() in path.lower():
       default = {id(schema.REQUIRED): "required", id(schema.COMPUTED): "computed"}.get(id(field.default), f"default {field.default!r}")
-      shown = "" if value is schema.REQUIRED or value is schema.COMPUTED else repr(value)
-      rows.append(dict(key=f"--config.{path}", type=schema.describe(field.annotation, field.module), value=shown,
-                       default="" if default == f"default {value!r}" else default, meaning=field.comment))
-  return "\n".join(columns(rows))
+      shown = "" if value is schema.REQUIRED or value is schema.COMPUTED else f"={value!r}"
+      about = "; ".join(filter(None, (schema.describe(field.annotation, field.module), "" if default == f"default {value!r}" else default,
+                                      field.comment)))
+      lines += [f"--config.{path}{shown}", textwrap.fill(about, width, initial_indent="    ", subsequent_indent="    ")]
+  if not lines:
+    raise ConfigError(f"--match={match}: no key of this config has it in its name")
+  return "\n".join(lines)
 
 
 def columns(rows: Sequence[Mapping[str, Any]], widest: int = 60) -> list[str]:

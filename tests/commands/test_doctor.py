@@ -92,10 +92,19 @@ def test_keys_lists_every_key_without_jax(capsys):
   code = "import sys; from mmdiff.__main__ import main; rc = main(sys.argv[1:]); assert 'jax' not in sys.modules; sys.exit(rc)"
   done = subprocess.run([sys.executable, "-c", code, "doctor", "--keys", TINY], capture_output=True, text=True, cwd=flags.ROOT)
   assert done.returncode == 0, done.stderr
-  lines = {line.split()[0]: line for line in done.stdout.splitlines()}
-  assert len(lines) > 50 and all(key.startswith("--config.") for key in lines)
+  lines: dict[str, str] = {}
+  key = ""
+  for line in done.stdout.splitlines():
+    assert len(line) <= 140 and line.startswith(("--config.", "    "))
+    key = line.partition("=")[0] if line.startswith("--") else key
+    lines[key] = lines.get(key, "") + line
+  assert len(lines) > 50 and "=3" in lines["--config.checkpoint.keep"]
   assert "newest checkpoints kept" in lines["--config.checkpoint.keep"] and "int" in lines["--config.checkpoint.keep"]
   assert "required" in lines["--config.seed"] and "'adamw', 'adafactor', 'lion'" in lines["--config.optim.default.name"]
+  assert doctor.main(["--keys", TINY, "--match=WARMUP"]) == 0
+  assert capsys.readouterr().out.split("=")[0] == "--config.optim.default.warmup_steps"
+  with pytest.raises(ConfigError, match="--match=qqq: no key"):
+    doctor.main(["--keys", TINY, "--match=qqq"])
   with pytest.raises(ConfigError, match="--keys: says nothing without --config"):
     doctor.main(["--keys"])
 
