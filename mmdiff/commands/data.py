@@ -238,11 +238,16 @@ def _inspect(source: Any, given: dict[str, Any], about: dict[str, Any]) -> int:
 
     from PIL import Image
 
+    from mmdiff.report import gallery
+    from mmdiff.report.html import write_page
     out, buffer = Path(given["out"]), io.BytesIO()
     Image.fromarray(survey.sheet(cards)).save(buffer, "PNG")
     write_atomically(out / "sheet.png", lambda file: file.write(buffer.getvalue()))
-    page = survey.page(cards, title=f"{about['source']['name']}: {len(source):,} records").encode()
-    write_atomically(out / "sheet.html", lambda file: file.write(page))
+    where = about["source"].get("path") or about["source"].get("urls") or ""
+    told = ["\n".join(f"{kind}: {text}" for kind, text in survey.lines(card)) for card in cards]
+    shots = [gallery.Shot([("", gallery.thumbnail(card.image))], card.key, lines) for card, lines in zip(cards, told)]
+    title = f"{about['source']['name']}{f' {where}' if where else ''}: {len(source):,} records"
+    write_page(out / "sheet.html", title, gallery.body(title, [("", shots)]))
     write_json(out / "inspect.json", about | {"records": len(source), "fingerprint": source.fingerprint(), "spec": survey.spec(first),
                                                "kinds": kinds, "examples": [[card.key, dict(card.captions)] for card in cards]})
     print(f"\n{out / 'sheet.png'}\n{out / 'sheet.html'}")

@@ -149,10 +149,12 @@ def run(given: Mapping, jobs: Sequence[Job], options: Mapping[str, Any], *, argv
   """
   import jax
   from jax.experimental import multihost_utils
+  from PIL import Image
 
   import mmdiff.model
   from mmdiff import prompted
   from mmdiff.commands import results
+  from mmdiff.report import gallery
   from mmdiff.train import distributed
   distributed.initialize()
   compilation.prepare()
@@ -185,6 +187,9 @@ def run(given: Mapping, jobs: Sequence[Job], options: Mapping[str, Any], *, argv
   if chief:
     write_json(out / "sample.json", facts | dict(complete=False))
   missing = [job for job in jobs if job not in done]
+  thumbs, scores = gallery.Thumbs(out), dict[str, float]()
+  growing = gallery.Growing(out / "index.html", out.name,
+                            lambda: page_of(out, jobs, scores, thumbs, facts=facts))
   progress = Progress(argv[0], "pictures", active=chief)
   size = min(given["batch_size"] or min(own["rows"], 16), len(jobs))
   for start in range(0, len(missing), size):
@@ -196,13 +201,16 @@ def run(given: Mapping, jobs: Sequence[Job], options: Mapping[str, Any], *, argv
     if chief:
       for job, image in zip(part, made):
         results.write_png(out / job.file, image, notes_of(job, argv, given, flags, settings, model.report["path"]))
+        thumbs.of(job.file, Image.fromarray(image))
       append(out / "metadata.jsonl", part)
+      growing()
     progress(len(part), len(missing))
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices("pictures are written")
-  scores = rank(scorer, out, jobs) if scorer else {}
+  scores |= rank(scorer, out, jobs) if scorer else {}
   if chief:
-    write_pages(out, jobs, scores, per_prompt=given["per_prompt"])
+    write_manifest(out, jobs, scores, per_prompt=given["per_prompt"])
+    growing.write()
     write_json(out / "sample.json", facts | dict(complete=True, scores=scores))
     print(f"{len(jobs)} pictures in {out}, {len(missing)} of them drawn now; look at {out / 'index.html'}")
 
@@ -307,29 +315,45 @@ def rank(scorer, out: Path, jobs: Sequence[Job], *, rows: int = 64) -> dict[str,
   return scores
 
 
-def write_pages(out: Path, jobs: Sequence[Job], scores: Mapping[str, float], *, per_prompt: int) -> None:
-  """Rewrites metadata.jsonl in order, and writes grid.png and index.html; the best picture of each prompt first where there are scores."""
+def page_of(out: Path, jobs: Sequence[Job], scores: Mapping[str, float], thumbs: Any, *, facts: Mapping[str, Any]) -> str:
+  """The page of the pictures that are there by now: a section a prompt, the best first where there are scores."""
+  from mmdiff.report import gallery
+  sections, there = [], [job for job in jobs if (out / job.file).is_file()]
+  for group in groups_of(there[:SHOWN], scores):
+    shots = []
+    for job in group:
+      before = [(what, thumbs.of(file, link=False)) for what, file in (("picture", job.image), ("mask", job.mask)) if file]
+      note = f"{job.file} · seed {job.seed}" + (f" · CLIP {scores[job.file]:.2f}" if job.file in scores else "")
+      shots.append(gallery.Shot([*before, ("drawn", thumbs.of(job.file))], job.prompt if len(group) == 1 else "", note))
+    sections.append((group[0].prompt, shots))
+  left_out = ("checkpoint", "tokenizer", "params", "step", "method")
+  settings = {name: value for name, value in facts["settings"].items() if name not in left_out}
+  drawing = f", {len(jobs) - len(there):,} still to come" if len(there) < len(jobs) else ""
+  return gallery.body(out.name, sections, lead=f"{len(there):,} pictures{drawing}", settings=settings | dict(model=facts["model"]["path"]),
+                      command=picture_notes.command(list(facts["argv"]), {}),
+                      more=f"{len(there) - SHOWN:,} more are listed in metadata.jsonl." if len(there) > SHOWN else "")
+
+
+def groups_of(jobs: Sequence[Job], scores: Mapping[str, float]) -> list[list[Job]]:
+  """Those of one prompt together, by its number in their names; the best first where there are scores."""
+  found: dict[str, list[Job]] = {}
+  for job in jobs:
+    found.setdefault(job.file.split("_")[0], []).append(job)
+  return [sorted(group, key=lambda job: -scores.get(job.file, 0.0)) for group in found.values()]
+
+
+def write_manifest(out: Path, jobs: Sequence[Job], scores: Mapping[str, float], *, per_prompt: int) -> None:
+  """Rewrites metadata.jsonl in order, and writes grid.png, where the pictures have one size; the best of each prompt first."""
   import numpy as np
   from PIL import Image
 
   from mmdiff.commands import results
   from mmdiff.evaluators.base import grid
-  from mmdiff.report.html import page, text
-  from mmdiff.report.pictures import data_url
-  groups = [sorted(jobs[i:i + per_prompt], key=lambda job: -scores.get(job.file, 0.0)) for i in range(0, len(jobs), per_prompt)]
-  ordered = [job for group in groups for job in group]
-  shown, cards = ordered[:SHOWN], []
-  pictures = [Image.open(out / job.file).convert("RGB") for job in shown]
-  columns = per_prompt if per_prompt > 1 else max(1, int(len(shown) ** 0.5 + 0.999))
+  groups = groups_of(jobs, scores)
+  pictures = [Image.open(out / job.file).convert("RGB") for job in [job for group in groups for job in group][:SHOWN]]
+  columns = per_prompt if per_prompt > 1 else max(1, int(len(pictures) ** 0.5 + 0.999))
   if len({picture.size for picture in pictures}) == 1:
     results.write_png(out / "grid.png", grid(np.stack([np.asarray(picture) for picture in pictures]), columns))
-  for job, picture in zip(shown, pictures):
-    score = f"<br>CLIP {scores[job.file]:.2f}" if job.file in scores else ""
-    cards.append(f'<figure class="card"><img src="{data_url(picture, 512)}" alt=""><figcaption>{text(job.prompt)}'
-                 f"<br><small>{text(job.file)} · seed {job.seed}{score}</small></figcaption></figure>")
-  more = f"<p>{len(jobs) - len(shown):,} more are listed in metadata.jsonl.</p>" if len(jobs) > len(shown) else ""
-  body = f'<h1>{text(out.name)}</h1><p class="soft">{len(jobs):,} pictures</p><div class="cards">{"".join(cards)}</div>{more}'
   ranked = {job.file: place for group in groups for place, job in enumerate(group, 1)} if scores else {}
   lines = [_line(job, **(dict(clip_similarity=scores[job.file], rank=ranked[job.file]) if job.file in scores else {})) for job in jobs]
-  for name, content in (("index.html", page(out.name, body)), ("metadata.jsonl", "".join(lines))):
-    write_text(out / name, content)
+  write_text(out / "metadata.jsonl", "".join(lines))

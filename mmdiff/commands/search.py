@@ -24,6 +24,7 @@ from mmdiff.core.files import parse_json, read_object, write_atomically, write_j
 from mmdiff.core.progress import Progress
 from mmdiff.core.provenance import made_by
 from mmdiff.core.terminal import one_line
+from mmdiff.data import picture_notes
 
 FLAGS = {
   "model": dict(type="model", help="build: run or public checkpoint of a model that embeds pictures; else where that is now"),
@@ -294,25 +295,27 @@ def embed_texts(model, texts: Sequence[str]):
 
 def finish(out: Path, facts: Mapping, index: Index, shown: Sequence[tuple[str, Sequence[tuple[int, str]]]]) -> None:
   """results.json, and index.html with the pictures of (heading, [(row of the source, caption)])."""
-  from mmdiff.report.html import page, text
+  from mmdiff.report import gallery
+  from mmdiff.report.html import write_page
   write_json(out / "results.json", facts)
-  sections = [f"<h2>{text(heading)}</h2><div class=\"cards\">{''.join(cards(index, items))}</div>" for heading, items in shown]
-  body = f"<h1>{text(out.name)}</h1>{''.join(sections)}"
-  write_atomically(out / "index.html", lambda opened: opened.write(page(out.name, body).encode()))
+  settings = dict(pictures=len(index.keys), model=index.meta["model"])
+  sections = [(heading, [gallery.Shot([("", made)], caption) for made, caption in thumbnails(index, items)]) for heading, items in shown]
+  write_page(out / "index.html", out.name, gallery.body(out.name, sections, settings=settings,
+                                                        command=picture_notes.command(list(facts["argv"]), {})))
 
 
-def cards(index: Index, items: Sequence[tuple[int, str]]) -> Iterator[str]:
+def thumbnails(index: Index, items: Sequence[tuple[int, str]]) -> Iterator[tuple[str, str]]:
+  """(an <img>, its caption) of rows of the index."""
   from PIL import Image
 
   from mmdiff.core.build import build as built
   from mmdiff.data import SOURCES, decode
   from mmdiff.data.quarantine import BadRecord
-  from mmdiff.report.html import text
-  from mmdiff.report.pictures import data_url
+  from mmdiff.report import gallery
   source = built(SOURCES, index.meta["data"])
   for row, caption in items:
     try:
-      picture = f'<img src="{data_url(Image.fromarray(decode.pixels(source[row]["image"])), 256)}" alt="">'
+      made = gallery.thumbnail(Image.fromarray(decode.pixels(source[row]["image"])))
     except BadRecord:
-      picture = "<small>the picture is gone</small>"
-    yield f'<figure class="card">{picture}<figcaption>{text(caption)}</figcaption></figure>'
+      made = "<small>the picture is gone</small>"
+    yield made, caption

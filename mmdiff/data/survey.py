@@ -1,8 +1,5 @@
 """Looking at a source: what its records hold, how many are bad and why, and a sheet of pictures with their captions for a person."""
-import base64
 import collections
-import html
-import io
 import itertools
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -107,7 +104,7 @@ class Card(NamedTuple):
   size: tuple[int, int]              # (width, height) before it became a thumbnail
 
 
-def sample(source: Any, count: int, *, side: int = 160) -> list[Card]:
+def sample(source: Any, count: int, *, side: int = 256) -> list[Card]:
   """Up to `count` good records spread evenly over the source, as thumbnails of at most `side` pixels."""
   cards = []
   for i in dict.fromkeys(n * len(source) // count for n in range(count)):
@@ -144,23 +141,10 @@ def sheet(cards: list[Card], *, columns: int = 4, width: int = 260, side: int = 
   for row, height in zip(rows, tall):
     for column, i in enumerate(row):
       left = column * width + gap
-      canvas.paste(cards[i].image, (left, top + gap))
+      small = cards[i].image.copy()
+      small.thumbnail((side, side), Image.Resampling.NEAREST if max(cards[i].size) < side else Image.Resampling.LANCZOS)
+      canvas.paste(small, (left, top + gap))
       for n, text in enumerate(told[i]):
         draw.text((left, top + side + 2 * gap + n * line), text, fill="black" if n else "#777", font=font)
     top += height
   return np.asarray(canvas)
-
-
-def page(cards: list[Card], *, title: str) -> str:
-  """The same as one self-contained HTML page."""
-  boxes = []
-  for card in cards:
-    buffer = io.BytesIO()
-    card.image.save(buffer, "PNG")
-    told = "".join(f"<dt>{html.escape(kind)}</dt><dd>{html.escape(text)}</dd>" for kind, text in lines(card))
-    boxes.append(f'<figure><img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
-                 f"<figcaption><b>{html.escape(card.key)}</b><dl>{told}</dl></figcaption></figure>")
-  style = ("body{font:14px system-ui;margin:2em}figure{display:inline-block;width:260px;vertical-align:top;margin:8px}"
-           "img{max-width:100%;border:1px solid #ddd}dt{color:#777;margin-top:4px}dd{margin:0;overflow-wrap:anywhere}")
-  return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>{style}</style>'
-          f"<h1>{html.escape(title)}</h1>{''.join(boxes)}</html>\n")

@@ -31,6 +31,13 @@ nav a { margin-right: 16px }
 .tile span, .tile p { color: var(--soft); font-size: 13px; margin: 2px 0 }
 .card { padding: 6px; font-size: 12px; line-height: 1.35 }
 .card img, .sheet img { width: 100%; display: block; border-radius: 4px; margin-bottom: 5px }
+.shots { display: grid; gap: 14px; margin: 14px 0; grid-template-columns: repeat(auto-fill, minmax(min(256px, 100%), 1fr)) }
+.shots:has(.few) { grid-template-columns: repeat(auto-fill, minmax(128px, 1fr)) }
+.side { display: flex; gap: 6px }
+.side > div { flex: 1 1 0; min-width: 0 }
+.shot small { white-space: pre-line }
+.shot img { height: auto; max-height: 384px; object-fit: contain }
+.shot:has(.side > div + div) { grid-column: span 2 }
 img.pixels { image-rendering: pixelated }
 .sheet { max-width: 560px; margin: 12px 0 }
 .strip { display: flex; gap: 6px; margin-bottom: 6px }
@@ -90,7 +97,8 @@ td code { overflow-wrap: break-word }
 details { margin: 12px 0 }
 summary { cursor: pointer; color: var(--soft) }
 @media (max-width: 600px) { main { padding: 16px 12px 40px } .big .area { height: 200px } .tile b { font-size: 18px }
-  .tiles, .cards { grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)) } .scores { grid-template-columns: 1fr } }
+  .tiles, .cards { grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)) } .shots { grid-template-columns: 1fr }
+  .shot:has(.side > div + div) { grid-column: auto } .scores { grid-template-columns: 1fr } }
 """ + "".join(f".c{i} {{ stroke: var(--c{i}) }} .k{i} {{ background: var(--c{i}) }}\n" for i in range(6))
 
 # The values under the pointer, of the nearest step that any line of a chart has; the lines are in `data-lines` (`charts.hover`).
