@@ -68,7 +68,7 @@ def test_the_flops_come_from_the_objective(monkeypatch):
   monkeypatch.setattr(precision, "build", lambda table, *args: made)
   config = dict(batch_size=8, seed=0, steps=4, accumulate=1, sharding="auto", freeze=(), ema={}, ema_warmup=True,
                 objective=dict(name="toy"),
-                mesh=dict(data=-1, fsdp=1, tensor=1), data=dict(image_size=4, text_len=3), optim=None)
+                mesh=dict(data=-1, fsdp=1, tensor=1), data=dict(image_size=4, text_len=3), optim={})
   from mmdiff import optim
   monkeypatch.setattr(optim, "make", lambda *args: (__import__("optax").sgd(0.1), {}))
   case = bench.train_case(config)
