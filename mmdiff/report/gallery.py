@@ -65,7 +65,7 @@ class Thumbs:
 def card(shot: Shot) -> str:
   small = all("class=pixels" in made for _, made in shot.parts)
   pictures = "".join(f"<div>{made}{f'<small>{text(what)}</small>' if len(shot.parts) > 1 else ''}</div>" for what, made in shot.parts)
-  note = f"<br><small>{text(shot.note)}</small>" if shot.note else ""
+  note = f"{'<br>' if shot.caption else ''}<small>{text(shot.note)}</small>" if shot.note else ""
   kind = " few" if small else ""
   return f'<figure class="card shot{kind}"><div class="side">{pictures}</div><figcaption>{text(shot.caption)}{note}</figcaption></figure>'
 

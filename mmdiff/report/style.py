@@ -97,8 +97,8 @@ td code { overflow-wrap: break-word }
 details { margin: 12px 0 }
 summary { cursor: pointer; color: var(--soft) }
 @media (max-width: 600px) { main { padding: 16px 12px 40px } .big .area { height: 200px } .tile b { font-size: 18px }
-  .tiles, .cards { grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)) } .shots { grid-template-columns: 1fr }
-  .shot:has(.side > div + div) { grid-column: auto } .scores { grid-template-columns: 1fr } }
+  .tiles, .cards { grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)) } .shots { grid-template-columns: 1fr 1fr; gap: 8px }
+  .scores { grid-template-columns: 1fr } }
 """ + "".join(f".c{i} {{ stroke: var(--c{i}) }} .k{i} {{ background: var(--c{i}) }}\n" for i in range(6))
 
 # The values under the pointer, of the nearest step that any line of a chart has; the lines are in `data-lines` (`charts.hover`).
