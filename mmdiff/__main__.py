@@ -3,7 +3,6 @@
 Exit codes: 0 done, 64 bad flags or config, 65 bad data or weights, 70 training gave up, 73 cannot write, 75 interrupted (run the same
 command to go on).
 """
-import ast
 import importlib
 import os
 import sys
@@ -12,36 +11,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmdiff import __version__
+from mmdiff.commands.help import COMMANDS
 from mmdiff.core import faults, signals
 from mmdiff.core.errors import EXIT_CODES, ConfigError, Interrupted
 from mmdiff.core.spelling import nearest
 
-COMMANDS = {
-  "train": "train an objective from a config",
-  "evaluate": "score a run or a model",
-  "sample": "make pictures from prompts",
-  "edit": "make pictures from pictures and prompts",
-  "caption": "caption a data set, in units that any number of processes share",
-  "search": "find pictures by words or pictures, and sort them into classes",
-  "report": "put runs on a page: scores, curves, where they differ",
-  "ablate": "train the arms of an ablation and compare them",
-  "convert": "turn weights into a public format",
-  "info": "say what a checkpoint is",
-  "runs": "the runs below a folder: state, step, score, differences",
-  "list": "list configs, models, samplers, evaluators, formats, …",
-  "get": "fetch a model from the Hugging Face hub",
-  "data": "build, inspect and validate data sets",
-  "bench": "measure speed, memory and MFU",
-  "doctor": "check a machine, a config and a run directory",
-  "demo": "train CLIP and text-to-image on the built-in world, with a report",
-}
 INTERRUPTED = EXIT_CODES[Interrupted]
 COMPUTING = ("train", "evaluate", "sample", "edit", "ablate", "caption", "search", "bench", "demo")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def usage() -> str:
-  listed = "\n".join(f"  {name:<10}{about}" for name, about in COMMANDS.items())
+  listed = "\n".join(f"  {name:<12}{about}" for name, about in COMMANDS.items())
   return f"mmdiff {__version__}: models between images and text in JAX\n\nUsage: mmdiff COMMAND [--flag=value …]\n\n{listed}\n\n" \
          "`mmdiff COMMAND --help` lists a command's flags.\n"
 
@@ -49,24 +30,10 @@ def usage() -> str:
 def help_of(command: str, rest: Sequence[str] = ()) -> str:
   """A command's docstring and flags, read without importing it; of a command of commands, with the word for one, only the flags of that."""
   from mmdiff.commands import help
-  module = ast.parse((Path(__file__).parent / "commands" / f"{command}.py").read_text(encoding="utf-8"))
-  table = next((node.value for node in module.body if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "FLAGS"), None)
-  known = _literal(table) if table else {}
-  takes = next((node.value for node in module.body if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "TAKES"), None)
-  try:
-    mine = next((names for word in rest if (names := ast.literal_eval(takes).get(word))), None) if takes else None
-  except ValueError:                      # a table that is computed
-    mine = None
-  return help.text(ast.get_docstring(module) or COMMANDS[command], {name: known[name] for name in mine if name in known} if mine else known)
-
-
-def _literal(node: ast.expr):
-  """The value of a literal in which `dict(a=1)` is one too."""
-  if isinstance(node, ast.Call):
-    return {word.arg: _literal(word.value) for word in node.keywords}
-  if isinstance(node, ast.Dict):
-    return {ast.literal_eval(key): _literal(value) for key, value in zip(node.keys, node.values)}
-  return ast.literal_eval(node)
+  known, takes = help.declared(command, "FLAGS"), help.declared(command, "TAKES")
+  mine = next((names for word in rest if (names := takes.get(word))), None)
+  return help.text(help.docstring(command) or COMMANDS[command],
+                   {name: known[name] for name in mine if name in known} if mine else known)
 
 
 def run(argv: Sequence[str]) -> int:
