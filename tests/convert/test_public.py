@@ -18,7 +18,9 @@ def test_every_format_has_its_name():
 
 def test_what_is_public(tmp_path):
   assert public.is_public(FIXTURES / "hf_clip") and public.is_public(FIXTURES / "openai.pt")
-  assert not public.is_public(tmp_path) and not public.is_public(tmp_path / "none") and not public.is_public(Path(__file__))
+  assert not public.is_public(tmp_path) and not public.is_public(Path(__file__))
+  with pytest.raises(DataError, match="none: no such file or folder"):
+    public.is_public(tmp_path / "none")
   (tmp_path / "config.json").write_text(json.dumps(dict(objective=dict(name="contrastive"))))
   (tmp_path / "model.safetensors").touch()
   assert not public.is_public(tmp_path)
