@@ -51,7 +51,7 @@ ELSEWHERE = {
 }
 # Words that stand for something, and what they stand for here.
 PLACES = [(r"\bSOURCE$", "data/tars"), (r"=FILE$", "=configs/t2i_latent.py:tiny"), (r"=/(data|shared|mnt)/", r"=\1/"),
-          (r"^--batch_size=256$", "--batch_size=8")]
+          (r"^--batch_size=256$", "--batch_size=8"), (r"^/shared/experiments$", "runs")]
 PYTHON = ("README.md", "docs/weights.md", "mmdiff/model.py")          # those with blocks of Python
 # Of the lines of `mmdiff train` those of these configs train two steps; the others go up to their first step, which takes up to a minute to
 # compile.
@@ -110,6 +110,9 @@ def prepared(line: Line, world, folder: Path) -> list[str]:
   made = ("--out=", "--json=") + (("--workdir=",) if words[1] in ("train", "ablate", "doctor") else ())
   world.put(folder, " ".join(re.sub(r"^--[\w.]+=", "", word) for word in words[1:] if not word.startswith(made)))
   world.put(folder, toy_world.said(config_of(words) or {}))
+  if words[1] == "runs":                             # which looks below a folder for what was trained, and names no run
+    world.put(folder, "runs/clip")
+    (folder / "runs" / "clip" / "metrics.jsonl").write_text('{"step": 2000, "loss": 0.5}\n')
   return words
 
 
