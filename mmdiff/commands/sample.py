@@ -322,7 +322,8 @@ def page_of(out: Path, jobs: Sequence[Job], scores: Mapping[str, float], thumbs:
   for group in groups_of(there[:SHOWN], scores):
     shots = []
     for job in group:
-      before = [(what, thumbs.of(file, link=False)) for what, file in (("picture", job.image), ("mask", job.mask)) if file]
+      given = [(what, Path(file).absolute()) for what, file in (("picture", job.image), ("mask", job.mask)) if file]
+      before = [(what, thumbs.of(str(file), link=False)) for what, file in given]
       note = f"{job.file} · seed {job.seed}" + (f" · CLIP {scores[job.file]:.2f}" if job.file in scores else "")
       shots.append(gallery.Shot([*before, ("drawn", thumbs.of(job.file))], job.prompt if len(group) == 1 else "", note))
     sections.append((group[0].prompt, shots))

@@ -19,7 +19,7 @@ from typing import Any
 from mmdiff.convert import names
 from mmdiff.core import compilation, locks, schema, sizes
 from mmdiff.core.build import build, lookup
-from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.core.errors import CannotWrite, ConfigError, DataError
 from mmdiff.core.files import read_object
 from mmdiff.core.provenance import made_by
 from mmdiff.core.terminal import tell
@@ -241,6 +241,7 @@ def run_held(config: Mapping, workdir: Path, argv: list[str], started: float):
       say(f"note: optim.{name}.warmup_steps is {rule['warmup_steps']:,} of {config['steps']:,} steps: the rate stays below its peak",
           active=jax.process_index() == 0)
   opened: dict[str, dict[str, str]] = {}
+  begun: list[str] = []
   services = serve(objective.predict, config, mesh=parallel.make_mesh(**config["mesh"]), tokenizer=dataset.tokenizer, workdir=workdir)
   evaluators = make_evaluators(config, services._replace(load=mmdiff.model.load), opened)
 
@@ -263,8 +264,8 @@ def run_held(config: Mapping, workdir: Path, argv: list[str], started: float):
       if not (workdir / "tokenizer.json").exists():
         dataset.tokenizer.save(workdir / "tokenizer.json")
       sums.vouch(workdir, "tokenizer.json")
-      starts.begin(workdir, dict(argv=argv, devices=[str(d) for d in jax.devices()[:8]], device_count=jax.device_count(),
-                                 data=dataset.fingerprint(), records=len(dataset), step=int(setup.state.step)))
+      begun.append(starts.begin(workdir, dict(argv=argv, devices=[str(d) for d in jax.devices()[:8]], device_count=jax.device_count(),
+                                              data=dataset.fingerprint(), records=len(dataset), step=int(setup.state.step))))
 
   start = None if checkpoint.available_steps(workdir) else start_of(config, objective, dataset)
   try:
@@ -272,8 +273,9 @@ def run_held(config: Mapping, workdir: Path, argv: list[str], started: float):
                       initialise=(lambda state: init.initialised(state, start)) if start else None,
                       has_result=has_result, on_start=begin, on_evaluated=lambda step: write_page(workdir), started=started)
   finally:
-    if jax.process_index() == 0 and (workdir / "metrics.jsonl").exists():
-      starts.end(workdir, time.perf_counter() - started)
+    if begun:                             # a start that is refused changes nothing of what those before it left
+      with contextlib.suppress(CannotWrite):          # the run's own error says so
+        starts.end(workdir, begun[0], time.perf_counter() - started)
       write_page(workdir)
 
 

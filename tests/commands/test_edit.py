@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmdiff.commands import edit
+from mmdiff.commands import edit, sample
 from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.report import gallery
 from mmdiff.train import distributed
 from tests import toy_pipelines
 
@@ -37,6 +38,18 @@ def pictures(tmp_path):
 
 def run(method, sd, pictures, *flags):
   return edit.main([method, f"--model={sd}", f"--images={pictures / 'images'}", f"--out={pictures / 'out'}", "--steps=2", *flags])
+
+
+def test_the_page_shows_what_was_given_wherever_it_lies(tmp_path, monkeypatch):
+  """Pictures are named from where the command runs, and the page lies in --out."""
+  monkeypatch.chdir(tmp_path)
+  for name in ("room.png", "out/00000_00.png"):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / name)
+  job = sample.Job("00000_00.png", "a sofa", 3, "", "room.png", str(tmp_path / "room.png"))
+  made = sample.page_of(tmp_path / "out", [job], {}, gallery.Thumbs(tmp_path / "out"),
+                        facts=dict(settings=dict(steps=2), model=dict(path="sd"), argv=["edit", "inpaint"]))
+  assert made.count("<img ") == 3 and "cannot be read" not in made and 'href="00000_00.png"' in made and "href=\"room" not in made
 
 
 def test_inpainting_keeps_what_is_outside_the_mask(sd, pictures, capsys):
