@@ -7,6 +7,7 @@
   picture, = model.generate("a corgi on a beach", steps=30)         # of PIL
   again, = model.img2img(picture, "a corgi on a snowy beach", strength=0.6)
 """
+import dataclasses
 import functools
 import inspect
 from collections.abc import Mapping
@@ -124,8 +125,15 @@ def _load_pipeline(path: str | Path, *, mesh: Mapping[str, int] | None, tokenize
 
 
 def computing(module: Any, dtype: str) -> Any:
-  """A module that computes in this type, where it leaves that open."""
-  return module.clone(dtype=jax.numpy.dtype(dtype)) if hasattr(module, "dtype") else module
+  """A module that computes in this type; of one that is made of others (SDXL's two encoders) all of these. Raises ConfigError where nothing
+  in it can."""
+  if hasattr(module, "dtype"):
+    return module.clone(dtype=jax.numpy.dtype(dtype))
+  parts = {field.name: getattr(module, field.name) for field in dataclasses.fields(module) if field.name not in ("parent", "name")}
+  made = {name: computing(part, dtype) for name, part in parts.items() if dataclasses.is_dataclass(part) and hasattr(part, "clone")}
+  if not made and dtype != "float32":
+    raise ConfigError(f"dtype: {type(module).__name__} computes in its own type; leave dtype={dtype} out")
+  return module.clone(**made) if made else module
 
 
 def _beside(path: Path) -> Path | None:

@@ -3,6 +3,7 @@ import json
 import shutil
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import mmdiff
 from mmdiff.commands import convert, evaluate, flags, info, train
 from mmdiff.core.errors import ConfigError, DataError
+from mmdiff.model import computing
 from mmdiff.train import sources
 from tests import toy_pipelines
 from tests.data.test_sentencepiece import model as sentencepiece_model
@@ -136,3 +138,12 @@ def test_a_text_encoder_with_its_tokenizer_is_saved_as_it_was_loaded(tmp_path):
   again = mmdiff.load(tmp_path / "out", quiet=True)
   jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
   assert [ids.tolist() for ids in again.tokenize(["a cat", ""])] == [ids.tolist() for ids in model.tokenize(["a cat", ""])]
+
+
+def test_both_encoders_of_sdxl_compute_in_the_type_asked_for():
+  from mmdiff.models.text import SideBySide, clip_states
+  pair = SideBySide(*(clip_states(variant=name, dtype="float32") for name in ("tiny", "tiny-pooled")))
+  made = computing(pair, "bfloat16")
+  assert made.first.dtype == made.second.dtype == "bfloat16" and made.width == pair.width
+  with pytest.raises(ConfigError, match="dtype: Nothing computes in its own type"):
+    computing(type("Nothing", (nn.Module,), {})(), "bfloat16")
